@@ -1,0 +1,63 @@
+"""MobileNetV3-Small, FP32: fine-tune for cats and dogs, save, measure. Every quantized MobileNetV3-Small starts from this checkpoint.
+
+    python models/mobilenetv3_fp32.py --data PATH
+
+The last layer is new and learns ten times faster than the ImageNet weights below it. The epoch with the best validation
+accuracy is kept.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from utils import cli
+
+RUN = cli.Run(model="mobilenetv3", method="fp32", dtype="fp32")
+RECIPE = {
+    "pretrained": dict(
+        epochs=12,
+        batch_size=32,
+        backbone_lr=3e-4,
+        head_lr=1e-3,
+        weight_decay=0.01,
+        schedule="cosine",
+        warmup_epochs=0.5,
+        label_smoothing=0.05,
+        clip_norm=1.0,
+        patience=4,
+        bn_momentum=0.1,
+        amp=False,
+        augment=dict(crop=0.7, degrees=15),
+    ),
+    "scratch": dict(
+        epochs=10,
+        batch_size=32,
+        backbone_lr=2e-3,
+        head_lr=2e-3,
+        weight_decay=0.01,
+        schedule="cosine",
+        warmup_epochs=1,
+        label_smoothing=0.05,
+        clip_norm=1.0,
+        patience=0,
+        bn_momentum=0.1,
+        amp=False,
+        augment=dict(crop=0.8, degrees=10),
+    ),
+}
+
+
+def main(args):
+    from utils import architectures, backends, checkpoints, data, measure, train  # torch: after --help has answered
+
+    images = data.load(args)
+    recipe = RECIPE["scratch" if args.init == "scratch" else "pretrained"]
+    model, pretrained, init = architectures.initialize(RUN.model, args.init)
+    train.run(RUN, model, pretrained, init, images, recipe, args)
+    baseline = checkpoints.load(RUN, images, args)
+    for backend in backends.select(args):
+        measure.run(RUN, recipe, backend.deploy(baseline, args.device), images, baseline, args)
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__, RUN)

@@ -1,0 +1,100 @@
+"""On what a number was measured: processor, versions, code and time. No torch: figures and `--help` stay instant."""
+
+import functools
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from utils import paths
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "tensorrt",
+    "pillow",
+)
+ISA = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_int8",
+    "amx_bf16",
+    "asimd",
+    "asimddp",
+)
+CODE = ("models", "quantization", "utils", "figures/*.py", "reproduce.py", "requirements.txt")
+
+
+@functools.cache
+def cpu() -> tuple[str, tuple[str, ...]]:
+    """The processor's name and those of its instruction sets that decide how quantized kernels compute."""
+    fields = {}
+    if Path("/proc/cpuinfo").exists():
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            fields.setdefault(key.strip(), value.strip())
+    flags = fields.get("flags", fields.get("Features", "")).split()
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    return name, tuple(flag for flag in ISA if flag in flags)
+
+
+def has_vnni() -> bool:
+    """Whether u8 x s8 products accumulate in 32 bits. Older x86 adds pairs in 16 bits first, which saturates."""
+    return any("vnni" in flag or flag in ("amx_int8", "asimddp") for flag in cpu()[1])
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of those packages of the study that are installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=paths.ROOT, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+@functools.cache
+def git() -> tuple[str, bool | None]:
+    """Commit of the code, and whether the code (not its results) differs from it; ("", None) outside a checkout."""
+    commit = _git("rev-parse", "HEAD")
+    return commit, bool(_git("status", "--porcelain", "--", *CODE)) if commit else None
+
+
+def describe(threads: int) -> dict:
+    """Everything about this machine and code that a measurement may depend on; no host or user name."""
+    name, isa = cpu()
+    commit, dirty = git()
+    return {
+        "cpu": name,
+        "isa": list(isa),
+        "cpu_count": os.cpu_count(),
+        "threads": threads,
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": versions(),
+        "git_commit": commit,
+        "git_dirty": dirty,
+        "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": sys.implementation.name,
+    }

@@ -1,0 +1,47 @@
+"""Progress of long work: a bar with an ETA on a terminal, plain lines in a log."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+LOG_EVERY_S = 15.0
+
+
+def say(text: str) -> None:
+    """Print one line now, above any bar that is being drawn."""
+    with tqdm.external_write_mode(file=sys.stdout):
+        print(text, flush=True)
+
+
+class Bar:
+    """Count `total` steps of work named `what`; use as a context manager and call `step` as they are done.
+
+    On a terminal this is a tqdm bar that clears itself. Anywhere else (a log file, CI) a plain line is printed at most every
+    `LOG_EVERY_S` seconds, so a log stays readable and work of a few seconds prints nothing.
+    """
+
+    def __init__(self, what: str, total: int, unit: str = "it"):
+        self.what, self.total, self.unit = what, total, unit
+        self.done, self.started = 0, time.monotonic()
+        self.last = self.started
+        self.bar = tqdm(total=total, desc=what, unit=unit, leave=False) if sys.stderr.isatty() else None
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def step(self, n: int = 1, note: str = "") -> None:
+        """Record `n` more steps, with an optional short note such as the current loss."""
+        self.done += n
+        if self.bar is not None:
+            if note:
+                self.bar.set_postfix_str(note, refresh=False)
+            self.bar.update(n)
+        elif (now := time.monotonic()) - self.last >= LOG_EVERY_S:
+            self.last = now
+            left = (now - self.started) / self.done * (self.total - self.done)
+            say(f"{self.what}: {self.done}/{self.total} {self.unit}, {left:.0f} s left{', ' + note if note else ''}")

@@ -1,0 +1,113 @@
+"""Results on disk: one JSON a run, which holds everything, and results.csv, which is rebuilt from them. No torch."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+
+from utils import cli, paths
+from utils.errors import UserError
+
+FORMAT = 1
+# Where each column of results.csv comes from in a run's JSON; results/README.md explains them in this order.
+SECTIONS = (
+    ("run", ("study", "model", "method", "dtype", "backend", "device", "simulated", "seed")),
+    ("timing", ("batch_size",)),
+    ("metrics", (
+        "n_test", "accuracy", "accuracy_ci_low", "accuracy_ci_high", "precision", "recall", "specificity", "f1",
+        "balanced_accuracy", "roc_auc", "average_precision", "log_loss", "brier", "ece", "tn", "fp", "fn", "tp",
+        "agreement_fp32", "logit_cosine", "sqnr_db", "kl_mean",
+    )),
+    ("timing", (
+        "latency_ms_p50", "latency_ms_mean", "latency_ms_std", "latency_ms_ci_low", "latency_ms_ci_high", "latency_ms_p90",
+        "latency_ms_p95", "latency_ms_p99", "throughput_ips", "speedup_vs_eager_fp32", "speedup_vs_eager_fp32_ci_low",
+        "speedup_vs_eager_fp32_ci_high", "n_timed", "contended", "load_s", "peak_memory_mb", "protocol",
+    )),
+    ("footprint", ("size_mb", "parameters", "macs", "weight_modules", "quantized_modules", "quantized_share")),
+    ("environment", ("threads", "cpu", "isa", "torch", "git_commit", "git_dirty", "time_utc")),
+    ("provenance", ("data_sha256", "baseline_sha256", "artifact_sha256")),
+)  # fmt: skip
+COLUMNS = tuple(column for _, columns in SECTIONS for column in columns)
+KEY = ("model", "method", "dtype", "backend", "device", "seed", "batch_size")  # rows are sorted by these
+
+
+def run_id(run: dict) -> str:
+    """Name of a run's files: `resnet18_ptq_int8_fbgemm_cpu_seed0`."""
+    method = "fp32" if run["method"] == "fp32" else f"{run['method']}_{run['dtype']}"
+    return f"{run['model']}_{method}_{run['backend']}_{run['device']}_seed{run['seed']}"
+
+
+def check(study: str, digest: str, args) -> None:
+    """Raise `UserError` when this study's results are about other images: rows of one table must be comparable."""
+    for path in sorted((args.results / study / "runs").glob("*.json")):
+        if read(path)["provenance"]["data_sha256"] != digest:
+            raise UserError(
+                f"{path.parent} holds runs on other images than these. Give another folder with --results, or move it away."
+            )
+        return
+
+
+def write(record: dict, logits: np.ndarray, y: np.ndarray, results: Path) -> Path:
+    """Store a run and rebuild results.csv; returns the JSON's path. Scripts running at once wait for each other.
+
+    Beside the JSON goes an .npz with `logits` float32 (n, 2) and `y` int64 (n,) of the test images in their fixed order.
+    """
+    folder = results / record["run"]["study"]
+    path = folder / "runs" / f"{run_id(record['run'])}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "results.lock"):
+        with paths.atomic(path.with_suffix(".npz")) as temporary, temporary.open("wb") as file:
+            np.savez(file, logits=logits.astype(np.float32), y=y)
+        paths.write_text(path, json.dumps({"format": FORMAT, **record}, indent=1, allow_nan=False) + "\n")
+        rebuild(folder)
+    return path
+
+
+def read(path: Path) -> dict:
+    """A run's JSON; raises `UserError` when it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON ({error}); delete it and run its script again.") from None
+
+
+def rebuild(folder: Path) -> Path:
+    """Write results.csv of a study from its runs; the same runs give the same bytes."""
+    rows = [row for path in sorted((folder / "runs").glob("*.json")) for row in rows_of(read(path))]
+    rows.sort(key=lambda row: tuple(row[column] for column in KEY))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+    path = folder / "results.csv"
+    paths.write_text(path, text.getvalue())
+    return path
+
+
+def rows_of(record: dict) -> list[dict]:
+    """The rows of a run: one for each batch size that was timed."""
+    rows = []
+    for timing in record["timing"]:
+        parts = {**record, "timing": timing}
+        rows.append({name: parts[section][name] for section, names in SECTIONS for name in names})
+    return rows
+
+
+def _cell(value) -> str:
+    """A value as text: floats by their shortest exact form, nothing for None, lists by spaces."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def describe(run: cli.Run, study: str, backend: str, simulated: bool, args) -> dict:
+    """The part of a record that says what was run."""
+    names = {"study": study, "model": run.model, "method": run.method, "dtype": run.dtype}
+    return names | {"backend": backend, "device": args.device, "simulated": simulated, "seed": args.seed}
