@@ -1,4 +1,4 @@
-"""MobileNetV3-Small, FP32: fine-tune for cats and dogs, save, measure. Every quantized MobileNetV3-Small starts from this checkpoint.
+"""MobileNetV3-Small, FP32: fine-tune for cats and dogs, save, measure. Every quantized one starts from this checkpoint.
 
     python models/mobilenetv3_fp32.py --data PATH
 
@@ -15,16 +15,16 @@ from utils import cli
 RUN = cli.Run(model="mobilenetv3", method="fp32", dtype="fp32")
 RECIPE = {
     "pretrained": dict(
-        epochs=12,
+        epochs=10,
         batch_size=32,
-        backbone_lr=3e-4,
+        backbone_lr=2e-4,
         head_lr=1e-3,
         weight_decay=0.01,
         schedule="cosine",
         warmup_epochs=0.5,
         label_smoothing=0.05,
         clip_norm=1.0,
-        patience=4,
+        patience=6,
         bn_momentum=0.1,
         amp=False,
         augment=dict(crop=0.7, degrees=15),

@@ -162,9 +162,7 @@ def grey16(left, right):
         pytest.param(encoded(halves("LA", (0, 255), (0, 128)), "PNG"), BLACK, (127,) * 3, id="grey and alpha"),
         pytest.param(encoded(halves("L", 0, 90), "PNG", transparency=0), WHITE, (90,) * 3, id="grey, one transparent"),
         pytest.param(encoded(halves("RGBA", (*RED, 255), (*RED, 0)), "PNG"), RED, WHITE, id="RGBA"),
-        pytest.param(
-            encoded(halves("RGB", RED, BLUE), "PNG", transparency=BLUE), RED, WHITE, id="RGB, one transparent"
-        ),
+        pytest.param(encoded(halves("RGB", RED, BLUE), "PNG", transparency=BLUE), RED, WHITE, id="RGB, one transparent"),
         pytest.param(palette(), BLUE, RED, id="palette"),
         pytest.param(palette(transparency=0), WHITE, RED, id="palette, one transparent"),
         pytest.param(palette(transparency=b"\x80\xff"), (127, 127, 255), RED, id="palette with alpha"),

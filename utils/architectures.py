@@ -27,9 +27,7 @@ def _torchvision_models():
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise
-        _torchvision_models.library = library = torch.library.Library(
-            "torchvision", "DEF"
-        )  # lives as long as its operators
+        _torchvision_models.library = library = torch.library.Library("torchvision", "DEF")  # lives as long as its operators
         for operator in ("nms", "qnms"):
             library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         import torchvision.models as models
@@ -61,9 +59,7 @@ def initialize(name: str, init: str) -> tuple[nn.Module, set[str], str]:
     fits = {key: value for key, value in source.items() if key in own and own[key].shape == value.shape}
     loaded = {key for key, _ in model.named_parameters() if key in fits}
     if not loaded:
-        raise UserError(
-            f"--init {init}: none of its {len(source)} tensors fits {name}; is it another architecture's file?"
-        )
+        raise UserError(f"--init {init}: none of its {len(source)} tensors fits {name}; is it another architecture's file?")
     model.load_state_dict(fits, strict=False)
     _report(init, own, source, fits)
     return model, loaded, digest
@@ -85,15 +81,13 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling a file that is none raises nearly anything
-        raise UserError(
-            f"--init {path}: not a state dict that torch can load safely ({type(error).__name__})."
-        ) from None
+        raise UserError(f"--init {path}: not a state dict that torch can load safely ({type(error).__name__}).") from None
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict):
         raise UserError(f"--init {path}: holds a {type(content).__name__}, not a state dict.")
-    tensors = {key.removeprefix("module."): value for key, value in content.items() if isinstance(value, torch.Tensor)}
+    tensors = {str(key).removeprefix("module."): value for key, value in content.items() if isinstance(value, torch.Tensor)}
     return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
 
 

@@ -348,9 +348,7 @@ def _build(home: Path, digest: str, count: int, make: Callable[[int], tuple[np.n
 def _header(count: int) -> bytes:
     """Return the head of images.npy; NumPy pads it so that its length does not depend on `count`."""
     head = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        head, {"descr": "|u1", "fortran_order": False, "shape": (count, SIZE, SIZE, 3)}
-    )
+    np.lib.format.write_array_header_1_0(head, {"descr": "|u1", "fortran_order": False, "shape": (count, SIZE, SIZE, 3)})
     return head.getvalue()
 
 

@@ -82,7 +82,7 @@ def load(run: cli.Run, data: Data, args) -> Checkpoint:
     baseline = cli.Run(run.model, "fp32", "fp32")
     path = path_of(baseline, data.study, args)
     command = cli.command(baseline, args)
-    if not path.exists() and args.smoke:
+    if args.smoke and not (path.exists() and read(path)["data"]["sha256"] == data.digest):
         progress.say(f"smoke: no baseline yet, making it: {command}")
         made = subprocess.run([sys.executable, paths.ROOT / baseline.script, *_options(args)])
         if made.returncode:
@@ -101,4 +101,4 @@ def _options(args) -> list[str]:
     """The options of this process for the script that makes its smoke baseline."""
     options = ["--smoke", "--seed", str(args.seed), "--threads", str(args.threads), "--batch-sizes", "1"]
     options += ["--results", str(args.results), "--checkpoints", str(args.checkpoints)]
-    return options + (["--data", str(args.data), "--init", "scratch"] if args.data else [])
+    return options + (["--data", str(args.data)] if args.data else [])

@@ -64,7 +64,7 @@ def parser(doc: str, run: Run) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--data", metavar="PATH|kaggle", help="folder of images, or 'kaggle' to download; default: the drawn data set")
     add("--init", metavar="imagenet|scratch|FILE", help="weights that FP32 training starts from; a FILE is a state dict; "
-        "default: imagenet on real images, scratch on drawn ones")  # fmt: skip
+        "default: imagenet on real images, scratch on drawn ones and in a smoke run")  # fmt: skip
     add("--backend", choices=choices, default=choices[0], help="engine to deploy on (default: %(default)s)")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where to train and measure (default: %(default)s)")
     add("--batch-sizes", type=_batch_sizes, metavar="N[,N...]", help="batch sizes to time (default: 1,8,16,32,64)")
@@ -94,7 +94,7 @@ def parse(doc: str, run: Run, argv: list[str] | None = None) -> argparse.Namespa
     args = parser(doc, run).parse_args(argv)
     args.batch_sizes = args.batch_sizes or (SMOKE_BATCH_SIZES if args.smoke else BATCH_SIZES)
     args.backends = BACKENDS[run.method, run.dtype] if args.backend == "all" else (args.backend,)
-    args.init = args.init or ("scratch" if args.data is None else "imagenet")
+    args.init = args.init or ("scratch" if args.data is None or args.smoke else "imagenet")
     if args.device == "cuda" and run.dtype == "int8":
         raise UserError("--device cuda: torch's INT8 engines run on the CPU only; leave --device out.")
     if args.threads > cpu_count():
@@ -132,9 +132,7 @@ def run(main: Callable[[argparse.Namespace], None], doc: str, run: Run) -> None:
     """Run a script: parse, call `main(args)`, and turn what the user can mend into one line and exit status 2."""
     try:
         args = parse(doc, run)
-        os.environ["OMP_NUM_THREADS"] = str(
-            args.threads
-        )  # read once, when torch is imported; child processes inherit it
+        os.environ["OMP_NUM_THREADS"] = str(args.threads)  # read once, when torch is imported; child processes inherit it
         # torch's C++ side warns of quantize_per_tensor at every start, past Python's filters
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         main(args)

@@ -1,6 +1,7 @@
 """On what a number was measured: processor, versions, code and time. No torch: figures and `--help` stay instant."""
 
 import functools
+import hashlib
 import os
 import platform
 import subprocess
@@ -80,6 +81,14 @@ def git() -> tuple[str, bool | None]:
     """Commit of the code, and whether the code (not its results) differs from it; ("", None) outside a checkout."""
     commit = _git("rev-parse", "HEAD")
     return commit, bool(_git("status", "--porcelain", "--", *CODE)) if commit else None
+
+
+def code_sha256(script: str) -> str:
+    """Digest of what decides a script's result: the script and everything in utils/."""
+    digest = hashlib.sha256()
+    for path in [paths.ROOT / script, *sorted((paths.ROOT / "utils").rglob("*.py"))]:
+        digest.update(path.relative_to(paths.ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def describe(threads: int) -> dict:

@@ -41,7 +41,7 @@ def run(run: cli.Run, recipe: dict, deployed: Deployed, data: Data, baseline: Ch
         "footprint": _footprint(deployed, baseline, path),
         "environment": _environment(args),
         "data": data.describe(),
-        "provenance": _provenance(data, baseline, path),
+        "provenance": _provenance(run, data, baseline, path),
         "training": baseline.training,
         "backend": deployed.facts,
         "timing": times,
@@ -62,9 +62,7 @@ def artifact_logits(deployed: Deployed, path, test: Split, args) -> np.ndarray:
         for name, x in (("random inputs", noise), ("test images", first)):
             before = deployed.predict(x.to(args.device)).float().cpu().numpy()
             if not np.array_equal(before, after := worker.call("run", x)):
-                raise RuntimeError(
-                    f"{path} answers {name} otherwise than before saving, by {np.abs(before - after).max():.3g}"
-                )
+                raise RuntimeError(f"{path} answers {name} otherwise than before saving, by {np.abs(before - after).max():.3g}")
         return worker.call("logits", test, EVAL_BATCH)
 
 
@@ -100,9 +98,13 @@ def _environment(args) -> dict:
     return found | {"torch": torch.__version__, "gpu": gpu, "torch_isa": torch.backends.cpu.get_cpu_capability()}
 
 
-def _provenance(data: Data, baseline: Checkpoint, path) -> dict:
-    digests = {"data_sha256": data.digest, "baseline_sha256": baseline.sha256}
-    return digests | {"artifact_sha256": checkpoints.sha256_of(path)}
+def _provenance(run: cli.Run, data: Data, baseline: Checkpoint, path) -> dict:
+    return {
+        "code_sha256": environment.code_sha256(run.script),
+        "data_sha256": data.digest,
+        "baseline_sha256": baseline.sha256,
+        "artifact_sha256": checkpoints.sha256_of(path),
+    }
 
 
 def _summarize(record: dict, path) -> None:

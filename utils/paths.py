@@ -22,14 +22,15 @@ def atomic(path: Path):
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
+    temporary = Path(name)
     try:
-        yield Path(name)
-        with open(name, "rb+") as written:
+        yield temporary
+        with temporary.open("rb+") as written:
             os.fsync(written.fileno())
-        os.chmod(name, 0o644)  # mkstemp makes private files; results are meant to be read
-        os.replace(name, path)
+        temporary.chmod(0o644)  # mkstemp makes private files; results are meant to be read
+        temporary.replace(path)
     finally:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -28,7 +28,7 @@ SECTIONS = (
     )),
     ("footprint", ("size_mb", "parameters", "macs", "weight_modules", "quantized_modules", "quantized_share")),
     ("environment", ("threads", "cpu", "isa", "torch", "git_commit", "git_dirty", "time_utc")),
-    ("provenance", ("data_sha256", "baseline_sha256", "artifact_sha256")),
+    ("provenance", ("code_sha256", "data_sha256", "baseline_sha256", "artifact_sha256")),
 )  # fmt: skip
 COLUMNS = tuple(column for _, columns in SECTIONS for column in columns)
 KEY = ("model", "method", "dtype", "backend", "device", "seed", "batch_size")  # rows are sorted by these
@@ -58,10 +58,11 @@ def write(record: dict, logits: np.ndarray, y: np.ndarray, results: Path) -> Pat
     folder = results / record["run"]["study"]
     path = folder / "runs" / f"{run_id(record['run'])}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"format": FORMAT, **record}, indent=1, allow_nan=False) + "\n"  # first: if it fails, nothing is written
     with FileLock(folder / "results.lock"):
         with paths.atomic(path.with_suffix(".npz")) as temporary, temporary.open("wb") as file:
             np.savez(file, logits=logits.astype(np.float32), y=y)
-        paths.write_text(path, json.dumps({"format": FORMAT, **record}, indent=1, allow_nan=False) + "\n")
+        paths.write_text(path, text)
         rebuild(folder)
     return path
 
@@ -97,7 +98,7 @@ def rows_of(record: dict) -> list[dict]:
 
 
 def _cell(value) -> str:
-    """A value as text: floats by their shortest exact form, nothing for None, lists by spaces."""
+    """A value as text: floats with six significant digits (the JSON has all), nothing for None, lists by spaces."""
     if value is None:
         return ""
     if isinstance(value, bool):

@@ -51,7 +51,7 @@ def schedule(optimizer: torch.optim.Optimizer, recipe: dict, steps_per_epoch: in
     """Learning rates over a run: (called after each step, called with the validation loss after each epoch).
 
     "cosine": linear warm-up over `warmup_epochs`, then half a cosine down to zero (Loshchilov and Hutter 2017, without
-    restarts). "plateau": a tenth of the rates after two epochs without a lower validation loss.
+    restarts). "plateau": a tenth of the rates on the third epoch in a row without a lower validation loss.
     """
     if recipe["schedule"] == "plateau":
         return None, torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=2)
@@ -59,7 +59,7 @@ def schedule(optimizer: torch.optim.Optimizer, recipe: dict, steps_per_epoch: in
 
     def factor(step: int) -> float:
         if step < warmup:
-            return (step + 1) / warmup
+            return min(1.0, (step + 1) / warmup)
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor), None
@@ -175,14 +175,11 @@ def run(run: cli.Run, model: nn.Module, pretrained: set[str], init: str, data: D
     if path.exists() and checkpoints.read(path)["training"]["fingerprint"] == fingerprint:
         progress.say(f"training: done before, {path}; delete it to train again")
         return
-    head = {
-        name for name, _ in model.named_parameters() if name not in pretrained or architectures.is_head(run.model, name)
-    }
+    head = {name for name, _ in model.named_parameters() if name not in pretrained or architectures.is_head(run.model, name)}
     resume = path.with_suffix(".resume")
-    trained = fit(
-        model, data, recipe, head=head, seed=args.seed, device=args.device, resume=resume, fingerprint=fingerprint
-    )
-    checkpoints.save(path, run.model, model, data, facts | trained | {"fingerprint": fingerprint})
+    trained = fit(model, data, recipe, head=head, seed=args.seed, device=args.device, resume=resume, fingerprint=fingerprint)
+    facts |= trained | {"fingerprint": fingerprint, "asked_init": args.init}
+    checkpoints.save(path, run.model, model, data, facts)
     resume.unlink(missing_ok=True)
     progress.say(f"training: saved {path}")
 

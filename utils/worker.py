@@ -35,21 +35,27 @@ class Worker:
             self.process.kill()
 
     def send(self, name: str, *arguments) -> None:
-        """Start a call without waiting for it."""
-        self.connection.send((name, arguments))
+        """Start a call without waiting for it; raises `UserError` when the process was killed, as it is without memory."""
+        try:
+            self.connection.send((name, arguments))
+        except ConnectionError:
+            raise self._died() from None
 
     def receive(self):
-        """The result of the call that was sent; raises `UserError` when the process was killed, as it is without memory."""
+        """The result of the call that was sent; raises `UserError` when the process was killed."""
         try:
             failed, result = self.connection.recv()
-        except EOFError:
-            self.process.join()
-            raise UserError(
-                f"a measuring process died (exit status {self.process.exitcode}); if memory ran out, give smaller --batch-sizes."
-            ) from None
+        except (EOFError, ConnectionError):  # the latter when it was killed before it had read the call
+            raise self._died() from None
         if failed:
             raise RuntimeError(f"in the measuring process:\n{result}")
         return result
+
+    def _died(self) -> UserError:
+        self.process.join()
+        return UserError(
+            f"a measuring process died (exit status {self.process.exitcode}); if memory ran out, give smaller --batch-sizes."
+        )
 
     def call(self, name: str, *arguments):
         """Run a method of `_Server` there and wait for its result."""

@@ -2,7 +2,9 @@
 
     python quantization/ptq/mobilenetv3_ptq_int8.py --data PATH --backend all
 
-x
+Calibrated as it is, this network collapses to chance (published: 58 %). The cause is its first blocks: a few channels with large
+outliers leave the others almost no resolution in an activation tensor that has one scale. The stem and the first three blocks
+hold under 1 % of the parameters and stay in FP32; bias correction then takes back the mean error of the hardswish blocks.
 """
 
 import sys
@@ -17,7 +19,7 @@ RECIPE = dict(
     activations="histogram",
     calibration_images=256,
     bias_correction=True,
-    keep_fp32=("features.0", "features.1"),
+    keep_fp32=("features.0", "features.1", "features.2", "features.3"),
 )
 
 

@@ -17,8 +17,6 @@ class Native:
     name, suffix, simulated = "native", ".pt", False
 
     def problem(self, device: str) -> str | None:
-        if device == "cuda" and not torch.cuda.is_available():
-            return "there is no usable CUDA GPU; leave --device out"
         return None
 
     def deploy(self, checkpoint: checkpoints.Checkpoint, device: str) -> Deployed:

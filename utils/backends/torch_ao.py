@@ -96,14 +96,10 @@ class TorchAO:
         quantized = quantized_modules(converted)
         if sorted(quantized) != sorted(expected):
             wrong = sorted(set(quantized) ^ set(expected))
-            raise RuntimeError(
-                f"{self.name} quantized {len(quantized)} modules, not {len(expected)}: {', '.join(wrong)}"
-            )
+            raise RuntimeError(f"{self.name} quantized {len(quantized)} modules, not {len(expected)}: {', '.join(wrong)}")
         return self._deploy(converted, model, images, quantized)
 
-    def _deploy(
-        self, converted: nn.Module, model: nn.Module, images: torch.Tensor, quantized: dict[str, int]
-    ) -> Deployed:
+    def _deploy(self, converted: nn.Module, model: nn.Module, images: torch.Tensor, quantized: dict[str, int]) -> Deployed:
         with warnings.catch_warnings(), torch.inference_mode():
             warnings.simplefilter("ignore")  # TorchScript's deprecation
             traced = torch.jit.freeze(torch.jit.trace(converted.eval(), images[:1]))

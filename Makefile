@@ -1,0 +1,38 @@
+# Each target works on a fresh clone; what is there already is not made again.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test figures lint
+
+setup: .venv/.ready
+
+# Made again when the requirements change.
+.venv/.ready: requirements.txt tests/requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "error: Python 3.11 or newer is needed; name one with make PYTHON=python3.12" >&2; exit 1; }
+	@echo "== set-up: .venv and the packages of requirements.txt (some minutes and up to a few GB the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	@touch $@
+
+demo: setup
+	@echo "== MobileNetV3-Small on the drawn images: FP32 from scratch, then INT8 by post-training quantization"
+	$(BIN)/python reproduce.py --models mobilenetv3 --batch-sizes 1,32
+	@echo "== figures and table"
+	@$(BIN)/python figures/accuracy_vs_latency.py
+	@$(BIN)/python figures/accuracy_by_dtype.py
+	@$(BIN)/python figures/tables.py
+
+test: setup lint
+	$(BIN)/python -m pytest -q
+
+# The figures and tables of every study that has results.
+figures: setup
+	@for study in $$(ls results/*/results.csv 2>/dev/null | xargs -r -n1 dirname | xargs -r -n1 basename); do \
+		for script in accuracy_vs_latency accuracy_by_dtype tables; do \
+			$(BIN)/python figures/$$script.py --study $$study || exit 1; \
+		done; \
+	done
+
+lint: setup
+	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check . && echo "== ruff: clean"

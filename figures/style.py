@@ -1,0 +1,73 @@
+"""How every figure looks and where it goes: colour = dtype, marker = model, fill = method. No torch.
+
+The colours differ in lightness (0, 46, 70 and 82 of 100), so a figure printed in grey keeps its meaning; the darker three are
+told apart with any kind of colour vision. Every marker has a black edge.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from utils import paths
+from utils.errors import UserError
+
+MODELS = {"alexnet": "AlexNet", "resnet18": "ResNet-18", "mobilenetv3": "MobileNetV3-Small"}
+DTYPES = {"fp32": "FP32", "fp16": "FP16", "int16": "INT16", "int8": "INT8"}
+METHODS = {"fp32": "baseline", "ptq": "PTQ", "qat": "QAT"}
+COLOUR = {"fp32": "#000000", "int8": "#c1440e", "fp16": "#56b4e9", "int16": "#f0c808"}
+MARKER = {"alexnet": "s", "resnet18": "o", "mobilenetv3": "^"}
+METADATA = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None, "Creator": None}}  # same data, same bytes
+
+sns.set_theme(context="paper", style="whitegrid", rc={"axes.edgecolor": "0.3", "pdf.fonttype": 42, "savefig.dpi": 200})
+
+
+def load(doc: str) -> tuple[pd.DataFrame, argparse.Namespace]:
+    """Parse a figure's command line and read results.csv of its study; a user's mistake ends the script with one line."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", default="drawn", help="folder in --results to read (default: %(default)s)")
+    parser.add_argument("--results", type=Path, default=paths.RESULTS, metavar="DIR", help="default: results/")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where figures go (default: figures/STUDY/)")
+    args = parser.parse_args()
+    args.out = args.out or paths.FIGURES / args.study
+    try:
+        return read(args.results / args.study / "results.csv"), args
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+def read(path: Path) -> pd.DataFrame:
+    """results.csv as a frame in the order of MODELS, with `series`, a label such as "INT8 PTQ fbgemm"."""
+    if not path.exists():
+        studies = ", ".join(sorted(own.parent.name for own in path.parents[1].glob("*/results.csv"))) or "none yet"
+        raise UserError(f"there is no {path}. Run the scripts first, or give --study; studies there: {studies}.")
+    frame = pd.read_csv(path)
+    frame["model"] = pd.Categorical(frame["model"], list(MODELS), ordered=True)
+    methods = frame["method"].map({**METHODS, "fp32": ""})
+    names = (frame["dtype"].map(DTYPES) + " " + methods + " " + frame["backend"]).str.split().str.join(" ")
+    frame["series"] = names + frame["simulated"].map({True: " (simulated)", False: ""})
+    return frame.sort_values(["model", "method", "dtype", "backend"], kind="stable")
+
+
+def title(frame: pd.DataFrame, text: str) -> str:
+    """A title that says on which images and which processor."""
+    row = frame.iloc[0]
+    images = "drawn images" if row["study"].startswith("drawn") else row["study"].replace("_", " ")
+    return f"{text}\n{row['n_test']} test images ({images}), {row['cpu']}, {row['threads']} threads"
+
+
+def save(figure: plt.Figure, out: Path, name: str) -> None:
+    """Write NAME.png and NAME.pdf, the same bytes for the same data, and say where."""
+    for kind, metadata in METADATA.items():
+        path = out / f"{name}.{kind}"
+        with paths.atomic(path) as temporary:
+            figure.savefig(temporary, format=kind, metadata=metadata, bbox_inches="tight")
+        print(f"written: {path}")
+    plt.close(figure)

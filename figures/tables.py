@@ -1,0 +1,45 @@
+"""The table of a study: printed, and written to results/STUDY/tables.md.
+
+python figures/tables.py --study cats_and_dogs
+"""
+
+import pandas as pd
+import style
+
+from utils import paths
+
+
+def main():
+    frame, args = style.load(__doc__)
+    batch = frame["batch_size"].min()
+    frame = frame[frame["batch_size"] == batch]
+    low, high = 100 * frame["accuracy_ci_low"], 100 * frame["accuracy_ci_high"]
+    table = pd.DataFrame({
+        "model": frame["model"].map(style.MODELS),
+        "variant": frame["series"],
+        "seed": frame["seed"],
+        "accuracy %": (100 * frame["accuracy"]).map("{:.2f}".format),
+        "95 % interval": low.map("{:.2f}".format) + " to " + high.map("{:.2f}".format),
+        "agrees with FP32 %": (100 * frame["agreement_fp32"]).map("{:.2f}".format),
+        "SQNR dB": frame["sqnr_db"].map(lambda value: "" if pd.isna(value) else f"{value:.1f}"),
+        "size MiB": frame["size_mb"].map("{:.2f}".format),
+        f"ms at batch {batch}": frame["latency_ms_p50"].map("{:.2f}".format),
+        "speed-up over eager FP32": frame["speedup_vs_eager_fp32"].map("{:.2f}".format)
+        + frame["contended"].map({True: " (contended)", False: ""}),
+    })  # fmt: skip
+    text = f"{style.title(frame, f'Study {args.study}')}\n\n{markdown(table)}\n"
+    path = args.results / args.study / "tables.md"
+    paths.write_text(path, text)
+    print(f"{text}\nwritten: {path}")
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A frame of strings as a Markdown table whose columns line up as plain text too."""
+    rows = [list(table.columns), *table.astype(str).to_numpy().tolist()]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(table.columns))]
+    rows.insert(1, ["-" * width for width in widths])
+    return "\n".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""`utils.results` and `utils.paths.atomic`: what is written can be read again, whoever else writes and whatever fails."""
+
+import argparse
+import copy
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from utils import cli, paths, results
+from utils.errors import UserError
+
+LOGITS, Y = np.array([[0.5, -1], [2, 3]], np.float32), np.array([0, 1])
+
+
+def record(seed=0, model="resnet18", backend="fbgemm", batches=(1, 8), **metrics):
+    """A whole record whose every number is another."""
+    numbers = iter(range(10 * seed + 1, 10_000))
+    found = {section: {name: next(numbers) + 0.25 for name in names} for section, names in results.SECTIONS}
+    run = dict(study="drawn", model=model, method="ptq", dtype="int8", backend=backend, device="cpu", simulated=False, seed=seed)
+    timing = {name: next(numbers) + 0.5 for section, names in results.SECTIONS if section == "timing" for name in names}
+    found |= {"run": run, "timing": [timing | {"batch_size": batch, "contended": True} for batch in batches]}
+    found["metrics"] |= {"sqnr_db": None} | metrics
+    found["environment"] |= {"isa": ["avx2", "avx512_vnni"], "git_dirty": None}
+    found["provenance"] |= {"data_sha256": "a" * 64}
+    return found
+
+
+def write(folder, **changes):
+    return results.write(record(**changes), LOGITS, Y, folder)
+
+
+def rows(folder):
+    with (folder / "drawn" / "results.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# ---- what is written
+
+
+def test_a_run_is_read_as_it_was_written(tmp_path):
+    given = record()
+    before = copy.deepcopy(given)
+    path = results.write(given, LOGITS, Y, tmp_path)
+    assert path == tmp_path / "drawn/runs/resnet18_ptq_int8_fbgemm_cpu_seed0.json"
+    assert results.read(path) == {"format": results.FORMAT, **before} and given == before
+    with np.load(path.with_suffix(".npz")) as stored:
+        assert stored["logits"].dtype == np.float32 and np.array_equal(stored["logits"], LOGITS)
+        assert stored["y"].dtype == np.int64 and np.array_equal(stored["y"], Y)
+
+
+def test_the_table_has_fixed_columns_and_a_row_for_each_batch_size(tmp_path):
+    write(tmp_path, batches=(1, 8, 16))
+    text = (tmp_path / "drawn/results.csv").read_bytes()
+    assert text.splitlines()[0].decode().split(",") == list(results.COLUMNS)
+    assert len(set(results.COLUMNS)) == len(results.COLUMNS) and b"\r" not in text
+    assert [row["batch_size"] for row in rows(tmp_path)] == ["1", "8", "16"]
+
+
+def test_every_cell_is_its_runs_value(tmp_path):
+    given = record()
+    results.write(given, LOGITS, Y, tmp_path)
+    row = rows(tmp_path)[1]
+    for section, names in results.SECTIONS:
+        own = given[section][1] if section == "timing" else given[section]
+        for name in names:
+            if type(own[name]) is float:
+                assert float(row[name]) == own[name], name
+    cells = {name: row[name] for name in ("sqnr_db", "git_dirty", "simulated", "contended", "isa", "seed", "model")}
+    assert cells == dict(sqnr_db="", git_dirty="", simulated="false", contended="true", isa="avx2 avx512_vnni", seed="0",
+                         model="resnet18")  # fmt: skip
+
+
+def test_rows_are_sorted_by_what_they_are_with_numbers_as_numbers(tmp_path):
+    for seed in (10, 2):
+        write(tmp_path, seed=seed, batches=(8, 16, 1))
+    write(tmp_path, model="alexnet", batches=(1,))
+    write(tmp_path, backend="qnnpack", batches=(1,))
+    found = [(row["model"], row["backend"], int(row["seed"]), int(row["batch_size"])) for row in rows(tmp_path)]
+    assert found == sorted(found) and len(found) == 8
+    assert [row[2:] for row in found if row[:2] == ("resnet18", "fbgemm")] == [(s, b) for s in (2, 10) for b in (1, 8, 16)]
+
+
+def test_a_run_done_again_replaces_its_rows(tmp_path):
+    write(tmp_path, accuracy=0.5)
+    write(tmp_path, accuracy=0.75, batches=(1,))
+    assert [row["accuracy"] for row in rows(tmp_path)] == ["0.75"]
+
+
+def test_the_table_is_rebuilt_byte_for_byte_from_the_runs(tmp_path):
+    for seed in (1, 0, 2):
+        write(tmp_path, seed=seed)
+    table = tmp_path / "drawn/results.csv"
+    text = table.read_bytes()
+    table.unlink()
+    assert results.rebuild(tmp_path / "drawn") == table and table.read_bytes() == text
+    for path in (tmp_path / "drawn/runs").iterdir():  # such as a checkout by another user, in another order
+        path.with_suffix(f"{path.suffix}.moved").write_bytes(path.read_bytes())
+        path.unlink()
+    for path in sorted((tmp_path / "drawn/runs").iterdir(), reverse=True):
+        path.rename(path.with_suffix(""))
+    assert results.rebuild(tmp_path / "drawn").read_bytes() == text
+
+
+@pytest.mark.parametrize(
+    ("run", "name"),
+    [
+        (dict(model="alexnet", method="fp32", dtype="fp32", backend="native", device="cuda", seed=3),
+         "alexnet_fp32_native_cuda_seed3"),
+        (dict(model="resnet18", method="qat", dtype="int8", backend="x86", device="cpu", seed=0),
+         "resnet18_qat_int8_x86_cpu_seed0"),
+    ],
+)  # fmt: skip
+def test_names_of_runs(run, name):
+    assert results.run_id(run) == name
+
+
+def test_describe_names_the_run():
+    args = argparse.Namespace(device="cpu", seed=4)
+    found = results.describe(cli.Run("alexnet", "ptq", "int8"), "drawn", "x86", False, args)
+    assert found == dict(study="drawn", model="alexnet", method="ptq", dtype="int8", backend="x86", device="cpu",
+                         simulated=False, seed=4)  # fmt: skip
+    assert set(found) == {name for section, names in results.SECTIONS if section == "run" for name in names}
+
+
+# ---- what goes wrong
+
+
+def test_a_number_that_json_cannot_hold_leaves_everything_as_it_was(tmp_path):
+    write(tmp_path, accuracy=0.5)
+    before = files(tmp_path)
+    with pytest.raises(ValueError, match="JSON"):
+        results.write(record(accuracy=float("nan")), LOGITS + 1, Y, tmp_path)
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("content", [b"", b'{"run": {"seed": 0}, "metr', b"\xff\xfe"])
+def test_a_damaged_run_is_named(tmp_path, content):
+    path = write(tmp_path)
+    path.write_bytes(content)
+    for work in (lambda: results.read(path), lambda: results.rebuild(tmp_path / "drawn"), lambda: write(tmp_path, seed=1)):
+        with pytest.raises(UserError, match=r"resnet18_ptq_int8_fbgemm_cpu_seed0\.json is no JSON"):
+            work()
+
+
+def test_results_about_other_images_are_not_mixed(tmp_path):
+    args = argparse.Namespace(results=tmp_path)
+    results.check("drawn", "b" * 64, args)  # nothing there yet
+    write(tmp_path)
+    results.check("drawn", "a" * 64, args)
+    results.check("drawn_smoke", "b" * 64, args)
+    with pytest.raises(UserError, match="--results"):
+        results.check("drawn", "b" * 64, args)
+
+
+# ---- writing beside others
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from tests.test_results import record, results, LOGITS, Y
+write_text = results.paths.write_text
+def slowly(path, text):
+    time.sleep(0.01)  # between reading the runs and writing the table, where another process could come in
+    write_text(path, text)
+results.paths.write_text = slowly
+for seed in map(int, sys.argv[2:]):
+    results.write(record(seed=seed, batches=(1,)), LOGITS, Y, Path(sys.argv[1]))
+    table = (Path(sys.argv[1]) / "drawn/results.csv").read_text()
+    assert f",False,{seed},".lower() in table, f"the row of seed {seed} was lost"
+"""
+
+
+def test_two_processes_that_write_at_once_lose_nothing(tmp_path):
+    command = [sys.executable, "-c", WRITER, tmp_path]
+    writers = [subprocess.Popen([*command, *map(str, range(first, 40, 2))], cwd=paths.ROOT) for first in (0, 1)]
+    assert [writer.wait(timeout=60) for writer in writers] == [0, 0]
+    assert [row["seed"] for row in rows(tmp_path)] == [str(seed) for seed in range(40)]
+    names = set(files(tmp_path / "drawn" / "runs"))
+    assert len(names) == 80 and not any(name.endswith(".tmp") for name in names)
+
+
+# ---- paths.atomic
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    paths.write_text(tmp_path / "file.txt", "old")
+    with pytest.raises(OSError, match="disk full"), paths.atomic(tmp_path / "file.txt") as temporary:
+        temporary.write_text("new but")
+        raise OSError("disk full")
+    with pytest.raises(KeyboardInterrupt), paths.atomic(tmp_path / "file.txt"):
+        raise KeyboardInterrupt
+    assert files(tmp_path) == {"file.txt": b"old"}
+
+
+def test_the_old_file_is_whole_until_the_new_one_is(tmp_path):
+    path = tmp_path / "new folder" / "file.txt"
+    with paths.atomic(path) as temporary:
+        assert temporary.parent == path.parent and not path.exists()  # one file system, or it could not be moved at once
+        temporary.write_text("first")
+    with paths.atomic(path) as temporary:
+        temporary.write_text("second")
+        assert path.read_text() == "first"
+    assert path.read_text() == "second" and list(path.parent.iterdir()) == [path]
+
+
+def test_files_are_readable_by_others_and_have_unix_line_ends(tmp_path):
+    paths.write_text(tmp_path / "file.txt", "Gr\u00f6\u00dfe\nzwei\n")
+    assert (tmp_path / "file.txt").read_bytes() == b"Gr\xc3\xb6\xc3\x9fe\nzwei\n"
+    assert sys.platform == "win32" or (tmp_path / "file.txt").stat().st_mode & 0o777 == 0o644
+
+
+def test_json_of_a_run_is_valid_for_strict_readers(tmp_path):
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    json.loads(write(tmp_path).read_text(), parse_constant=refuse)

@@ -1,0 +1,263 @@
+"""The scripts as a user runs them: from another folder, with --smoke, with --help, and with mistakes."""
+
+import ast
+import csv
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+MODELS = ("alexnet", "resnet18", "mobilenetv3")
+FP32 = [f"models/{model}_fp32.py" for model in MODELS]
+PTQ_INT8 = [f"quantization/ptq/{model}_ptq_int8.py" for model in MODELS]
+SCRIPTS = FP32 + PTQ_INT8
+
+
+def run(script, *options, cwd, check=True):
+    """Run a script of the repository from another folder; returns the finished process."""
+    command = [sys.executable, str(ROOT / script), *map(str, options)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
+    if check:
+        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """All six scripts, run once with --smoke into folders of their own."""
+    home = tmp_path_factory.mktemp("smoke")
+    folders = ("--results", "out", "--checkpoints", "weights")  # relative on purpose
+    outputs = {script: run(script, "--smoke", "--batch-sizes", "1,3", *folders, cwd=home).stdout for script in SCRIPTS}
+    return home, outputs
+
+
+def rows(home):
+    with (home / "out/drawn_smoke/results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_smoke_runs_the_whole_path_from_another_folder(smoke, script):
+    _, outputs = smoke
+    written = re.search(r"written: (.*\.json)", outputs[script])
+    record = json.loads(Path(written[1]).read_text())
+    assert record["run"]["study"] == "drawn_smoke"  # never among real results
+    assert [entry["batch_size"] for entry in record["timing"]] == [1, 3]
+    assert Path(written[1]).with_suffix(".npz").exists()
+
+
+def test_results_csv_has_a_row_for_each_run_and_batch_size(smoke):
+    found = rows(smoke[0])
+    assert len(found) == 2 * len(SCRIPTS)
+    for row in found:
+        assert row["n_test"] == "32"
+        assert row["simulated"] == "false"
+        assert float(row["latency_ms_p50"]) > 0
+        assert float(row["throughput_ips"]) > 0
+        assert float(row["peak_memory_mb"]) > 50  # no network runs in less, so this is a peak and no difference
+    whole = {row["model"]: row for row in found if row["method"] == "fp32"}
+    assert {model: int(row["parameters"]) for model, row in whole.items()} == {
+        "alexnet": 57_012_034,
+        "resnet18": 11_177_538,
+        "mobilenetv3": 1_519_906,
+    }
+
+
+def test_int8_rows_are_smaller_and_nearly_all_quantized(smoke):
+    found = {(row["model"], row["method"]): row for row in rows(smoke[0])}
+    for model in MODELS:
+        fp32, int8 = found[model, "fp32"], found[model, "ptq"]
+        assert fp32["quantized_modules"] == "0"
+        kept = {"alexnet": 0, "resnet18": 0, "mobilenetv3": 11}[model]  # keep_fp32 of its recipe
+        assert int(int8["quantized_modules"]) == int(int8["weight_modules"]) - kept
+        assert float(int8["quantized_share"]) > 0.98
+        assert float(int8["size_mb"]) < 0.31 * float(fp32["size_mb"])
+        assert int8["baseline_sha256"] == fp32["artifact_sha256"]  # one baseline
+
+
+def test_logits_beside_the_json_give_the_metrics_in_it(smoke):
+    for path in (smoke[0] / "out/drawn_smoke/runs").glob("*.json"):
+        record, content = json.loads(path.read_text()), np.load(path.with_suffix(".npz"))
+        assert record["metrics"]["accuracy"] == pytest.approx((content["logits"].argmax(1) == content["y"]).mean())
+
+
+def test_a_second_run_does_not_train_again(smoke):
+    home, _ = smoke
+    script, folders = FP32[2], ("--results", "out", "--checkpoints", "weights")
+    path = home / "weights/drawn_smoke/mobilenetv3_fp32_seed0.pt"
+    before = path.read_bytes()
+    output = run(script, "--smoke", "--batch-sizes", "1,3", *folders, cwd=home).stdout
+    assert "training: done before" in output
+    assert path.read_bytes() == before
+
+
+def test_reproduce_skips_what_is_there_and_runs_what_is_not(smoke):
+    home, _ = smoke
+    options = ("--smoke", "--models", "mobilenetv3", "--backends", "native", "fbgemm", "--batch-sizes", "1,3")
+    output = run("reproduce.py", *options, "--results", "out", "--checkpoints", "weights", cwd=home).stdout
+    assert output.count("skipped: done before") == 2
+    output = run("reproduce.py", *options, "--results", "elsewhere", "--checkpoints", "weights", cwd=home).stdout
+    assert "skipped" not in output
+    assert output.count("  ok") == 2
+
+
+@pytest.mark.parametrize("name", ["accuracy_vs_latency", "accuracy_by_dtype", "tables"])
+def test_figures_are_made_from_results_alone_and_byte_for_byte_again(smoke, name, tmp_path):
+    home, _ = smoke
+    options = ("--study", "drawn_smoke", "--results", home / "out", "--out", tmp_path)
+    run(f"figures/{name}.py", *options, cwd=tmp_path)
+    made = sorted(tmp_path.iterdir()) or [home / "out/drawn_smoke/tables.md"]
+    first = {path: path.read_bytes() for path in made}
+    run(f"figures/{name}.py", *options, cwd=tmp_path)
+    assert {path: path.read_bytes() for path in made} == first
+    assert {path.suffix for path in made} in ({".png", ".pdf"}, {".md"})
+
+
+def test_smoke_on_a_folder_of_images_makes_its_own_baseline(tmp_path):
+    generator = np.random.default_rng(0)
+    for split, count in (("training_set", 12), ("test_set", 6)):
+        for label in ("cat", "dog"):
+            folder = tmp_path / "pets" / split / f"{label}s"
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{label}.{number}.jpg")
+    (tmp_path / "pets/training_set/cats/cat.99.jpg").write_bytes(b"\xff\xd8 not all of it")
+    options = ("--data", "pets", "--results", "out", "--checkpoints", "weights", "--smoke", "--batch-sizes", "1")
+    output = run(PTQ_INT8[2], *options, cwd=tmp_path).stdout
+    assert "smoke: no baseline yet" in output
+    assert "1 broken" in output and "cat.99.jpg" in output
+    names = sorted(path.name for path in (tmp_path / "out/cats_and_dogs_smoke/runs").glob("*.json"))
+    assert names == ["mobilenetv3_fp32_native_cpu_seed0.json", "mobilenetv3_ptq_int8_fbgemm_cpu_seed0.json"]
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "reproduce.py", "figures/tables.py"])
+def test_help_answers(script, tmp_path):
+    output = run(script, "--help", cwd=tmp_path).stdout
+    assert "--results" in output
+    documented = ast.get_docstring(ast.parse((ROOT / script).read_text()))
+    assert documented.splitlines()[0] in output
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "reproduce.py"])
+def test_help_needs_no_torch(script, tmp_path):
+    code = (
+        "import runpy, sys; sys.argv = ['x', '--help']; sys.modules['torch'] = None; "
+        f"runpy.run_path({str(ROOT / script)!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+MISTAKES = {
+    ("--data", "nowhere"): "nowhere",
+    ("--init", "nowhere.pth"): "nowhere.pth",
+    ("--batch-sizes", "0"): "batch-sizes",
+    ("--batch-sizes", "1,x"): "'x'",
+    ("--seed", "-1"): "seed",
+    ("--threads", "0"): "threads",
+    ("--threads", "1000"): "threads",
+    ("--backend", "tensorflow"): "tensorflow",
+    ("--device", "tpu"): "tpu",
+    ("--device", "cuda"): "cuda",
+    ("--results", "a_file"): "a_file",
+    ("--unheard-of",): "unheard-of",
+}
+
+
+@pytest.mark.parametrize("options", MISTAKES, ids=" ".join)
+@pytest.mark.parametrize("script", [FP32[2], PTQ_INT8[2]])
+def test_a_mistake_is_answered_in_one_line(script, options, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # no GPU, wherever this runs
+    (tmp_path / "a_file").write_text("")
+    folders = () if options[0] == "--results" else ("--results", "out")
+    done = run(script, "--checkpoints", "weights", *folders, *options, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    error = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert len(error) == 1
+    assert MISTAKES[options] in error[0]
+
+
+def test_a_missing_baseline_names_the_command_that_makes_it(tmp_path):
+    folder = tmp_path / "images"
+    for label in ("cat", "dog"):
+        (folder / label).mkdir(parents=True)
+        for number in range(10):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / label / f"{number}.png")
+    done = run(PTQ_INT8[0], "--data", folder, "--checkpoints", "weights", "--results", "out", cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert f"python models/alexnet_fp32.py --data {folder}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("scripts", [FP32, PTQ_INT8], ids=["fp32", "ptq_int8"])
+def test_scripts_of_one_kind_differ_only_in_docstring_run_and_recipe(scripts):
+    def rest(script):
+        tree = ast.parse((ROOT / script).read_text())
+        names = {"RUN", "RECIPE"}
+        own = lambda node: isinstance(node, ast.Assign) and node.targets[0].id in names  # noqa: E731
+        return ast.dump(ast.Module([node for node in tree.body[1:] if not own(node)], []))
+
+    assert len({rest(script) for script in scripts}) == 1
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_fits_a_screen(script):
+    assert len((ROOT / script).read_text().splitlines()) <= 60
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_recipe_is_a_literal(script):
+    tree = ast.parse((ROOT / script).read_text())
+    recipe = next(node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "RECIPE")
+    for node in ast.walk(recipe):
+        assert isinstance(node, ast.Dict | ast.Tuple | ast.Constant | ast.Call | ast.keyword | ast.Load | ast.Name)
+        assert not isinstance(node, ast.Call) or node.func.id == "dict"
+
+
+def imports(path):
+    """Names of the project's own modules that a module imports anywhere."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "utils":
+            for alias in node.names:
+                nested = ROOT / node.module.replace(".", "/") / f"{alias.name}.py"
+                package = ROOT / node.module.replace(".", "/") / alias.name / "__init__.py"
+                found.add(f"{node.module}.{alias.name}" if nested.exists() or package.exists() else node.module)
+    return found
+
+
+def test_imports_go_one_way():
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+               for path in (ROOT / "utils").rglob("*.py")}  # fmt: skip
+    order, graph = [], {name: imports(path) - {name} for name, path in modules.items()}
+    while graph:
+        free = sorted(name for name, needed in graph.items() if not needed & graph.keys())
+        assert free, f"a circle among {sorted(graph)}"
+        order += free
+        graph = {name: needed for name, needed in graph.items() if name not in free}
+    assert order.index("utils.errors") < order.index("utils.data") < order.index("utils.measure")
+
+
+@pytest.mark.parametrize("module", ["cli", "paths", "environment", "results", "errors", "progress"])
+def test_light_modules_need_no_torch(module):
+    code = f"import sys; sys.modules['torch'] = None; import utils.{module}"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+
+
+def test_help_is_instant(tmp_path):
+    """Best of five: a loaded machine may be slow, but it is not torch that makes it so (that alone takes seconds)."""
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        run(PTQ_INT8[0], "--help", cwd=tmp_path)
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 1

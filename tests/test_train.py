@@ -1,0 +1,427 @@
+"""`utils.train`: a killed run goes on to the same weights, the best epoch is kept, rates follow their schedule."""
+
+import argparse
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.helpers import bright_and_dark
+from utils import checkpoints, cli, data, train
+from utils.errors import UserError
+
+RECIPE = dict(
+    epochs=4,
+    batch_size=8,
+    backbone_lr=0.01,
+    head_lr=0.03,
+    weight_decay=0.01,
+    schedule="cosine",
+    warmup_epochs=1,
+    label_smoothing=0.05,
+    clip_norm=1.0,
+    patience=0,
+    bn_momentum=0.1,
+    amp=False,
+    augment=dict(crop=0.8, degrees=10),
+)
+HEAD = {"head.weight", "head.bias"}
+
+
+class Tiny(nn.Module):
+    """Everything that could make a resumed run differ: BatchNorm has buffers, dropout draws."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.2))
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.head(self.body(x).mean((2, 3)))
+
+
+@pytest.fixture
+def images(tmp_path):
+    return bright_and_dark(tmp_path / "images")  # 24 to train on, 12 to validate
+
+
+def fit(images, resume, *, model=None, seed=0, fingerprint="f", **changes):
+    """Train a fresh network; return it and what `fit` returned, without the seconds that epochs took."""
+    model = model or Tiny()
+    found = train.fit(model, images, RECIPE | changes, head=HEAD, seed=seed, device="cpu", resume=resume, fingerprint=fingerprint)
+    for entry in found["history"]:
+        assert entry.pop("seconds") > 0
+    return model, found
+
+
+def same(one, other):
+    """Whether two networks hold the same bits, BatchNorm's statistics included."""
+    a, b = one.state_dict(), other.state_dict()
+    return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def interrupt(monkeypatch, at_step):
+    """Make the training die in this step, counted from 0 over all epochs, until `monkeypatch.undo`."""
+    taken, step = [], train.Training.step
+
+    def dying(self, x, y):
+        if len(taken) == at_step:
+            raise KeyboardInterrupt
+        taken.append(None)
+        return step(self, x, y)
+
+    monkeypatch.setattr(train.Training, "step", dying)
+
+
+# ---- resuming
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "plateau"])
+@pytest.mark.parametrize("at_step", [1, 3, 8, 11])  # of three steps an epoch
+def test_killed_and_resumed_ends_with_the_same_bits_as_uninterrupted(tmp_path, monkeypatch, images, schedule, at_step):
+    whole, expected = fit(images, tmp_path / "whole", schedule=schedule)
+    interrupt(monkeypatch, at_step)
+    with pytest.raises(KeyboardInterrupt):
+        fit(images, tmp_path / "part", schedule=schedule)
+    monkeypatch.undo()
+    assert (tmp_path / "part").exists() == (at_step >= 3)
+    torch.manual_seed(99)  # another process has other random numbers
+    resumed, found = fit(images, tmp_path / "part", model=Tiny(seed=0 if at_step < 3 else 7), schedule=schedule)
+    assert found == expected
+    assert same(resumed, whole)
+
+
+def test_killed_twice_is_no_different(tmp_path, monkeypatch, images, capsys):
+    whole, expected = fit(images, tmp_path / "whole")
+    for at_step in (4, 5):
+        interrupt(monkeypatch, at_step)
+        with pytest.raises(KeyboardInterrupt):
+            fit(images, tmp_path / "part")
+        monkeypatch.undo()
+    resumed, found = fit(images, tmp_path / "part")
+    assert found == expected and same(resumed, whole)
+    said = capsys.readouterr().out
+    assert "training goes on after epoch 1\n" in said and "training goes on after epoch 2\n" in said
+
+
+def test_a_run_killed_after_its_last_epoch_has_nothing_left_to_train(tmp_path, monkeypatch, images):
+    whole, expected = fit(images, tmp_path / "state")
+    interrupt(monkeypatch, 0)
+    resumed, found = fit(images, tmp_path / "state", model=Tiny(seed=7))
+    assert found == expected and same(resumed, whole)
+
+
+def test_another_seed_is_another_run(tmp_path, images):
+    assert not same(fit(images, tmp_path / "a", seed=0)[0], fit(images, tmp_path / "b", seed=1)[0])
+
+
+def test_dropout_and_order_are_drawn_anew_each_epoch(tmp_path, monkeypatch, images):
+    seeds, drawn = [], []
+    shuffled = data.Split.shuffled
+
+    def recorded(self, batch_size, seed, device, augmentation):
+        seeds.append(seed)
+        drawn.append(torch.get_rng_state())
+        return shuffled(self, batch_size, seed, device, augmentation)
+
+    monkeypatch.setattr(data.Split, "shuffled", recorded)
+    fit(images, tmp_path / "state", seed=0, epochs=3)
+    fit(images, tmp_path / "other", seed=1, epochs=3)
+    assert len(set(seeds)) == 6
+    assert len({state.numpy().tobytes() for state in drawn}) == 6
+
+
+@pytest.mark.parametrize("damage", ["other fingerprint", "cut off", "no bytes", "not torch's"])
+def test_a_state_that_cannot_be_used_is_ignored(tmp_path, images, damage):
+    whole, expected = fit(images, tmp_path / "whole")
+    resume = tmp_path / "part"
+    # Two epochs of another run, which would show.
+    fit(images, resume, seed=5, epochs=2, fingerprint="other" if damage == "other fingerprint" else "f")
+    if damage != "other fingerprint":
+        content = {"cut off": resume.read_bytes()[:-1000], "no bytes": b"", "not torch's": b"something else"}[damage]
+        resume.write_bytes(content)
+    model, found = fit(images, resume)
+    assert found == expected and same(model, whole)
+
+
+# ---- the best epoch
+
+
+def scripted(monkeypatch, *validations):
+    """Make the epochs validate with these (loss, accuracy); return a list that gets the weights of each."""
+    weights, answers = [], iter(validations)
+
+    def validate(model, _split, _device):
+        weights.append({name: value.clone() for name, value in model.state_dict().items()})
+        return next(answers)
+
+    monkeypatch.setattr(train, "validate", validate)
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("validations", "best"),
+    [
+        ([(0.9, 0.5), (0.5, 0.8), (0.4, 0.7), (0.6, 0.6)], 1),  # the highest accuracy, not the lowest loss
+        ([(0.9, 0.5), (0.5, 0.8), (0.4, 0.8), (0.6, 0.8)], 2),  # among equal accuracies the lowest loss
+        ([(0.5, 0.8), (0.5, 0.8), (0.5, 0.8), (0.5, 0.8)], 0),  # among equals the first
+        ([(9.0, 0.0), (9.5, 0.0), (9.9, 0.0), (8.0, 0.0)], 3),
+    ],
+)
+def test_the_weights_of_the_best_epoch_are_kept(tmp_path, monkeypatch, images, validations, best):
+    weights = scripted(monkeypatch, *validations)
+    model, found = fit(images, tmp_path / "state")
+    assert found["best_epoch"] == best
+    state = model.state_dict()
+    assert all(torch.equal(state[name], weights[best][name]) for name in state)
+    assert not any(torch.equal(state["head.weight"], own["head.weight"]) for own in weights[:best] + weights[best + 1 :])
+    assert not model.training
+    assert [(entry["validation_loss"], entry["validation_accuracy"]) for entry in found["history"]] == validations
+    assert [entry["epoch"] for entry in found["history"]] == [0, 1, 2, 3]
+
+
+def test_the_best_epoch_survives_a_kill(tmp_path, monkeypatch, images):
+    before = scripted(monkeypatch, (0.5, 0.9), (0.6, 0.8))
+    with pytest.raises(StopIteration):
+        fit(images, tmp_path / "state")  # dies at the end of the third epoch
+    scripted(monkeypatch, (0.7, 0.7), (0.7, 0.7))
+    model, found = fit(images, tmp_path / "state", model=Tiny(seed=7))
+    assert found["best_epoch"] == 0 and len(found["history"]) == 4
+    assert all(torch.equal(value, before[0][name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(1, 2), (2, 5), (3, 6), (0, 8)])
+def test_training_stops_after_as_many_epochs_without_a_better_one(tmp_path, monkeypatch, images, patience, epochs):
+    accuracies = (0.6, 0.5, 0.7, 0.6, 0.7, 0.5, 0.6, 0.5)
+    scripted(monkeypatch, *((0.5, accuracy) for accuracy in accuracies))
+    _, found = fit(images, tmp_path / "state", epochs=8, patience=patience)
+    assert len(found["history"]) == epochs
+    assert found["best_epoch"] == (0 if epochs == 2 else 2)
+
+
+# ---- rates
+
+
+def rates(recipe, steps, calls, base=1.0):
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=base)
+    by_step, _ = train.schedule(optimizer, recipe, steps)
+    found = []
+    for _ in range(calls):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        by_step.step()
+    return found
+
+
+def test_cosine_warms_up_in_equal_steps_and_falls_to_zero():
+    found = rates(dict(schedule="cosine", warmup_epochs=2, epochs=6), 3, 19)
+    assert found[:7] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1, 1])
+    assert found[9] == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+    assert found[12] == pytest.approx(0.5)
+    assert found[18] == pytest.approx(0, abs=1e-12) and 0 < found[17] < 0.02
+    assert all(later < earlier for earlier, later in itertools.pairwise(found[6:]))
+
+
+def test_cosine_without_warm_up_starts_at_the_full_rate():
+    assert rates(dict(schedule="cosine", warmup_epochs=0, epochs=2), 2, 3) == pytest.approx([1, 0.5 * (1 + 0.5**0.5), 0.5])
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0.5, 1), (0.5, 3), (0.5, 53), (1.5, 7)])
+def test_a_warm_up_that_ends_within_a_step_never_exceeds_the_rate(warmup, steps):
+    found = rates(dict(schedule="cosine", warmup_epochs=warmup, epochs=4), steps, 4 * steps)
+    assert max(found) <= 1 and all(rate > 0 for rate in found)
+
+
+def test_both_groups_follow_the_schedule():
+    groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": rate} for rate in (0.1, 0.001)]
+    optimizer = torch.optim.AdamW(groups)
+    by_step, by_epoch = train.schedule(optimizer, dict(schedule="cosine", warmup_epochs=0, epochs=2), 1)
+    optimizer.step()
+    by_step.step()
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.05, 0.0005])
+    assert by_epoch is None
+
+
+def test_plateau_takes_a_tenth_on_the_third_epoch_without_a_lower_loss():
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=1.0)
+    by_step, by_epoch = train.schedule(optimizer, dict(schedule="plateau"), 5)
+    found = []
+    for loss in (1.0, 0.9, 0.95, 0.9, 0.8, 0.8, 0.9, 0.8, 0.7):
+        by_epoch.step(loss)
+        found.append(optimizer.param_groups[0]["lr"])
+    assert found == pytest.approx([1, 1, 1, 1, 1, 1, 1, 0.1, 0.1])
+    assert by_step is None
+
+
+def test_plateau_watches_the_validation_loss_of_each_epoch(tmp_path, monkeypatch, images):
+    scripted(monkeypatch, *[(0.5, 0.5)] * 5)
+    seen = []
+    shuffled = data.Split.shuffled
+    monkeypatch.setattr(data.Split, "shuffled", lambda *given: (seen.append(None), shuffled(*given))[1])
+    training = train.Training(Tiny(), images, RECIPE | dict(schedule="plateau"), HEAD, 0, "cpu")
+    before = [group["lr"] for group in training.optimizer.param_groups]
+    for _ in range(3):
+        training.epoch()
+    assert [group["lr"] for group in training.optimizer.param_groups] == before
+    training.epoch()
+    assert [group["lr"] for group in training.optimizer.param_groups] == pytest.approx([rate / 10 for rate in before])
+    assert len(seen) == 4
+
+
+def test_rates_change_with_each_step_of_an_epoch(images):
+    training = train.Training(Tiny(), images, RECIPE | dict(epochs=2), HEAD, 0, "cpu")
+    seen, step = [], training.step
+    training.step = lambda x, y: (seen.append(training.optimizer.param_groups[0]["lr"]), step(x, y))[1]
+    training.epoch()
+    training.epoch()
+    assert seen == pytest.approx([0.01 * factor for factor in (1 / 3, 2 / 3, 1, 1, 0.75, 0.25)])
+
+
+def test_biases_and_normalisation_do_not_decay_and_the_head_has_its_own_rate():
+    model = Tiny()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = train.parameter_groups(model, HEAD, RECIPE)
+    found = {names[id(p)]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert found == {
+        "body.0.weight": (0.01, 0.01),
+        "body.0.bias": (0.01, 0),
+        "body.1.weight": (0.01, 0),
+        "body.1.bias": (0.01, 0),
+        "head.weight": (0.03, 0.01),
+        "head.bias": (0.03, 0),
+    }
+    assert sum(len(group["params"]) for group in groups) == 6
+
+
+# ---- learning
+
+
+def test_training_lowers_the_loss_and_finds_the_classes(tmp_path, images):
+    model = Tiny()
+    before, _ = train.validate(model, images.test, "cpu")
+    _, found = fit(images, tmp_path / "state", model=model, epochs=12)
+    after, accuracy = train.validate(model, images.test, "cpu")
+    assert after < 0.6 * before and accuracy > 0.9
+    assert found["history"][-1]["train_loss"] < 0.8 * found["history"][0]["train_loss"]
+
+
+@pytest.mark.parametrize("where", ["training", "validation"])
+def test_a_loss_that_is_not_finite_ends_the_run_with_advice(tmp_path, monkeypatch, images, where):
+    if where == "validation":
+        monkeypatch.setattr(train, "validate", lambda *_: (math.nan, 0.5))
+    changes = dict(backbone_lr=1e30, clip_norm=1e30) if where == "training" else {}
+    with pytest.raises(UserError, match=r"epoch 1/4: the loss is not finite; lower the learning rates"):
+        fit(images, tmp_path / "state", **changes)
+    assert not (tmp_path / "state").exists()
+
+
+def test_gradients_are_clipped(images):
+    training = train.Training(Tiny(), images, RECIPE | dict(clip_norm=1e-3), HEAD, 0, "cpu")
+    x, y = next(images.train.batches(8))
+    training.step(100 * x, y)
+    gradients = torch.cat([parameter.grad.flatten() for parameter in training.model.parameters()])
+    assert gradients.norm().item() == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_a_steps_loss_is_smoothed_cross_entropy(images):
+    model = Tiny().eval()
+    x, y = next(images.train.batches(8))
+    logs = F.log_softmax(model(x), 1)
+    expected = -(0.95 * logs[range(8), y] + 0.05 * logs.mean(1)).mean().item()
+    training = train.Training(model, images, RECIPE, HEAD, 0, "cpu")
+    assert training.step(x, y) == pytest.approx(expected, rel=1e-5)
+
+
+def test_batchnorms_momentum_is_the_recipes(images):
+    training = train.Training(Tiny(), images, RECIPE | dict(bn_momentum=0.03), HEAD, 0, "cpu")
+    assert training.model.body[1].momentum == 0.03
+
+
+def test_predict_gives_the_logits_in_order_in_evaluation_mode(images):
+    model = Tiny().train()
+    found = train.predict(model, images.test)
+    with torch.no_grad():
+        expected = Tiny().eval()(torch.cat([x for x, _ in images.test.batches(5)]))
+    assert found.dtype == np.float32 and np.allclose(found, expected, atol=1e-6)
+    loss, accuracy = train.validate(model, images.test, "cpu")
+    y = torch.from_numpy(images.test.y)
+    assert loss == pytest.approx(F.cross_entropy(expected, y).item(), rel=1e-5)
+    assert accuracy == pytest.approx((expected.argmax(1) == y).float().mean().item())
+
+
+@pytest.mark.parametrize(
+    ("isa", "device", "wanted", "name"),
+    [
+        (("avx512_bf16",), "cpu", True, "bf16"),
+        (("amx_bf16",), "cpu", True, "bf16"),
+        (("avx2", "avx512_vnni"), "cpu", True, "fp32"),
+        (("avx512_bf16",), "cpu", False, "fp32"),
+        ((), "cuda", True, "fp16"),
+        ((), "cuda", False, "fp32"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*CUDA is not available")
+def test_mixed_precision_is_used_where_it_is_native(monkeypatch, isa, device, wanted, name):
+    monkeypatch.setattr(train, "cpu", lambda: ("some processor", isa))
+    assert train.autocast(device, wanted)[1] == name
+
+
+# ---- run: from a script to its checkpoint
+
+
+RUN = cli.Run("resnet18", "fp32", "fp32")
+
+
+def script(tmp_path, images, recipe=RECIPE, **changes):
+    args = argparse.Namespace(
+        **dict(smoke=False, seed=0, device="cpu", init="scratch", checkpoints=tmp_path / "checkpoints") | changes
+    )
+    train.run(RUN, Tiny(), set(), "scratch", images, recipe, args)
+    return tmp_path / "checkpoints" / "tiny" / f"resnet18_fp32_seed{args.seed}.pt"
+
+
+def test_a_run_leaves_its_checkpoint_and_is_not_trained_twice(tmp_path, monkeypatch, images, capsys):
+    path = script(tmp_path, images)
+    content, written = checkpoints.read(path), path.read_bytes()
+    whole, expected = fit(images, tmp_path / "state", backbone_lr=RECIPE["head_lr"])  # all is head where nothing was loaded
+    assert all(torch.equal(content["state_dict"][name], value) for name, value in whole.state_dict().items())
+    training = content["training"]
+    assert training["best_epoch"] == expected["best_epoch"] and len(training["history"]) == 4
+    assert (training["recipe"], training["init"], training["seed"]) == (RECIPE, "scratch", 0)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]  # nothing is left to resume
+    interrupt(monkeypatch, 0)
+    assert script(tmp_path, images).read_bytes() == written
+    assert "training: done before" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_other_settings_is_kept_beside_the_new_one(tmp_path, images):
+    path = script(tmp_path, images)
+    first = path.read_bytes()
+    script(tmp_path, images, RECIPE | dict(epochs=1))
+    assert checkpoints.read(path)["training"]["recipe"]["epochs"] == 1
+    [kept] = set(path.parent.iterdir()) - {path}
+    assert kept.read_bytes() == first
+
+
+def test_a_smoke_run_takes_one_epoch(tmp_path, images):
+    training = checkpoints.read(script(tmp_path, images, smoke=True))["training"]
+    assert len(training["history"]) == 1 and training["recipe"]["batch_size"] == train.SMOKE["batch_size"]
+
+
+def test_only_what_was_not_loaded_and_the_last_layer_learn_at_the_rate_of_the_head(tmp_path, monkeypatch, images):
+    heads = []
+    monkeypatch.setattr(train, "fit", lambda *_args, head, **_options: heads.append(head) or {})
+    monkeypatch.setattr(checkpoints, "save", lambda *_: None)
+    model = nn.Module()
+    model.add_module("fc", nn.Linear(2, 2))
+    model.add_module("conv1", nn.Conv2d(3, 3, 1, bias=False))
+    model.add_module("layer1", nn.Linear(2, 2))
+    args = argparse.Namespace(smoke=False, seed=0, device="cpu", init="imagenet", checkpoints=tmp_path)
+    loaded = {"fc.weight", "fc.bias", "conv1.weight", "layer1.weight"}
+    train.run(RUN, model, loaded, "imagenet", images, RECIPE, args)
+    assert heads == [{"fc.weight", "fc.bias", "layer1.bias"}]
