@@ -25,7 +25,7 @@ ENGINES = tuple(dict.fromkeys(name for names in cli.BACKENDS.values() for name i
 
 def parse() -> argparse.Namespace:
     """The command line: which part of the study, and what is handed on to each script."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser("reproduce.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for option, choices in (("models", MODELS), ("methods", METHODS), ("dtypes", DTYPES), ("backends", ENGINES)):
         parser.add_argument(f"--{option}", nargs="+", choices=choices, default=choices, help=f"default: {' '.join(choices)}")
     parser.add_argument("--list", action="store_true", help="print the commands, one a line, and run nothing")

@@ -13,7 +13,7 @@ def main():
     models = [name for name in style.MODELS if name in set(frame["model"])]
     series = list(frame.sort_values(["method", "dtype", "backend"])["series"].unique())
     size = (2.2 + 1.9 * len(models), 1.3 + 0.27 * len(series))
-    figure, panels = plt.subplots(1, len(models), figsize=size, sharey=True, squeeze=False)
+    figure, panels = plt.subplots(1, len(models), figsize=size, sharey=True, squeeze=False, layout="constrained")
     for axes, model in zip(panels[0], models, strict=True):
         own = frame[frame["model"] == model].set_index("series")
         for place, name in enumerate(series):
@@ -34,8 +34,7 @@ def main():
         axes.set_xlabel("Test accuracy (%)")
         axes.set_ylim(len(series) - 0.5, -0.5)
     panels[0][0].set_yticks(range(len(series)), series)
-    figure.suptitle(style.title(frame, "Accuracy by number format (95 % Wilson intervals; dotted: FP32)"), fontsize=9, y=1.0)
-    figure.tight_layout()
+    figure.suptitle(style.title(frame, "Accuracy by number format (95 % Wilson intervals; dotted: FP32)"), fontsize=9)
     style.save(figure, args.out, "accuracy_by_dtype")
 
 

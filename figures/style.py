@@ -16,7 +16,7 @@ import pandas as pd
 import seaborn as sns
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils import paths
+from utils import cli, paths
 from utils.errors import UserError
 
 MODELS = {"alexnet": "AlexNet", "resnet18": "ResNet-18", "mobilenetv3": "MobileNetV3-Small"}
@@ -31,7 +31,7 @@ sns.set_theme(context="paper", style="whitegrid", rc={"axes.edgecolor": "0.3", "
 
 def load(doc: str) -> tuple[pd.DataFrame, argparse.Namespace]:
     """Parse a figure's command line and read results.csv of its study; a user's mistake ends the script with one line."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", default="drawn", help="folder in --results to read (default: %(default)s)")
     parser.add_argument("--results", type=Path, default=paths.RESULTS, metavar="DIR", help="default: results/")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where figures go (default: figures/STUDY/)")
@@ -60,7 +60,7 @@ def title(frame: pd.DataFrame, text: str) -> str:
     """A title that says on which images and which processor."""
     row = frame.iloc[0]
     images = "drawn images" if row["study"].startswith("drawn") else row["study"].replace("_", " ")
-    return f"{text}\n{row['n_test']} test images ({images}), {row['cpu']}, {row['threads']} threads"
+    return f"{text}\n{row['n_test']} test images ({images}), {row['cpu']}, {row['threads']} thread{'s' * (row['threads'] > 1)}"
 
 
 def save(figure: plt.Figure, out: Path, name: str) -> None:

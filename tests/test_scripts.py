@@ -181,9 +181,9 @@ def test_a_mistake_is_answered_in_one_line(script, options, tmp_path, monkeypatc
     done = run(script, "--checkpoints", "weights", *folders, *options, cwd=tmp_path, check=False)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    error = [line for line in done.stderr.splitlines() if "error:" in line]
-    assert len(error) == 1
-    assert MISTAKES[options] in error[0]
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: ")
+    assert MISTAKES[options] in done.stderr
 
 
 def test_a_missing_baseline_names_the_command_that_makes_it(tmp_path):

@@ -259,7 +259,7 @@ def test_plateau_takes_a_tenth_on_the_third_epoch_without_a_lower_loss():
 
 
 def test_plateau_watches_the_validation_loss_of_each_epoch(tmp_path, monkeypatch, images):
-    scripted(monkeypatch, *[(0.5, 0.5)] * 5)
+    scripted(monkeypatch, (0.5, 0.9), (0.5, 0.8), (0.5, 0.7), (0.5, 0.6))
     seen = []
     shuffled = data.Split.shuffled
     monkeypatch.setattr(data.Split, "shuffled", lambda *given: (seen.append(None), shuffled(*given))[1])
@@ -312,8 +312,7 @@ def test_training_lowers_the_loss_and_finds_the_classes(tmp_path, images):
 
 @pytest.mark.parametrize("where", ["training", "validation"])
 def test_a_loss_that_is_not_finite_ends_the_run_with_advice(tmp_path, monkeypatch, images, where):
-    if where == "validation":
-        monkeypatch.setattr(train, "validate", lambda *_: (math.nan, 0.5))
+    monkeypatch.setattr(train, "validate", lambda *_: (math.nan if where == "validation" else 1.0, 0.5))
     changes = dict(backbone_lr=1e30, clip_norm=1e30) if where == "training" else {}
     with pytest.raises(UserError, match=r"epoch 1/4: the loss is not finite; lower the learning rates"):
         fit(images, tmp_path / "state", **changes)

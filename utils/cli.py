@@ -56,11 +56,18 @@ def _batch_sizes(text: str) -> tuple[int, ...]:
     return tuple(sorted({number(part.strip()) for part in text.split(",")}))
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is answered in one line, without the usage of every option before it."""
+
+    def error(self, message: str):
+        self.exit(2, f"error: {self.prog}: {message}. --help lists all options.\n")
+
+
 def parser(doc: str, run: Run) -> argparse.ArgumentParser:
     """The command line of the script that stands for `run`; `doc` is the script's docstring."""
     backends = BACKENDS[run.method, run.dtype]
     choices = (*backends, "all") if len(backends) > 1 else backends
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(run.script, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--data", metavar="PATH|kaggle", help="folder of images, or 'kaggle' to download; default: the drawn data set")
     add("--init", metavar="imagenet|scratch|FILE", help="weights that FP32 training starts from; a FILE is a state dict; "

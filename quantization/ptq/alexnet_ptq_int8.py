@@ -16,7 +16,7 @@ RECIPE = dict(
     weights="per_channel_symmetric",
     activations="histogram",
     calibration_images=256,
-    bias_correction=True,
+    bias_correction=False,
     keep_fp32=(),
 )
 
