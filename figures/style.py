@@ -60,7 +60,8 @@ def title(frame: pd.DataFrame, text: str) -> str:
     """A title that says on which images and which processor."""
     row = frame.iloc[0]
     images = "drawn images" if row["study"].startswith("drawn") else row["study"].replace("_", " ")
-    return f"{text}\n{row['n_test']} test images ({images}), {row['cpu']}, {row['threads']} thread{'s' * (row['threads'] > 1)}"
+    threads = "1 thread" if row["threads"] == 1 else f"{row['threads']} threads"
+    return f"{text}\n{row['n_test']} test images ({images}), {row['cpu']}, {threads}"
 
 
 def save(figure: plt.Figure, out: Path, name: str) -> None:

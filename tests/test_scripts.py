@@ -34,7 +34,9 @@ def smoke(tmp_path_factory):
     """All six scripts, run once with --smoke into folders of their own."""
     home = tmp_path_factory.mktemp("smoke")
     folders = ("--results", "out", "--checkpoints", "weights")  # relative on purpose
-    outputs = {script: run(script, "--smoke", "--batch-sizes", "1,3", *folders, cwd=home).stdout for script in SCRIPTS}
+    outputs = {
+        script: run(script, "--smoke", "--threads", "1", "--batch-sizes", "1,3", *folders, cwd=home).stdout for script in SCRIPTS
+    }
     return home, outputs
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import http.client
 from pathlib import Path
 
 import torch
@@ -69,7 +70,7 @@ def _imagenet(name: str) -> dict[str, torch.Tensor]:
     models = _torchvision_models()
     try:
         return models.get_model_weights(NAMES[name])["DEFAULT"].get_state_dict(progress=False)
-    except OSError as error:  # urllib's errors are OSErrors
+    except (OSError, http.client.HTTPException) as error:  # urllib's own errors are OSErrors
         raise UserError(
             f"--init imagenet: torchvision could not download the {name} weights ({error}). Without a network, give a "
             "state-dict file with --init FILE, or start from nothing with --init scratch."

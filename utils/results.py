@@ -93,7 +93,7 @@ def rows_of(record: dict) -> list[dict]:
     rows = []
     for timing in record["timing"]:
         parts = {**record, "timing": timing}
-        rows.append({name: parts[section][name] for section, names in SECTIONS for name in names})
+        rows.append({name: parts[section].get(name) for section, names in SECTIONS for name in names})
     return rows
 
 

@@ -206,7 +206,7 @@ def fit(
             stored = torch.load(resume, map_location=device, weights_only=True)
         except Exception:  # a damaged file raises nearly anything, and costs only time
             stored = {}
-        if stored.get("fingerprint") == fingerprint:
+        if isinstance(stored, dict) and stored.get("fingerprint") == fingerprint:
             training.restore(stored["state"])
             progress.say(f"training goes on after epoch {len(training.history)}")
     while not training.finished:

@@ -33,6 +33,7 @@ class Worker:
         self.process.join(timeout=10)
         if self.process.is_alive():
             self.process.kill()
+            self.process.join()
 
     def send(self, name: str, *arguments) -> None:
         """Start a call without waiting for it; raises `UserError` when the process was killed, as it is without memory."""
