@@ -24,7 +24,7 @@ RECIPE = {
         warmup_epochs=0.5,
         label_smoothing=0.05,
         clip_norm=1.0,
-        patience=4,
+        patience=6,
         bn_momentum=0.1,
         amp=True,
         augment=dict(crop=0.7, degrees=15),
@@ -52,7 +52,7 @@ def main(args):
 
     images = data.load(args)
     recipe = RECIPE["scratch" if args.init == "scratch" else "pretrained"]
-    model, pretrained, init = architectures.initialize(RUN.model, args.init)
+    model, pretrained, init = architectures.initialize(RUN.model, args.init, args.seed)
     train.run(RUN, model, pretrained, init, images, recipe, args)
     baseline = checkpoints.load(RUN, images, args)
     for backend in backends.select(args):

@@ -52,7 +52,7 @@ def main(args):
 
     images = data.load(args)
     recipe = RECIPE["scratch" if args.init == "scratch" else "pretrained"]
-    model, pretrained, init = architectures.initialize(RUN.model, args.init)
+    model, pretrained, init = architectures.initialize(RUN.model, args.init, args.seed)
     train.run(RUN, model, pretrained, init, images, recipe, args)
     baseline = checkpoints.load(RUN, images, args)
     for backend in backends.select(args):

@@ -25,7 +25,7 @@ def saved(tmp_path, content):
 
 def refused(name, init):
     with pytest.raises(UserError) as caught:
-        architectures.initialize(name, init)
+        architectures.initialize(name, init, 0)
     assert len(str(caught.value).splitlines()) == 1 and "--init" in str(caught.value)
     return str(caught.value)
 
@@ -56,12 +56,12 @@ def test_a_layer_is_no_head_because_its_name_begins_alike():
 
 
 def test_scratch_loads_nothing():
-    model, loaded, digest = architectures.initialize("mobilenetv3", "scratch")
+    model, loaded, digest = architectures.initialize("mobilenetv3", "scratch", 0)
     assert (loaded, digest) == (set(), "scratch") and model.training
 
 
 def test_a_file_of_1000_classes_gives_all_but_the_head(tmp_path, imagenet, capsys):
-    model, loaded, _ = architectures.initialize("mobilenetv3", saved(tmp_path, imagenet))
+    model, loaded, _ = architectures.initialize("mobilenetv3", saved(tmp_path, imagenet), 0)
     check_loaded(model, imagenet, but=HEAD)
     assert loaded == {key for key, _ in model.named_parameters()} - HEAD
     said = capsys.readouterr().out
@@ -72,7 +72,7 @@ def test_a_file_of_1000_classes_gives_all_but_the_head(tmp_path, imagenet, capsy
 
 def test_a_file_of_two_classes_gives_the_head_too_and_has_nothing_to_report(tmp_path, capsys):
     own = architectures.build("mobilenetv3").state_dict()
-    model, loaded, _ = architectures.initialize("mobilenetv3", saved(tmp_path, own))
+    model, loaded, _ = architectures.initialize("mobilenetv3", saved(tmp_path, own), 0)
     check_loaded(model, own)
     assert loaded == {key for key, _ in model.named_parameters()}
     assert capsys.readouterr().out == f"init: {len(own)} of {len(own)} tensors from init.pth\n"
@@ -80,7 +80,7 @@ def test_a_file_of_two_classes_gives_the_head_too_and_has_nothing_to_report(tmp_
 
 def test_a_file_of_the_convolutions_only_leaves_the_classifier_to_chance(tmp_path, imagenet, capsys):
     features = {key: value for key, value in imagenet.items() if key.startswith("features.")}
-    model, loaded, _ = architectures.initialize("mobilenetv3", saved(tmp_path, features))
+    model, loaded, _ = architectures.initialize("mobilenetv3", saved(tmp_path, features), 0)
     check_loaded(model, features)
     assert loaded == {key for key, _ in model.named_parameters() if key.startswith("features.")}
     said = capsys.readouterr().out
@@ -90,7 +90,7 @@ def test_a_file_of_the_convolutions_only_leaves_the_classifier_to_chance(tmp_pat
 
 def test_a_file_in_half_precision_gives_an_fp32_network(tmp_path, imagenet):
     half = {key: value.half() if value.is_floating_point() else value for key, value in imagenet.items()}
-    model, _, _ = architectures.initialize("mobilenetv3", saved(tmp_path, half))
+    model, _, _ = architectures.initialize("mobilenetv3", saved(tmp_path, half), 0)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     check_loaded(model, half, but=HEAD)
 
@@ -102,22 +102,22 @@ def test_a_file_in_half_precision_gives_an_fp32_network(tmp_path, imagenet):
     lambda state: {f"module.{key}": value for key, value in state.items()},
 ])  # fmt: skip
 def test_training_checkpoints_are_unpacked(tmp_path, imagenet, wrap):
-    model, loaded, _ = architectures.initialize("mobilenetv3", saved(tmp_path, wrap(imagenet)))
+    model, loaded, _ = architectures.initialize("mobilenetv3", saved(tmp_path, wrap(imagenet)), 0)
     check_loaded(model, imagenet, but=HEAD)
     assert len(loaded) == len(list(model.parameters())) - 2
 
 
 def test_what_a_file_has_too_much_is_said(tmp_path, imagenet, capsys):
-    architectures.initialize("mobilenetv3", saved(tmp_path, imagenet | {"extra.weight": torch.zeros(1)}))
+    architectures.initialize("mobilenetv3", saved(tmp_path, imagenet | {"extra.weight": torch.zeros(1)}), 0)
     assert "classifier.3.bias, extra.weight\n" in capsys.readouterr().out
 
 
 def test_the_digest_tells_files_apart(tmp_path, imagenet):
     file = saved(tmp_path, imagenet)
-    first = architectures.initialize("mobilenetv3", file)[2]
-    assert architectures.initialize("mobilenetv3", file)[2] == first
+    first = architectures.initialize("mobilenetv3", file, 0)[2]
+    assert architectures.initialize("mobilenetv3", file, 0)[2] == first
     changed = imagenet | {"features.0.0.weight": imagenet["features.0.0.weight"] + 1e-6}
-    assert architectures.initialize("mobilenetv3", saved(tmp_path, changed))[2] != first
+    assert architectures.initialize("mobilenetv3", saved(tmp_path, changed), 0)[2] != first
     assert len(first) == 64
 
 
@@ -148,7 +148,7 @@ def torchvision_gives(monkeypatch, answer):
 
 def test_imagenet_weights_are_torchvisions(monkeypatch, imagenet, capsys):
     torchvision_gives(monkeypatch, lambda _self, *_args, **_kwargs: imagenet)
-    model, loaded, digest = architectures.initialize("mobilenetv3", "imagenet")
+    model, loaded, digest = architectures.initialize("mobilenetv3", "imagenet", 0)
     check_loaded(model, imagenet, but=HEAD)
     assert digest == "imagenet" and len(loaded) == len(list(model.parameters())) - 2
     assert "tensors from imagenet" in capsys.readouterr().out
@@ -162,3 +162,9 @@ def test_imagenet_without_a_network_says_what_else_can_be_given(monkeypatch, err
     torchvision_gives(monkeypatch, fail)
     said = refused("mobilenetv3", "imagenet")
     assert "mobilenetv3" in said and "--init FILE" in said and "--init scratch" in said
+
+
+def test_what_is_not_loaded_is_drawn_from_the_seed():
+    first, again, other = (architectures.initialize("mobilenetv3", "scratch", seed)[0] for seed in (1, 1, 2))
+    assert torch.equal(first.classifier[3].weight, again.classifier[3].weight)
+    assert not torch.equal(first.classifier[3].weight, other.classifier[3].weight)

@@ -43,12 +43,14 @@ def build(name: str) -> nn.Module:
     return getattr(_torchvision_models(), NAMES[name])(weights=None, num_classes=NUM_CLASSES)
 
 
-def initialize(name: str, init: str) -> tuple[nn.Module, set[str], str]:
+def initialize(name: str, init: str, seed: int) -> tuple[nn.Module, set[str], str]:
     """Architecture `name` started from `init`: "scratch", "imagenet" or a state-dict file.
 
-    Returns the model, the names of the parameters that `init` provided, and a digest that identifies `init`. What fits by
-    name and shape is loaded, what does not is said. Raises `UserError` where weights cannot be had or nothing fits.
+    What fits by name and shape is loaded, the rest is said and drawn from `seed`. Returns the model, the names of the
+    parameters that `init` provided, and a digest that identifies `init`. Raises `UserError` where weights cannot be had or
+    nothing fits.
     """
+    torch.manual_seed(seed)
     model = build(name)
     if init == "scratch":
         return model, set(), "scratch"
