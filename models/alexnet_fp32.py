@@ -24,10 +24,10 @@ RECIPE = {
         warmup_epochs=0.5,
         label_smoothing=0.05,
         clip_norm=1.0,
-        patience=6,
+        patience=6,  # epochs without a better validation accuracy
         bn_momentum=0.1,
         amp=True,
-        augment=dict(crop=0.7, degrees=15),
+        augment=dict(crop=0.7, degrees=15),  # smallest crop as a share of the side; rotation
     ),
     "scratch": dict(
         epochs=10,
@@ -39,7 +39,7 @@ RECIPE = {
         warmup_epochs=1,
         label_smoothing=0.05,
         clip_norm=1.0,
-        patience=0,
+        patience=0,  # from scratch, the first epochs look like chance: never stop early
         bn_momentum=0.1,
         amp=True,
         augment=dict(crop=0.8, degrees=10),
