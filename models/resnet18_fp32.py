@@ -15,16 +15,16 @@ from utils import cli
 RUN = cli.Run(model="resnet18", method="fp32", dtype="fp32")
 RECIPE = {
     "pretrained": dict(
-        epochs=8,
+        epochs=7,
         batch_size=32,
-        backbone_lr=1e-4,
+        backbone_lr=3e-5,
         head_lr=1e-3,
         weight_decay=0.01,
         schedule="cosine",
         warmup_epochs=0.5,
         label_smoothing=0.05,
         clip_norm=1.0,
-        patience=4,  # epochs without a better validation accuracy
+        patience=6,  # epochs without a better validation accuracy
         bn_momentum=0.1,
         amp=True,
         augment=dict(crop=0.7, degrees=15),  # smallest crop as a share of the side; rotation
