@@ -15,36 +15,22 @@ from utils import cli
 RUN = cli.Run(model="mobilenetv3", method="fp32", dtype="fp32")
 RECIPE = {
     "pretrained": dict(
-        epochs=10,
-        batch_size=32,
-        backbone_lr=2e-4,
-        head_lr=1e-3,
-        weight_decay=0.01,
-        schedule="cosine",
-        warmup_epochs=0.5,
-        label_smoothing=0.05,
-        clip_norm=1.0,
-        patience=6,  # epochs without a better validation accuracy
+        epochs=10, batch_size=32, patience=6,  # epochs without a better validation accuracy
+        backbone_lr=2e-4, head_lr=1e-3, schedule="cosine", warmup_epochs=0.5,
+        weight_decay=0.01, label_smoothing=0.05, clip_norm=1.0,
+        augment=dict(crop=0.7, degrees=15),  # smallest crop as a share of the side; rotation
         bn_momentum=0.1,  # torchvision's 0.01 would need thousands of steps to follow
         amp=False,  # its depthwise convolutions are slower in BF16 than in FP32
-        augment=dict(crop=0.7, degrees=15),  # smallest crop as a share of the side; rotation
     ),
     "scratch": dict(
-        epochs=10,
-        batch_size=32,
-        backbone_lr=2e-3,
-        head_lr=2e-3,
-        weight_decay=0.01,
-        schedule="cosine",
-        warmup_epochs=1,
-        label_smoothing=0.05,
-        clip_norm=1.0,
-        patience=0,  # from scratch, the first epochs look like chance: never stop early
+        epochs=10, batch_size=32, patience=0,  # the first epochs look like chance: never stop early
+        backbone_lr=2e-3, head_lr=2e-3, schedule="cosine", warmup_epochs=1,
+        weight_decay=0.01, label_smoothing=0.05, clip_norm=1.0,
+        augment=dict(crop=0.8, degrees=10),
         bn_momentum=0.1,
         amp=False,
-        augment=dict(crop=0.8, degrees=10),
     ),
-}
+}  # fmt: skip
 
 
 def main(args):
