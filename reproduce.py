@@ -8,6 +8,7 @@ the run ends with a table of what happened, and with status 1 if anything failed
 """
 
 import argparse
+import hashlib
 import shlex
 import subprocess
 import sys
@@ -69,11 +70,12 @@ def done(run: cli.Run, words: list[str], study: str, digest: str) -> bool:
     if record is None or baseline is None:
         return False
     known = record["provenance"]
+    init = asked.init if asked.init in ("imagenet", "scratch") else hashlib.sha256(Path(asked.init).read_bytes()).hexdigest()
     return (
         known["code_sha256"] == environment.code_sha256(run.script)
         and known["data_sha256"] == digest
         and known["baseline_sha256"] == baseline["provenance"]["artifact_sha256"]
-        and (run.method != "fp32" or record["training"]["asked_init"] == asked.init)
+        and (run.method != "fp32" or record["training"]["init"] == init)
         and set(asked.batch_sizes) <= {entry["batch_size"] for entry in record["timing"]}
     )
 

@@ -178,7 +178,7 @@ def run(run: cli.Run, model: nn.Module, pretrained: set[str], init: str, data: D
     head = {name for name, _ in model.named_parameters() if name not in pretrained or architectures.is_head(run.model, name)}
     resume = path.with_suffix(".resume")
     trained = fit(model, data, recipe, head=head, seed=args.seed, device=args.device, resume=resume, fingerprint=fingerprint)
-    facts |= trained | {"fingerprint": fingerprint, "asked_init": args.init}
+    facts |= trained | {"fingerprint": fingerprint}
     checkpoints.save(path, run.model, model, data, facts)
     resume.unlink(missing_ok=True)
     progress.say(f"training: saved {path}")
