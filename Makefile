@@ -21,6 +21,7 @@ demo: setup
 	@echo "== figures and table"
 	@$(BIN)/python figures/accuracy_vs_latency.py
 	@$(BIN)/python figures/accuracy_by_dtype.py
+	@$(BIN)/python figures/layer_sqnr.py
 	@$(BIN)/python figures/tables.py
 
 test: setup lint
@@ -29,7 +30,7 @@ test: setup lint
 # The figures and tables of every study that has results.
 figures: setup
 	@for study in $$(ls results/*/results.csv 2>/dev/null | xargs -r -n1 dirname | xargs -r -n1 basename); do \
-		for script in accuracy_vs_latency accuracy_by_dtype tables; do \
+		for script in accuracy_vs_latency accuracy_by_dtype layer_sqnr tables; do \
 			$(BIN)/python figures/$$script.py --study $$study || exit 1; \
 		done; \
 	done

@@ -15,8 +15,8 @@ LABELS = ((0, 10), (0, -11))
 
 def main():
     frame, args = style.load(__doc__)
-    batch = frame["batch_size"].min()
-    frame = frame[frame["batch_size"] == batch]
+    frame, batch = style.one_batch(frame)
+    frame = frame.dropna(subset="latency_ms_p50")  # simulated networks have none
     figure, axes = plt.subplots(figsize=(7.2, 4.2))
     turn = Counter()
     for _, row in frame.sort_values("latency_ms_p50").iterrows():

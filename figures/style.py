@@ -21,7 +21,7 @@ from utils.errors import UserError
 
 MODELS = {"alexnet": "AlexNet", "resnet18": "ResNet-18", "mobilenetv3": "MobileNetV3-Small"}
 DTYPES = {"fp32": "FP32", "fp16": "FP16", "int16": "INT16", "int8": "INT8"}
-METHODS = {"fp32": "baseline", "ptq": "PTQ", "qat": "QAT"}
+METHODS = {"fp32": "baseline", "control": "control", "ptq": "PTQ", "qat": "QAT"}
 COLOUR = {"fp32": "#000000", "int8": "#c1440e", "fp16": "#56b4e9", "int16": "#f0c808"}
 MARKER = {"alexnet": "s", "resnet18": "o", "mobilenetv3": "^"}
 METADATA = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None, "Creator": None}}  # same data, same bytes
@@ -48,12 +48,19 @@ def read(path: Path) -> pd.DataFrame:
     if not path.exists():
         studies = ", ".join(sorted(own.parent.name for own in path.parents[1].glob("*/results.csv"))) or "none yet"
         raise UserError(f"there is no {path}. Run the scripts first, or give --study; studies there: {studies}.")
-    frame = pd.read_csv(path)
+    frame = pd.read_csv(path, dtype={"batch_size": "Int64"})  # empty where nothing was timed
     frame["model"] = pd.Categorical(frame["model"], list(MODELS), ordered=True)
     methods = frame["method"].map({**METHODS, "fp32": ""})
+    frame["method"] = pd.Categorical(frame["method"], list(METHODS), ordered=True)
     names = (frame["dtype"].map(DTYPES) + " " + methods + " " + frame["backend"]).str.split().str.join(" ")
     frame["series"] = names + frame["simulated"].map({True: " (simulated)", False: ""})
     return frame.sort_values(["model", "method", "dtype", "backend"], kind="stable")
+
+
+def one_batch(frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """One row a run: of the smallest batch size that was timed, which is returned too, or of a run without timing."""
+    batch = frame["batch_size"].min()
+    return frame[(frame["batch_size"] == batch) | frame["batch_size"].isna()], batch
 
 
 def title(frame: pd.DataFrame, text: str) -> str:

@@ -11,8 +11,7 @@ from utils import paths
 
 def main():
     frame, args = style.load(__doc__)
-    batch = frame["batch_size"].min()
-    frame = frame[frame["batch_size"] == batch]
+    frame, batch = style.one_batch(frame)
     low, high = 100 * frame["accuracy_ci_low"], 100 * frame["accuracy_ci_high"]
     table = pd.DataFrame({
         "model": frame["model"].map(style.MODELS),
@@ -21,16 +20,21 @@ def main():
         "accuracy %": (100 * frame["accuracy"]).map("{:.2f}".format),
         "95 % interval": low.map("{:.2f}".format) + " to " + high.map("{:.2f}".format),
         "agrees with FP32 %": (100 * frame["agreement_fp32"]).map("{:.2f}".format),
-        "SQNR dB": frame["sqnr_db"].map(lambda value: "" if pd.isna(value) else f"{value:.1f}"),
+        "SQNR dB": frame["sqnr_db"].map(lambda value: number(value, 1)),
         "size MiB": frame["size_mb"].map("{:.2f}".format),
-        f"ms at batch {batch}": frame["latency_ms_p50"].map("{:.2f}".format),
-        "speed-up over eager FP32": frame["speedup_vs_eager_fp32"].map("{:.2f}".format)
-        + frame["contended"].map({True: " (contended)", False: ""}),
+        f"ms at batch {batch}": frame["latency_ms_p50"].map(number),
+        "speed-up over eager FP32": frame["speedup_vs_eager_fp32"].map(number)
+        + frame["contended"].map({True: " (contended)"}).fillna(""),
     })  # fmt: skip
     text = f"{style.title(frame, f'Study {args.study}')}\n\n{markdown(table)}\n"
     path = args.results / args.study / "tables.md"
     paths.write_text(path, text)
     print(f"{text}\nwritten: {path}")
+
+
+def number(value: float, digits: int = 2) -> str:
+    """A number with so many digits after the point; nothing where there is none."""
+    return "" if pd.isna(value) else f"{value:.{digits}f}"
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -42,7 +42,7 @@ def main(args):
     train.run(RUN, model, pretrained, init, images, recipe, args)
     baseline = checkpoints.load(RUN, images, args)
     for backend in backends.select(args):
-        measure.run(RUN, recipe, backend.deploy(baseline, args.device), images, baseline, args)
+        measure.run(RUN, recipe, backend.deploy(baseline), images, baseline, args)
 
 
 if __name__ == "__main__":

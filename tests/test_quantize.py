@@ -119,24 +119,22 @@ def test_a_name_keeps_only_itself_and_what_is_below_it(model, images):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_weights_have_a_symmetric_scale_for_each_output_channel(model, deployed, engine):
-    steps = 127 if engine == "qnnpack" else 127.5  # qnnpack takes -127 to 127, the others -128 to 127
     for name, weight in fused_weights(model).items():
         packed = deployed[engine].predict.get_submodule(name).weight()
         assert packed.qscheme() == torch.per_channel_affine and packed.q_per_channel_axis() == 0
         assert not packed.q_per_channel_zero_points().any()
         highest = weight.abs().amax(list(range(1, weight.ndim)))
-        assert torch.allclose(packed.q_per_channel_scales().float(), highest / steps, rtol=1e-5)
+        assert torch.allclose(packed.q_per_channel_scales().float(), highest / 127, rtol=1e-5)
         integers = packed.int_repr().int()
-        assert int(integers.min()) >= (-127 if engine == "qnnpack" else -128) and int(integers.max()) <= 127
-        assert integers.abs().amax(list(range(1, weight.ndim))).min() >= 127  # each channel uses its whole range
+        assert bool((integers.abs().amax(list(range(1, weight.ndim))) == 127).all())  # each channel uses its whole range
         error = (packed.dequantize() - weight).abs().amax(list(range(1, weight.ndim)))
-        assert bool((error <= 0.5001 * highest / steps).all())
+        assert bool((error <= 0.5001 * highest / 127).all())
 
 
 def test_weights_can_share_one_scale(model, images):
     packed = quantize(model, images, weights="per_tensor_symmetric").predict.get_submodule("stem.0").weight()
     assert packed.qscheme() == torch.per_tensor_affine and packed.q_zero_point() == 0
-    assert packed.q_scale() == pytest.approx(fused_weights(model)["stem.0"].abs().max().item() / 127.5, rel=1e-5)
+    assert packed.q_scale() == pytest.approx(fused_weights(model)["stem.0"].abs().max().item() / 127, rel=1e-5)
 
 
 def input_scale(deployed):

@@ -2,11 +2,14 @@
 
 import ast
 import csv
+import itertools
 import json
 import re
+import shlex
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +19,17 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ("alexnet", "resnet18", "mobilenetv3")
 FP32 = [f"models/{model}_fp32.py" for model in MODELS]
-PTQ_INT8 = [f"quantization/ptq/{model}_ptq_int8.py" for model in MODELS]
-SCRIPTS = FP32 + PTQ_INT8
+QUANTIZED = {
+    f"{method}_{dtype}": [f"quantization/{method}/{model}_{method}_{dtype}.py" for model in MODELS]
+    for method in ("ptq", "qat")
+    for dtype in ("int8", "fp16", "int16")
+}
+PTQ_INT8 = QUANTIZED["ptq_int8"]
+KINDS = {"fp32": FP32, **QUANTIZED}
+SCRIPTS = [script for scripts in KINDS.values() for script in scripts]
+CONTROL = f"{QUANTIZED['qat_int8'][2]} --backend native"
+AMP = f"{QUANTIZED['ptq_fp16'][2]} --backend amp"
+COMMANDS = [*SCRIPTS, CONTROL, AMP]
 
 
 def run(script, *options, cwd, check=True):
@@ -31,13 +43,18 @@ def run(script, *options, cwd, check=True):
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
-    """All six scripts, run once with --smoke into folders of their own."""
+    """All 21 scripts, run once with --smoke into folders of their own, two at a time once there are baselines."""
     home = tmp_path_factory.mktemp("smoke")
-    folders = ("--results", "out", "--checkpoints", "weights")  # relative on purpose
-    outputs = {
-        script: run(script, "--smoke", "--threads", "1", "--batch-sizes", "1,3", *folders, cwd=home).stdout for script in SCRIPTS
-    }
-    return home, outputs
+    options = ("--smoke", "--threads", "1", "--batch-sizes", "1,3", "--results", "out", "--checkpoints", "weights")
+
+    def output(command):
+        script, *own = command.split()
+        return run(script, *own, *options, cwd=home).stdout  # folders are relative on purpose
+
+    with ThreadPoolExecutor(2) as pool:
+        outputs = dict(zip(FP32, pool.map(output, FP32), strict=True))
+        others = [command for command in COMMANDS if command not in FP32]
+        return home, outputs | dict(zip(others, pool.map(output, others), strict=True))
 
 
 def rows(home):
@@ -45,22 +62,28 @@ def rows(home):
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_smoke_runs_the_whole_path_from_another_folder(smoke, script):
+@pytest.mark.parametrize("command", COMMANDS)
+def test_smoke_runs_the_whole_path_from_another_folder(smoke, command):
     _, outputs = smoke
-    written = re.search(r"written: (.*\.json)", outputs[script])
+    written = re.search(r"written: (.*\.json)", outputs[command])
     record = json.loads(Path(written[1]).read_text())
     assert record["run"]["study"] == "drawn_smoke"  # never among real results
-    assert [entry["batch_size"] for entry in record["timing"]] == [1, 3]
+    timed = [None] if "int16" in command else [1, 3]  # simulated: no speed is claimed
+    assert [entry["batch_size"] for entry in record["timing"]] == timed
     assert Path(written[1]).with_suffix(".npz").exists()
+    assert shlex.split(record["command"])[1] == command.split()[0]
+    assert bool(record["layers"]) == (record["run"]["dtype"] != "fp32")
 
 
 def test_results_csv_has_a_row_for_each_run_and_batch_size(smoke):
     found = rows(smoke[0])
-    assert len(found) == 2 * len(SCRIPTS)
-    for row in found:
+    simulated = [row for row in found if row["simulated"] == "true"]
+    assert {(row["method"], row["dtype"]) for row in simulated} == {("ptq", "int16"), ("qat", "int16")}
+    assert all(row["latency_ms_p50"] == row["batch_size"] == row["speedup_vs_eager_fp32"] == "" for row in simulated)
+    timed = [row for row in found if row["simulated"] == "false"]
+    assert len(timed) == 2 * (len(COMMANDS) - len(simulated))
+    for row in timed:
         assert row["n_test"] == "32"
-        assert row["simulated"] == "false"
         assert float(row["latency_ms_p50"]) > 0
         assert float(row["throughput_ips"]) > 0
         assert float(row["peak_memory_mb"]) > 50  # no network runs in less, so this is a peak and no difference
@@ -73,15 +96,43 @@ def test_results_csv_has_a_row_for_each_run_and_batch_size(smoke):
 
 
 def test_int8_rows_are_smaller_and_nearly_all_quantized(smoke):
-    found = {(row["model"], row["method"]): row for row in rows(smoke[0])}
-    for model in MODELS:
-        fp32, int8 = found[model, "fp32"], found[model, "ptq"]
+    found = {(row["model"], row["method"], row["dtype"]): row for row in rows(smoke[0])}
+    for model, method in itertools.product(MODELS, ("ptq", "qat")):
+        fp32, int8 = found[model, "fp32", "fp32"], found[model, method, "int8"]
         assert fp32["quantized_modules"] == "0"
         kept = {"alexnet": 0, "resnet18": 0, "mobilenetv3": 11}[model]  # keep_fp32 of its recipe
         assert int(int8["quantized_modules"]) == int(int8["weight_modules"]) - kept
         assert float(int8["quantized_share"]) > 0.98
         assert float(int8["size_mb"]) < 0.31 * float(fp32["size_mb"])
         assert int8["baseline_sha256"] == fp32["artifact_sha256"]  # one baseline
+
+
+def test_sixteen_bits_take_half_the_file(smoke):
+    found = {(row["model"], row["method"], row["dtype"], row["backend"]): row for row in rows(smoke[0])}
+    for (model, _, dtype, backend), row in found.items():
+        share = float(row["size_mb"]) / float(found[model, "fp32", "fp32", "native"]["size_mb"])
+        if dtype == "int16" or backend == "half":
+            assert 0.49 < share < 0.56
+        if backend in ("amp", "native"):
+            assert 0.99 < share < 1.01
+
+
+def test_rows_say_what_they_were_trained_and_computed_in(smoke):
+    for row in rows(smoke[0]):
+        assert row["native_fp16"] in (("true", "false") if row["dtype"] == "fp16" else ("",))
+        if row["method"] == "qat":
+            assert row["training_dtype"] == ("bf16" if row["dtype"] == "fp16" else "fp32")
+        assert (row["accuracy_fake_quant"] != "") == (row["method"] == "qat" and row["dtype"] in ("int8", "int16"))
+
+
+def test_the_control_is_a_row_of_its_own(smoke):
+    (row, *_), home = [row for row in rows(smoke[0]) if row["method"] == "control"], smoke[0]
+    assert (row["model"], row["dtype"], row["backend"]) == ("mobilenetv3", "fp32", "native")
+    record = json.loads((home / "out/drawn_smoke/runs/mobilenetv3_control_fp32_native_cpu_seed0.json").read_text())
+    quantized = json.loads((home / "out/drawn_smoke/runs/mobilenetv3_qat_int8_fbgemm_cpu_seed0.json").read_text())
+    assert record["training"]["recipe"] == quantized["training"]["recipe"]
+    assert record["training"]["init"] == quantized["training"]["init"]
+    assert record["command"].startswith("python quantization/qat/mobilenetv3_qat_int8.py --backend native")
 
 
 def test_logits_beside_the_json_give_the_metrics_in_it(smoke):
@@ -102,7 +153,8 @@ def test_a_second_run_does_not_train_again(smoke):
 
 def test_reproduce_skips_what_is_there_and_runs_what_is_not(smoke):
     home, _ = smoke
-    options = ("--smoke", "--models", "mobilenetv3", "--backends", "native", "fbgemm", "--batch-sizes", "1,3")
+    options = ("--smoke", "--models", "mobilenetv3", "--methods", "fp32", "ptq", "--backends", "native", "fbgemm")
+    options += ("--batch-sizes", "1,3")
     output = run("reproduce.py", *options, "--results", "out", "--checkpoints", "weights", cwd=home).stdout
     assert output.count("skipped: done before") == 2
     output = run("reproduce.py", *options, "--results", "elsewhere", "--checkpoints", "weights", cwd=home).stdout
@@ -110,7 +162,7 @@ def test_reproduce_skips_what_is_there_and_runs_what_is_not(smoke):
     assert output.count("  ok") == 2
 
 
-@pytest.mark.parametrize("name", ["accuracy_vs_latency", "accuracy_by_dtype", "tables"])
+@pytest.mark.parametrize("name", ["accuracy_vs_latency", "accuracy_by_dtype", "layer_sqnr", "tables"])
 def test_figures_are_made_from_results_alone_and_byte_for_byte_again(smoke, name, tmp_path):
     home, _ = smoke
     options = ("--study", "drawn_smoke", "--results", home / "out", "--out", tmp_path)
@@ -200,7 +252,7 @@ def test_a_missing_baseline_names_the_command_that_makes_it(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("scripts", [FP32, PTQ_INT8], ids=["fp32", "ptq_int8"])
+@pytest.mark.parametrize("scripts", KINDS.values(), ids=KINDS)
 def test_scripts_of_one_kind_differ_only_in_docstring_run_and_recipe(scripts):
     def rest(script):
         tree = ast.parse((ROOT / script).read_text())
@@ -211,6 +263,21 @@ def test_scripts_of_one_kind_differ_only_in_docstring_run_and_recipe(scripts):
     assert len({rest(script) for script in scripts}) == 1
 
 
+def recipe_of(script):
+    tree = ast.parse((ROOT / script).read_text())
+    return next(node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "RECIPE")
+
+
+@pytest.mark.parametrize("model", range(3), ids=MODELS)
+def test_the_qat_scripts_of_a_model_share_one_schedule_and_so_one_control(model):
+    schedules = []
+    for kind in ("qat_int8", "qat_fp16", "qat_int16"):
+        recipe = eval(compile(ast.Expression(recipe_of(KINDS[kind][model])), "RECIPE", "eval"))
+        assert recipe["training"].pop("amp") == ("always" if kind == "qat_fp16" else False)
+        schedules.append(recipe["training"])
+    assert schedules[0] == schedules[1] == schedules[2]
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_fits_a_screen(script):
     assert len((ROOT / script).read_text().splitlines()) <= 60
@@ -218,9 +285,7 @@ def test_a_script_fits_a_screen(script):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_recipe_is_a_literal(script):
-    tree = ast.parse((ROOT / script).read_text())
-    recipe = next(node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "RECIPE")
-    for node in ast.walk(recipe):
+    for node in ast.walk(recipe_of(script)):
         assert isinstance(node, ast.Dict | ast.Tuple | ast.Constant | ast.Call | ast.keyword | ast.Load | ast.Name)
         assert not isinstance(node, ast.Call) or node.func.id == "dict"
 

@@ -124,10 +124,10 @@ def test_dropout_and_order_are_drawn_anew_each_epoch(tmp_path, monkeypatch, imag
     seeds, drawn = [], []
     shuffled = data.Split.shuffled
 
-    def recorded(self, batch_size, seed, device, augmentation):
+    def recorded(self, batch_size, seed, device, augmentation, part):
         seeds.append(seed)
         drawn.append(torch.get_rng_state())
-        return shuffled(self, batch_size, seed, device, augmentation)
+        return shuffled(self, batch_size, seed, device, augmentation, part)
 
     monkeypatch.setattr(data.Split, "shuffled", recorded)
     fit(images, tmp_path / "state", seed=0, epochs=3)
@@ -378,7 +378,7 @@ RUN = cli.Run("resnet18", "fp32", "fp32")
 
 def script(tmp_path, images, recipe=RECIPE, **changes):
     args = argparse.Namespace(
-        **dict(smoke=False, seed=0, device="cpu", init="scratch", checkpoints=tmp_path / "checkpoints") | changes
+        **dict(smoke=False, seed=0, device="cpu", threads=1, init="scratch", checkpoints=tmp_path / "checkpoints") | changes
     )
     train.run(RUN, Tiny(), set(), "scratch", images, recipe, args)
     return tmp_path / "checkpoints" / "tiny" / f"resnet18_fp32_seed{args.seed}.pt"
@@ -420,7 +420,7 @@ def test_only_what_was_not_loaded_and_the_last_layer_learn_at_the_rate_of_the_he
     model.add_module("fc", nn.Linear(2, 2))
     model.add_module("conv1", nn.Conv2d(3, 3, 1, bias=False))
     model.add_module("layer1", nn.Linear(2, 2))
-    args = argparse.Namespace(smoke=False, seed=0, device="cpu", init="imagenet", checkpoints=tmp_path)
+    args = argparse.Namespace(smoke=False, seed=0, device="cpu", threads=1, init="imagenet", checkpoints=tmp_path)
     loaded = {"fc.weight", "fc.bias", "conv1.weight", "layer1.weight"}
     train.run(RUN, model, loaded, "imagenet", images, RECIPE, args)
     assert heads == [{"fc.weight", "fc.bias", "layer1.bias"}]

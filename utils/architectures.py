@@ -36,11 +36,13 @@ def _torchvision_models():
 
 
 def build(name: str) -> nn.Module:
-    """Architecture `name` with freshly drawn weights and a two-class head, in training mode.
+    """Architecture `name` with freshly drawn weights and a two-class head, in training mode; its `architecture` is `name`.
 
     The parameter counts with this head are 57,012,034 (alexnet), 11,177,538 (resnet18) and 1,519,906 (mobilenetv3).
     """
-    return getattr(_torchvision_models(), NAMES[name])(weights=None, num_classes=NUM_CLASSES)
+    model = getattr(_torchvision_models(), NAMES[name])(weights=None, num_classes=NUM_CLASSES)
+    model.architecture = name  # artifacts that are weights alone say by it what they belong to
+    return model
 
 
 def initialize(name: str, init: str, seed: int) -> tuple[nn.Module, set[str], str]:

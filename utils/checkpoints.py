@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from torch import nn
 
 from utils import architectures, cli, paths, progress
@@ -19,17 +21,17 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained FP32 model and where it came from."""
+    """A trained model and where it came from."""
 
     path: Path
-    model: nn.Module  # FP32, evaluation mode
+    model: nn.Module  # FP32, evaluation mode; after QAT with its rounding
     sha256: str  # of the file
-    training: dict  # fingerprint, recipe, init, seed, history, best_epoch
+    training: dict  # fingerprint, recipe, init, seed, history, best_epoch, training_dtype
 
 
-def path_of(run: cli.Run, study: str, args) -> Path:
-    """Where the trained weights of `run` lie."""
-    return args.checkpoints / study / f"{run.name}_seed{args.seed}.pt"
+def path_of(run: cli.Run, study: str, args, tag: str = "") -> Path:
+    """Where the trained weights of `run` lie; a `tag` tells apart what was trained for different engines."""
+    return args.checkpoints / study / f"{run.name}{'_' * bool(tag)}{tag}_seed{args.seed}.pt"
 
 
 def fingerprint(**facts) -> str:
@@ -82,11 +84,8 @@ def load(run: cli.Run, data: Data, args) -> Checkpoint:
     baseline = cli.Run(run.model, "fp32", "fp32")
     path = path_of(baseline, data.study, args)
     command = cli.command(baseline, args)
-    if args.smoke and not (path.exists() and read(path)["data"]["sha256"] == data.digest):
-        progress.say(f"smoke: no baseline yet, making it: {command}")
-        made = subprocess.run([sys.executable, paths.ROOT / baseline.script, *_options(args)])
-        if made.returncode:
-            raise UserError(f"making the baseline failed: {command}")
+    if args.smoke and run.method != "fp32":
+        _make_for_smoke(baseline, path, command, data, args)
     if not path.exists():
         raise UserError(f"no FP32 baseline at {path}. Make it first: {command}")
     content = read(path)
@@ -95,6 +94,17 @@ def load(run: cli.Run, data: Data, args) -> Checkpoint:
     model = architectures.build(run.model)
     model.load_state_dict(content["state_dict"])
     return Checkpoint(path, model.eval(), sha256_of(path), content["training"])
+
+
+def _make_for_smoke(baseline: cli.Run, path: Path, command: str, data: Data, args) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):  # several processes may need it at once
+        if path.exists() and read(path)["data"]["sha256"] == data.digest:
+            return
+        progress.say(f"smoke: no baseline yet, making it: {command}")
+        alone = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+        if subprocess.run([sys.executable, paths.ROOT / baseline.script, *_options(args)], env=alone).returncode:
+            raise UserError(f"making the baseline failed: {command}")
 
 
 def _options(args) -> list[str]:

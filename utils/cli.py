@@ -17,6 +17,11 @@ from utils.errors import UserError
 BACKENDS = {  # what --backend accepts for each (method, dtype), default first
     ("fp32", "fp32"): ("native",),
     ("ptq", "int8"): ("fbgemm", "x86", "onednn", "qnnpack"),
+    ("ptq", "fp16"): ("half", "amp"),
+    ("ptq", "int16"): ("simulated",),
+    ("qat", "int8"): ("fbgemm", "x86", "onednn", "qnnpack", "native"),
+    ("qat", "fp16"): ("half", "amp"),
+    ("qat", "int16"): ("simulated",),
 }
 BATCH_SIZES = (1, 8, 16, 32, 64)
 SMOKE_BATCH_SIZES = (1, 8)
@@ -28,7 +33,7 @@ class Run:
     """What a script stands for: one model, one method, one number format."""
 
     model: str  # alexnet | resnet18 | mobilenetv3
-    method: str  # fp32 | ptq | qat
+    method: str  # fp32 | ptq | qat | control
     dtype: str  # fp32 | fp16 | int16 | int8
 
     @property
@@ -39,7 +44,13 @@ class Run:
     @property
     def script(self) -> str:
         """The script's path from the repository root."""
+        if self.method == "control":
+            return Run(self.model, "qat", "int8").script
         return f"models/{self.name}.py" if self.method == "fp32" else f"quantization/{self.method}/{self.name}.py"
+
+    def on(self, backend: str) -> "Run":
+        """What running this on `backend` stands for: QAT without quantization is its own control, FP32 fine-tuned alike."""
+        return Run(self.model, "control", "fp32") if self.method == "qat" and backend == "native" else self
 
 
 def _whole_number(low: int, high: int) -> Callable[[str], int]:
@@ -102,7 +113,7 @@ def parse(doc: str, run: Run, argv: list[str] | None = None) -> argparse.Namespa
     args.batch_sizes = args.batch_sizes or (SMOKE_BATCH_SIZES if args.smoke else BATCH_SIZES)
     args.backends = BACKENDS[run.method, run.dtype] if args.backend == "all" else (args.backend,)
     args.init = args.init or ("scratch" if args.data is None or args.smoke else "imagenet")
-    if args.device == "cuda" and run.dtype == "int8":
+    if args.device == "cuda" and run.dtype == "int8" and args.backend != "native":
         raise UserError("--device cuda: torch's INT8 engines run on the CPU only; leave --device out.")
     if args.threads > cpu_count():
         raise UserError(f"--threads {args.threads}: this process may use {cpu_count()} CPUs; ask for at most that.")
@@ -118,19 +129,21 @@ def parse(doc: str, run: Run, argv: list[str] | None = None) -> argparse.Namespa
     return args
 
 
-def command(run: Run, args: argparse.Namespace, private: bool = False) -> str:
+def command(run: Run, args: argparse.Namespace, backend: str | None = None, private: bool = False) -> str:
     """The command that runs `run` on the same data, into the same folders, with the same seed as `args`.
 
     With `private`, folders are given by their last name only: a result that is published should not tell what the disk of
     its author looks like.
     """
-    given = {"data": args.data, "init": args.init if run.method == "fp32" else None, "seed": args.seed or None}
+    given = {"backend": backend if run.method != "fp32" else None, "data": args.data}
+    given |= {"init": args.init if run.method == "fp32" else None, "seed": args.seed or None}
+    given |= {"device": args.device if args.device != "cpu" else None}
     given |= {name: getattr(args, name) for name in ("results", "checkpoints")}
     defaults = {"results": paths.RESULTS, "checkpoints": paths.CHECKPOINTS}
     words = ["python", run.script]
     for option, value in given.items():
         if value is not None and value != defaults.get(option):
-            value = Path(value).name if private and option != "seed" else value
+            value = Path(value).name if private and option in ("data", "init", "results", "checkpoints") else value
             words += [f"--{option}", str(value)]
     return " ".join([shlex.quote(word) for word in words] + ["--smoke"] * args.smoke)
 

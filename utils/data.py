@@ -57,20 +57,28 @@ class Split:
             positions = np.arange(start, min(start + batch_size, len(self)))
             yield normalize(self.batch(positions, device)), torch.from_numpy(self.y[positions]).to(device)
 
-    def shuffled(self, batch_size: int, seed: int, device: str = "cpu", augmentation: dict | None = None):
+    def shuffled(
+        self, batch_size: int, seed: int, device: str = "cpu", augmentation: dict | None = None, part: tuple[int, int] = (0, 1)
+    ):
         """One epoch of full batches in an order drawn from `seed`, augmented, normalised, with their labels.
 
-        The rest that does not fill a batch is left out (another one each epoch): BatchNorm cannot learn from one image.
+        With `part` (rank, size), only every size-th image of each batch: all ranks together see what one process would. The
+        rest that does not fill a batch is left out (another one each epoch): BatchNorm cannot learn from one image.
         """
+        own = slice(part[0], None, part[1])
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self), generator=generator).numpy()
         batch_size = min(batch_size, len(self))
         for start in range(0, len(self) - batch_size + 1, batch_size):
-            positions = order[start : start + batch_size]
+            positions = order[start : start + batch_size][own]
             images = self.batch(positions, device)
             if augmentation:
-                images = augment(images, generator, **augmentation)
+                images = augment(images, torch.rand(batch_size, 5, generator=generator)[own], **augmentation)
             yield normalize(images), torch.from_numpy(self.y[positions]).to(device)
+
+    def part(self, rank: int, size: int) -> "Split":
+        """Every size-th image from `rank` on."""
+        return Split(self.images, self.labels, self.names, self.index[rank::size])
 
     def sample(self, count: int, seed: int = SPLIT_SEED) -> "Split":
         """At most `count` images, classes in equal parts where there are enough, chosen by name: the same everywhere."""
@@ -119,14 +127,13 @@ def normalize(images: torch.Tensor) -> torch.Tensor:
     return images.sub(mean).div_(std)
 
 
-def augment(images: torch.Tensor, generator: torch.Generator, crop: float, degrees: float) -> torch.Tensor:
+def augment(images: torch.Tensor, uniform: torch.Tensor, crop: float, degrees: float) -> torch.Tensor:
     """Random crops, flips and rotations of a batch (n, 3, h, w), as one affine resampling: pixels are interpolated once.
 
     A crop shows between `crop` and all of the image's side, placed anywhere inside; a rotation is uniform in +-`degrees`;
-    half of the images are mirrored. What falls outside the image is filled by reflection.
+    half of the images are mirrored. `uniform`, (n, 5) in [0, 1), is all the chance there is. What falls outside the image is
+    filled by reflection.
     """
-    n = len(images)
-    uniform = torch.rand(n, 5, generator=generator)
     side = crop + (1 - crop) * uniform[:, 0]
     angle = math.radians(degrees) * (2 * uniform[:, 1] - 1)
     mirror = torch.where(uniform[:, 2] < 0.5, -1.0, 1.0)

@@ -33,8 +33,10 @@ ISA = (
     "avx512_fp16",
     "amx_int8",
     "amx_bf16",
+    "amx_fp16",
     "asimd",
     "asimddp",
+    "asimdhp",
 )
 CODE = ("models", "quantization", "utils", "figures/*.py", "reproduce.py", "requirements.txt")
 
@@ -55,6 +57,12 @@ def cpu() -> tuple[str, tuple[str, ...]]:
 def has_vnni() -> bool:
     """Whether u8 x s8 products accumulate in 32 bits. Older x86 adds pairs in 16 bits first, which saturates."""
     return any("vnni" in flag or flag in ("amx_int8", "asimddp") for flag in cpu()[1])
+
+
+def group() -> tuple[int, int]:
+    """Number of this process, from 0, and how many train together: what `torchrun` tells, else (0, 1)."""
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    return (int(os.environ["RANK"]), size) if size > 1 and "RANK" in os.environ else (0, 1)
 
 
 def versions() -> dict[str, str]:

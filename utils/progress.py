@@ -5,11 +5,15 @@ import time
 
 from tqdm import tqdm
 
+from utils import environment
+
 LOG_EVERY_S = 15.0
 
 
 def say(text: str) -> None:
-    """Print one line now, above any bar that is being drawn."""
+    """Print one line now, above any bar that is being drawn; of processes that train together, only the first does."""
+    if environment.group()[0] > 0:
+        return
     with tqdm.external_write_mode(file=sys.stdout):
         print(text, flush=True)
 
@@ -25,7 +29,8 @@ class Bar:
         self.what, self.total, self.unit = what, total, unit
         self.done, self.started = 0, time.monotonic()
         self.last = self.started
-        self.bar = tqdm(total=total, desc=what, unit=unit, leave=False) if sys.stderr.isatty() else None
+        shown = sys.stderr.isatty() and environment.group()[0] == 0
+        self.bar = tqdm(total=total, desc=what, unit=unit, leave=False) if shown else None
 
     def __enter__(self) -> "Bar":
         return self

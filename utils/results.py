@@ -19,7 +19,7 @@ SECTIONS = (
     ("metrics", (
         "n_test", "accuracy", "accuracy_ci_low", "accuracy_ci_high", "precision", "recall", "specificity", "f1",
         "balanced_accuracy", "roc_auc", "average_precision", "log_loss", "brier", "ece", "tn", "fp", "fn", "tp",
-        "agreement_fp32", "logit_cosine", "sqnr_db", "kl_mean",
+        "agreement_fp32", "logit_cosine", "sqnr_db", "kl_mean", "accuracy_fake_quant", "agreement_fake_quant",
     )),
     ("timing", (
         "latency_ms_p50", "latency_ms_mean", "latency_ms_std", "latency_ms_ci_low", "latency_ms_ci_high", "latency_ms_p90",
@@ -27,7 +27,8 @@ SECTIONS = (
         "speedup_vs_eager_fp32_ci_high", "n_timed", "contended", "load_s", "peak_memory_mb", "protocol",
     )),
     ("footprint", ("size_mb", "parameters", "macs", "weight_modules", "quantized_modules", "quantized_share")),
-    ("environment", ("threads", "cpu", "isa", "torch", "git_commit", "git_dirty", "time_utc")),
+    ("training", ("training_dtype",)),
+    ("environment", ("native_fp16", "threads", "cpu", "isa", "torch", "git_commit", "git_dirty", "time_utc")),
     ("provenance", ("code_sha256", "data_sha256", "baseline_sha256", "artifact_sha256")),
 )  # fmt: skip
 COLUMNS = tuple(column for _, columns in SECTIONS for column in columns)
@@ -78,7 +79,7 @@ def read(path: Path) -> dict:
 def rebuild(folder: Path) -> Path:
     """Write results.csv of a study from its runs; the same runs give the same bytes."""
     rows = [row for path in sorted((folder / "runs").glob("*.json")) for row in rows_of(read(path))]
-    rows.sort(key=lambda row: tuple(row[column] for column in KEY))
+    rows.sort(key=lambda row: tuple((row[column] is not None, row[column]) for column in KEY))
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -89,7 +90,7 @@ def rebuild(folder: Path) -> Path:
 
 
 def rows_of(record: dict) -> list[dict]:
-    """The rows of a run: one for each batch size that was timed."""
+    """The rows of a run: one for each batch size that was timed, or one without where none was."""
     rows = []
     for timing in record["timing"]:
         parts = {**record, "timing": timing}
@@ -110,5 +111,6 @@ def _cell(value) -> str:
 
 def describe(run: cli.Run, study: str, backend: str, simulated: bool, args) -> dict:
     """The part of a record that says what was run."""
+    run = run.on(backend)
     names = {"study": study, "model": run.model, "method": run.method, "dtype": run.dtype}
     return names | {"backend": backend, "device": args.device, "simulated": simulated, "seed": args.seed}

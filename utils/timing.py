@@ -20,6 +20,7 @@ WARMUP_S, WARMUP_RUNS = 0.5, 3
 ROUND_S = 0.1  # each side's share of a round
 BUDGET_S = 6.0  # for a batch size, both sides together
 MIN_ROUNDS, MAX_ROUNDS = 5, 30
+NOT_TIMED = {"batch_size": None}  # the entry of a simulated backend, whose speed says nothing
 CONTENDED = 1.2  # a spread of the rounds' medians above this means that something else was running
 
 

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils import architectures, checkpoints, cli, paths, progress
+from utils import architectures, checkpoints, cli, distributed, paths, progress
+from utils.checkpoints import Checkpoint
 from utils.data import Data, Split
 from utils.environment import cpu
 from utils.errors import UserError
@@ -24,15 +25,15 @@ EVAL_BATCH = 64
 SMOKE = {"epochs": 1, "batch_size": 8}
 
 
-def autocast(device: str, wanted: bool) -> tuple[contextlib.AbstractContextManager, str]:
-    """Mixed precision where the device gains from it, and the name of the format: fp16, bf16 or fp32 (none).
+def autocast(device: str, wanted: bool | str) -> tuple[contextlib.AbstractContextManager, str]:
+    """Mixed precision, and the name of its format: fp16, bf16 or fp32 (none).
 
-    CUDA: FP16 with loss scaling. CPU: BF16, which needs no loss scaling, if the processor multiplies it natively; emulated
-    BF16 would be slower than FP32.
+    CUDA: FP16 with loss scaling. CPU: BF16, which needs no loss scaling, if the processor multiplies it natively; emulated, it
+    is slower than FP32 and used only if `wanted` is "always".
     """
     if wanted and device == "cuda":
         return torch.autocast("cuda", torch.float16), "fp16"
-    if wanted and {"avx512_bf16", "amx_bf16"} & set(cpu()[1]):
+    if wanted == "always" or (wanted and {"avx512_bf16", "amx_bf16"} & set(cpu()[1])):
         return torch.autocast("cpu", torch.bfloat16), "bf16"
     return contextlib.nullcontext(), "fp32"
 
@@ -73,9 +74,25 @@ def predict(model: nn.Module, split: Split, device: str = "cpu") -> np.ndarray:
 
 
 def validate(model: nn.Module, split: Split, device: str) -> tuple[float, float]:
-    """Cross-entropy in nats and accuracy (0 to 1) on a split."""
-    logits, y = torch.from_numpy(predict(model, split, device)), torch.from_numpy(split.y)
-    return F.cross_entropy(logits, y).item(), (logits.argmax(1) == y).float().mean().item()
+    """Cross-entropy in nats and accuracy (0 to 1) on a split, of which each process of a group computes a part."""
+    part = split.part(distributed.rank(), distributed.size())
+    logits, y = torch.from_numpy(predict(model, part, device)), torch.from_numpy(part.y)
+    sums = [F.cross_entropy(logits, y, reduction="sum").item(), float((logits.argmax(1) == y).sum()), float(len(part))]
+    loss, right, count = distributed.total(sums, device)
+    return loss / count, right / count
+
+
+def freeze(model: nn.Module, recipe: dict, epoch: int) -> None:
+    """Stop estimating what the recipe's schedule says is settled: `freeze_bn` and `freeze_observers` name the first epochs.
+
+    BatchNorm then normalises with its running statistics, as it will when deployed (Krishnamoorthi 2018, arXiv:1806.08342,
+    section 3.2.1); quantization ranges stay as they are.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and epoch >= recipe.get("freeze_bn", math.inf):
+            module.eval()
+        if hasattr(module, "freeze") and epoch >= recipe.get("freeze_observers", math.inf):
+            module.freeze()
 
 
 class Training:
@@ -83,6 +100,7 @@ class Training:
 
     def __init__(self, model: nn.Module, data: Data, recipe: dict, head: set[str], seed: int, device: str):
         self.model = model.to(device, memory_format=torch.channels_last)
+        self.network = distributed.parallel(self.model)
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = recipe["bn_momentum"]
@@ -116,7 +134,7 @@ class Training:
     def step(self, x: torch.Tensor, y: torch.Tensor) -> float:
         """One optimizer step; returns the loss."""
         with self.autocast:
-            loss = F.cross_entropy(self.model(x).float(), y, label_smoothing=self.recipe["label_smoothing"])
+            loss = F.cross_entropy(self.network(x).float(), y, label_smoothing=self.recipe["label_smoothing"])
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
@@ -130,30 +148,35 @@ class Training:
     def epoch(self) -> None:
         """Train one epoch, validate, and keep the weights if they are the best so far."""
         number, started = len(self.history), time.perf_counter()
-        torch.manual_seed(np.random.SeedSequence([self.seed, number]).generate_state(1)[0].item())  # dropout
-        self.model.train()
+        entropy = [self.seed, number, *[distributed.rank()] * (distributed.rank() > 0)]
+        torch.manual_seed(np.random.SeedSequence(entropy).generate_state(1)[0].item())  # dropout
+        self.network.train()
+        freeze(self.model, self.recipe, number)
         losses = []
         batch_size, augmentation = self.recipe["batch_size"], self.recipe["augment"]
         label = f"epoch {number + 1}/{self.recipe['epochs']}"
         with progress.Bar(label, max(1, len(self.data.train) // batch_size), "steps") as bar:
             seed = np.random.SeedSequence([self.seed, number, 1]).generate_state(1)[0].item()
-            for x, y in self.data.train.shuffled(batch_size, seed, self.device, augmentation):
+            part = distributed.rank(), distributed.size()
+            for x, y in self.data.train.shuffled(batch_size, seed, self.device, augmentation, part):
                 losses.append(self.step(x, y))
                 bar.step(note=f"loss {losses[-1]:.3f}")
+        distributed.share(self.model)
+        train_loss = distributed.total([sum(losses)], self.device)[0] / len(losses) / distributed.size()
         loss, accuracy = validate(self.model, self.data.validation, self.device)
-        if not math.isfinite(loss) or not all(map(math.isfinite, losses)):
+        if not math.isfinite(loss) or not math.isfinite(train_loss):
             raise UserError(f"{label}: the loss is not finite; lower the learning rates in RECIPE.")
         if self.by_epoch:
             self.by_epoch.step(loss)
         seconds = time.perf_counter() - started
-        entry = {"epoch": number, "train_loss": float(np.mean(losses)), "validation_loss": loss}
+        entry = {"epoch": number, "train_loss": train_loss, "validation_loss": loss}
         self.history.append(entry | {"validation_accuracy": accuracy, "seconds": seconds})
-        score = (accuracy, -loss)
+        score = (accuracy, -loss) if self.recipe.get("keep", "best") == "best" else (number, 0.0)
         if score > tuple(self.best["score"]):
             self.best = {"epoch": number, "score": score, "weights": copy.deepcopy(self.model.state_dict())}
         progress.say(
             f"{label}: train loss {entry['train_loss']:.4f}, validation loss {loss:.4f}, "
-            f"accuracy {100 * accuracy:.2f} % (best {100 * self.best['score'][0]:.2f} %), {seconds:.0f} s"
+            f"accuracy {100 * accuracy:.2f} % (epoch {self.best['epoch'] + 1} is kept), {seconds:.0f} s"
         )
 
     @property
@@ -163,25 +186,51 @@ class Training:
 
 
 def run(run: cli.Run, model: nn.Module, pretrained: set[str], init: str, data: Data, recipe: dict, args) -> None:
-    """Train the model of `run` by `recipe` and save it as its checkpoint, unless the same training has been done already.
+    """Train the model of `run` from `init` by `recipe` and save it as its checkpoint, unless that has been done already.
 
-    `pretrained` names the parameters that `init` provided; all others, and the last layer, count as head. A smoke run takes
-    one epoch.
+    `pretrained` names the parameters that `init` provided; all others, and the last layer, count as head.
     """
-    recipe = recipe | (SMOKE if args.smoke else {})
-    facts = {"recipe": recipe, "init": init, "data": data.digest, "seed": args.seed, "device": args.device}
-    fingerprint = checkpoints.fingerprint(**facts)
-    path = checkpoints.path_of(run, data.study, args)
-    if path.exists() and checkpoints.read(path)["training"]["fingerprint"] == fingerprint:
-        progress.say(f"training: done before, {path}; delete it to train again")
-        return
     head = {name for name, _ in model.named_parameters() if name not in pretrained or architectures.is_head(run.model, name)}
+    _train(run, checkpoints.path_of(run, data.study, args), model, head, {"init": init}, data, recipe, args)
+
+
+def finetune(run: cli.Run, backend, prepared: nn.Module, baseline: Checkpoint, data: Data, recipe: dict, args) -> Checkpoint:
+    """QAT: train what `backend` prepared from `baseline`, by recipe["training"], unless that has been done already.
+
+    Backends that train alike share the result, and so do scripts: the control of the three QAT scripts of a model is one.
+    """
+    run = run.on(backend.name)
+    tag, settings = backend.training(recipe)
+    schedule = recipe["training"] | ({"amp": False} if run.method == "control" else {})
+    head = {name for name, _ in prepared.named_parameters() if architectures.is_head(run.model, name)}
+    start = {"init": baseline.sha256, "backend": settings}
+    path = checkpoints.path_of(run, data.study, args, tag)
+    training = _train(run, path, prepared, head, start, data, schedule, args)
+    return Checkpoint(path, prepared.eval(), checkpoints.sha256_of(path) if path.exists() else "", training)
+
+
+def _train(run: cli.Run, path: Path, model: nn.Module, head: set[str], start: dict, data: Data, recipe: dict, args) -> dict:
+    """Train `model` in place, or load what the same training gave before; returns the facts that are stored with it."""
+    recipe = recipe | (SMOKE if args.smoke else {})
+    distributed.join(args.device, args.threads, recipe["batch_size"])
+    facts = {"recipe": recipe, **start, "data": data.digest, "seed": args.seed, "device": args.device}
+    fingerprint = checkpoints.fingerprint(**facts)
+    distributed.wait()  # before process 0 may write what the others look for
+    if path.exists() and (stored := checkpoints.read(path))["training"]["fingerprint"] == fingerprint:
+        progress.say(f"training: done before, {path}; delete it to train again")
+        distributed.wait()
+        model.load_state_dict(stored["state_dict"])
+        return stored["training"]
+    distributed.wait()
     resume = path.with_suffix(".resume")
     trained = fit(model, data, recipe, head=head, seed=args.seed, device=args.device, resume=resume, fingerprint=fingerprint)
-    facts |= trained | {"fingerprint": fingerprint}
-    checkpoints.save(path, run.model, model, data, facts)
-    resume.unlink(missing_ok=True)
-    progress.say(f"training: saved {path}")
+    facts |= trained | {"fingerprint": fingerprint, "processes": distributed.size()}
+    if distributed.rank() == 0:
+        checkpoints.save(path, run.model, model, data, facts)
+        resume.unlink(missing_ok=True)
+        progress.say(f"training: saved {path}")
+    distributed.wait()
+    return facts
 
 
 def fit(
@@ -198,7 +247,7 @@ def fit(
     """Train `model` in place by `recipe` and leave it with the weights of its best validation epoch.
 
     `head` names the parameters trained at `head_lr`. The state after each epoch is written to `resume`; a state with the same
-    `fingerprint` found there is continued. Returns history (one entry an epoch), best_epoch and the AMP format.
+    `fingerprint` found there is continued. Returns history (one entry an epoch), best_epoch and training_dtype.
     """
     training = Training(model, data, recipe, head, seed, device)
     if resume.exists():
@@ -211,8 +260,9 @@ def fit(
             progress.say(f"training goes on after epoch {len(training.history)}")
     while not training.finished:
         training.epoch()
-        with paths.atomic(resume) as temporary:
-            torch.save({"fingerprint": fingerprint, "state": training.state()}, temporary)
+        if distributed.rank() == 0:
+            with paths.atomic(resume) as temporary:
+                torch.save({"fingerprint": fingerprint, "state": training.state()}, temporary)
     model.load_state_dict(training.best["weights"])
     model.eval()
-    return {"history": training.history, "best_epoch": training.best["epoch"], "amp": training.amp}
+    return {"history": training.history, "best_epoch": training.best["epoch"], "training_dtype": training.amp}

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils import backends, footprint
+from utils import backends, diagnose, footprint, progress
 from utils.data import Split
 from utils.errors import UserError
 
@@ -75,8 +75,18 @@ class _Server:
 
     def logits(self, split: Split, batch_size: int) -> np.ndarray:
         """Logits of a split in order, float32 (len(split), 2)."""
-        with torch.inference_mode():
-            return np.concatenate([self.run(x) for x, _ in split.batches(batch_size, self.device)])
+        with progress.Bar("test images", len(split), "images") as bar:
+            found = []
+            for x, _ in split.batches(batch_size, self.device):
+                found.append(self.run(x))
+                bar.step(len(x))
+        return np.concatenate(found)
+
+    def watched(self, split: Split, batch_size: int) -> tuple[np.ndarray, dict]:
+        """The same, and the `extremes` of all layers' outputs on the way."""
+        with diagnose.extremes(self.predict) as found:
+            logits = self.logits(split, batch_size)
+        return logits, found
 
     def run(self, x: torch.Tensor) -> np.ndarray:
         """Logits of a batch, float32 (n, 2)."""

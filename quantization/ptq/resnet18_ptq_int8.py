@@ -23,14 +23,15 @@ RECIPE = dict(
 
 
 def main(args):
-    from utils import backends, checkpoints, data, measure  # torch: after --help has answered
+    from utils import backends, checkpoints, data, measure, sensitivity  # torch: after --help has answered
 
     images = data.load(args)
     baseline = checkpoints.load(RUN, images, args)
     calibration = images.train.calibration(RECIPE["calibration_images"])
     for backend in backends.select(args):
-        deployed = backend.quantize(baseline.model, calibration, RECIPE)
-        measure.run(RUN, RECIPE, deployed, images, baseline, args)
+        recipe = sensitivity.resolve(backend, baseline.model, calibration, images.validation, RECIPE)
+        deployed = backend.quantize(baseline.model, calibration, recipe)
+        measure.run(RUN, recipe, deployed, images, baseline, args)
 
 
 if __name__ == "__main__":

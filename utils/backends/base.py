@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from torch import nn
+
+from utils.checkpoints import Checkpoint
 
 Predictor = Callable[[torch.Tensor], torch.Tensor]  # float32 (n, 3, 224, 224), normalised -> float32 logits (n, 2)
 
@@ -16,11 +19,14 @@ class Deployed:
 
     backend: "Backend"
     predict: Predictor
-    save: Callable[[Path], None]  # writes the artifact to a path
+    save: Callable[[Path], None] | Path  # writes the artifact to a path, or says where it lies already
+    network: nn.Module  # what `predict` runs, its layers named as in the float model
+    reference: nn.Module | None  # the same in FP32, layer for layer; None where nothing was converted
     weight_modules: int  # convolutions and linear layers in the network
     quantized_modules: int  # of these, how many compute on quantized weights
     parameters: int  # numbers in weights and biases, packed ones included
     quantized_parameters: int  # of these, how many are stored quantized
+    fake_quant: nn.Module | None = None  # the network that QAT trained, rounding in FP32
     facts: dict = field(default_factory=dict)  # what else a reader should know, JSON-able
 
 
@@ -30,9 +36,22 @@ class Backend(Protocol):
     name: str
     suffix: str
     simulated: bool  # computes what other hardware would, in float: accuracy counts, speed says nothing
+    watched: bool  # its number format overflows early: every layer's output is checked while the test images run
 
     def problem(self, device: str) -> str | None:
         """Why this backend cannot run here, in a few words; None if it can."""
+
+    def quantize(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> Deployed:
+        """PTQ: convert a float `model` as `recipe` says, with ranges from calibration `images` (n, 3, 224, 224)."""
+
+    def training(self, recipe: dict) -> tuple[str, dict]:
+        """QAT: a short tag, and all settings of this backend that decide what is trained; equal ones share one training."""
+
+    def prepare(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> nn.Module:
+        """QAT: a trainable copy of `model` that rounds as the deployed network will; ranges start from `images`."""
+
+    def convert(self, trained: Checkpoint, model: nn.Module, images: torch.Tensor, recipe: dict) -> Deployed:
+        """QAT: convert what `prepare` gave, trained; of the float `model` only the structure is used."""
 
     def load(self, path: Path, device: str) -> Predictor:
         """The artifact at `path`, ready to run."""

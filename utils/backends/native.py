@@ -1,7 +1,6 @@
-"""Eager FP32 PyTorch: the baseline that everything else is compared with."""
+"""Eager FP32 PyTorch: the baseline that everything else is compared with, and the control of QAT."""
 
 import copy
-import shutil
 from pathlib import Path
 
 import torch
@@ -9,29 +8,41 @@ from torch import nn
 
 from utils import architectures, checkpoints
 from utils.backends.base import Deployed, Predictor
+from utils.checkpoints import Checkpoint
 
 
 class Native:
     """Eager FP32 with the memory layout (channels last) that is the faster one on CPU and GPU alike."""
 
-    name, suffix, simulated = "native", ".pt", False
+    name, suffix, simulated, watched = "native", ".pt", False, False
 
     def problem(self, device: str) -> str | None:
         return None
 
-    def deploy(self, checkpoint: checkpoints.Checkpoint, device: str) -> Deployed:
-        """The FP32 baseline itself: its artifact is its checkpoint."""
-        model = copy.deepcopy(checkpoint.model).to(device, memory_format=torch.channels_last)
-        weighted = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    def deploy(self, trained: Checkpoint) -> Deployed:
+        """A trained FP32 model as it is: its artifact is its checkpoint."""
+        model = copy.deepcopy(trained.model).to(memory_format=torch.channels_last)
         return Deployed(
             backend=self,
             predict=model,
-            save=lambda path: shutil.copyfile(checkpoint.path, path),
-            weight_modules=len(weighted),
+            save=trained.path,
+            network=model,
+            reference=None,
+            weight_modules=sum(isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules()),
             quantized_modules=0,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             quantized_parameters=0,
         )
+
+    def training(self, recipe: dict) -> tuple[str, dict]:
+        return "", {}
+
+    def prepare(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> nn.Module:
+        """The control: `model` itself, to be fine-tuned in FP32 by the schedule of its quantized siblings."""
+        return copy.deepcopy(model)
+
+    def convert(self, trained: Checkpoint, model: nn.Module, images: torch.Tensor, recipe: dict) -> Deployed:
+        return self.deploy(trained)
 
     def load(self, path: Path, device: str) -> Predictor:
         content = checkpoints.read(path)

@@ -1,0 +1,45 @@
+"""AlexNet, INT16 by quantization-aware training, simulated: fine-tune with 16-bit rounding, store integers, measure.
+
+    python quantization/qat/alexnet_qat_int16.py --data PATH
+
+Forward passes see weights and activations as 16-bit hardware would hold them, gradients pass straight through the rounding. The
+schedule is that of the control (alexnet_qat_int8.py --backend native), so the two can be compared.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from utils import cli
+
+RUN = cli.Run(model="alexnet", method="qat", dtype="int16")
+RECIPE = dict(
+    training=dict(
+        epochs=2, batch_size=32, keep="last", patience=0,  # no early stop: the schedule is the point
+        backbone_lr=3e-6, head_lr=3e-6, schedule="cosine", warmup_epochs=0.5,
+        weight_decay=0.01, label_smoothing=0.05, clip_norm=1.0,
+        augment=dict(crop=0.7, degrees=15),  # smallest crop as a share of the side; rotation
+        bn_momentum=0.1, freeze_bn=1, freeze_observers=0,  # from which epoch on, counted from 0
+        amp=False,
+    ),
+    activations="minmax",  # or percentile, mse, entropy: with 65,536 values there is no need to clip
+    headroom=4.0,  # two of the 16 bits, against clipping what calibration did not see
+    calibration_images=256,
+)  # fmt: skip
+
+
+def main(args):
+    from utils import backends, checkpoints, data, measure, train  # torch: after --help has answered
+
+    images = data.load(args)
+    baseline = checkpoints.load(RUN, images, args)
+    calibration = images.train.calibration(RECIPE["calibration_images"])
+    for backend in backends.select(args):
+        prepared = backend.prepare(baseline.model, calibration, RECIPE)
+        trained = train.finetune(RUN, backend, prepared, baseline, images, RECIPE, args)
+        deployed = backend.convert(trained, baseline.model, calibration, RECIPE)
+        measure.run(RUN, RECIPE, deployed, images, baseline, args, trained)
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__, RUN)

@@ -1,0 +1,399 @@
+"""The runner of the study: its order, its estimate, its reasons, and whole runs of it over tiny stand-ins for the scripts."""
+
+import argparse
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import reproduce
+from utils import cli, environment, paths, results
+
+ROOT = Path(__file__).resolve().parents[1]
+MODELS = ("alexnet", "resnet18", "mobilenetv3")
+# Two kinds are enough, and keep these tests true whatever scripts the study gains.
+BACKENDS = {("fp32", "fp32"): ("native",), ("ptq", "int8"): ("fbgemm", "x86")}
+DIGEST = "0" * 64
+DRIVER = f"""
+import runpy, signal, sys, types
+from pathlib import Path
+
+sys.path.insert(0, {str(ROOT)!r})
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in the background, as tests may
+sys.modules["torch"] = None  # no stand-in needs it, and neither does the runner
+sys.modules["utils.data"] = types.SimpleNamespace(load=lambda args: types.SimpleNamespace(study="drawn", digest={DIGEST!r}))
+from utils import cli, paths
+
+cli.BACKENDS = {BACKENDS!r}
+paths.ROOT = Path("code").resolve()
+runpy.run_path({str(ROOT / "reproduce.py")!r}, run_name="__main__")
+"""
+
+
+class Home:
+    """A folder with a stand-in for every script, each of which prints a line and notes its own command."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        for model in MODELS:
+            self.script(f"models/{model}_fp32.py")
+            self.script(f"quantization/ptq/{model}_ptq_int8.py")
+
+    def script(self, name, body=""):
+        path = self.folder / "code" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        head = "import os, signal, sys, time\nfrom pathlib import Path\n"
+        head += "with open('ran.txt', 'a') as file:\n    print(Path(__file__).stem, *sys.argv[1:], file=file)\n"
+        path.write_text(head + f"print('hello from {name}')\n" + body)
+
+    def start(self, *options, **how):
+        command = [sys.executable, "-c", DRIVER, "--results", "out", "--checkpoints", "weights", *options]
+        how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | how
+        return subprocess.Popen(command, cwd=self.folder, text=True, env=os.environ | {"PYTHONUNBUFFERED": ""}, **how)
+
+    def run(self, *options):
+        """Exit status, stdout, stderr, and the table as {"alexnet_fp32 native": what happened}."""
+        process = self.start(*options)
+        out, err = process.communicate(timeout=60)
+        return process.returncode, out, err, table(out)
+
+    def ran(self):
+        path = self.folder / "ran.txt"
+        return [re.match(r"\S+( --backend \w+)?", line)[0] for line in path.read_text().splitlines()] if path.exists() else []
+
+    def record(self, run, backend, batch_sizes=(1, 8, 16, 32, 64), simulated=False, **changed):
+        """Results as the real scripts leave them, as far as the runner reads them."""
+        args = argparse.Namespace(device="cpu", seed=0)
+        said = results.describe(run, "drawn", backend, simulated, args)
+        known = {"data_sha256": DIGEST, "baseline_sha256": "fp32", "artifact_sha256": "fp32" if run.method == "fp32" else "int8"}
+        known["code_sha256"] = environment.code_sha256(run.script)
+        content = {"run": said, "provenance": known | changed, "training": {"init": "scratch"}}
+        content["timing"] = [{"batch_size": size} for size in batch_sizes]
+        path = self.folder / "out/drawn/runs" / f"{results.run_id(said)}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+
+
+def table(out):
+    rows = re.findall(r"^(\w+_(?:fp32|ptq_int8)) +(\w+) +\d+ s  (.*)$", out, re.MULTILINE)
+    return {f"{name} {backend}": what for name, backend, what in rows}
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "ROOT", tmp_path / "code")  # for the digests in records
+    monkeypatch.setattr(cli, "BACKENDS", BACKENDS)
+    return Home(tmp_path)
+
+
+# --- its parts
+
+
+@pytest.mark.parametrize("methods", [reproduce.METHODS, ("fp32", reproduce.METHODS[-1])])
+def test_every_baseline_comes_before_what_needs_it(methods):
+    chosen = argparse.Namespace(models=MODELS, methods=methods, dtypes=reproduce.DTYPES, backends=reproduce.ENGINES)
+    jobs = reproduce.plan(chosen)
+    assert {run.method for run, _ in jobs} == set(methods)
+    for number, (run, _) in enumerate(jobs):
+        assert run.method == "fp32" or (cli.Run(run.model, "fp32", "fp32"), "native") in jobs[:number]
+
+
+def test_the_plan_is_everything_once_or_what_was_asked_for():
+    everything = argparse.Namespace(models=MODELS, methods=reproduce.METHODS, dtypes=reproduce.DTYPES, backends=reproduce.ENGINES)
+    jobs = reproduce.plan(everything)
+    assert len(set(jobs)) == len(jobs) == len(MODELS) * sum(map(len, cli.BACKENDS.values()))
+    part = argparse.Namespace(models=["resnet18"], methods=["ptq"], dtypes=["int8"], backends=["x86", "native"])
+    assert reproduce.plan(part) == [(cli.Run("resnet18", "ptq", "int8"), "x86")]
+
+
+def test_the_estimate_is_by_kind_where_one_has_finished():
+    fp32, int8, fp16 = ("fp32", "fp32"), ("ptq", "int8"), ("ptq", "fp16")
+    finished = [(fp32, 100.0), (fp32, 300.0), (int8, 20.0)]
+    assert reproduce.seconds_left([fp32], finished) == 200  # (100 + 300) / 2
+    assert reproduce.seconds_left([int8, int8, int8], finished) == 60  # 3 * 20
+    assert reproduce.seconds_left([fp16], finished) == 140  # none of its kind: (100 + 300 + 20) / 3
+    assert reproduce.seconds_left([fp32, int8, int8, fp16, fp16], finished) == 200 + 2 * 20 + 2 * 140
+    assert reproduce.seconds_left([], finished) == 0
+    assert reproduce.seconds_left([fp32, int8], []) is None
+
+
+def test_the_headers_estimate_what_will_be_run(monkeypatch, capsys):
+    clock, seconds = [0.0], {"resnet18_fp32": 600, "alexnet_fp32": 60, "ptq_int8": 84, "ptq_int16": 9}
+
+    def execute(run, words):
+        clock[0] += next(value for name, value in seconds.items() if run.name.endswith(name))
+        return "failed: why" if run.name == "alexnet_fp32" else "ok"
+
+    monkeypatch.setattr(reproduce, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(reproduce, "execute", execute)
+    monkeypatch.setattr(reproduce, "done", lambda run, words, images: words == ["there"])
+    fp32, int8, int16 = ("fp32", "fp32"), ("ptq", "int8"), ("ptq", "int16")
+    jobs = [("resnet18", fp32, []), ("alexnet", fp32, []), ("resnet18", int8, []), ("resnet18", int8, ["there"])]
+    jobs += [("alexnet", int8, []), ("resnet18", int16, []), ("mobilenetv3", int8, [])]
+    outcome = []
+    reproduce.work([(cli.Run(model, *kind), "x86", words) for model, kind, words in jobs], None, outcome)
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.partition("] ")[0] for line in printed if line] == [
+        "[1/7",
+        "[2/7, about 50 min left",  # five without the one that is there, 600 s each
+        "[3/7, about 30 min left",  # three without AlexNet's; what failed after 60 s says nothing
+        "[6/7, about 7 min left",  # (600 + 84) / 2 for INT16, and 84
+        "[7/7, about 84 s left",
+    ]
+    assert [taken for *_, taken in outcome] == [600, 60, 84, 0, 0, 9, 84]
+
+
+TRACEBACK = """Traceback (most recent call last):
+  File "x.py", line 1, in <module>
+    main()
+    ~~~~^^
+ValueError: first
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "x.py", line 3, in <module>
+
+    main()
+RuntimeError: in the measuring process:
+frame #0: deep in C++"""
+
+
+@pytest.mark.parametrize(
+    ("status", "stderr", "expected"),
+    [
+        (2, "a warning\nerror: x.py: no baseline\nerror: x.py: the last\n\nleaked semaphore", "x.py: the last"),
+        (2, "no error: here\nbut this\n\n", "but this"),
+        (1, TRACEBACK, "RuntimeError: in the measuring process:"),
+        (1, f"{TRACEBACK}\nresource_tracker: leaked", "RuntimeError: in the measuring process:"),
+        (1, "Traceback (most recent call last):\n  File 'x'\nKeyError: 'a'\n", "KeyError: 'a'"),
+        (1, f"{TRACEBACK}\nerror: x.py: told in one line", "x.py: told in one line"),
+        (3, "", "status 3"),
+        (3, "\n \n", "status 3"),
+        (-9, "", "killed by signal 9"),
+        (-6, "a warning\nterminate called", "killed by signal 6, after: terminate called"),
+    ],
+)
+def test_the_reason_of_a_failure(status, stderr, expected):
+    assert reproduce.reason(status, stderr.splitlines()) == expected
+
+
+# --- whole runs
+
+
+def test_it_runs_baselines_first_and_says_what_ran(home):
+    status, out, err, rows = home.run("--models", "resnet18", "alexnet", "--threads", "1")
+    order = ["resnet18_fp32", "alexnet_fp32"]
+    order += [f"{model}_ptq_int8 --backend {backend}" for model in ("resnet18", "alexnet") for backend in ("fbgemm", "x86")]
+    assert home.ran() == order
+    assert (status, err) == (0, "")
+    assert set(rows.values()) == {"ok"} and len(rows) == 6
+    assert out.splitlines()[-1] == "ran 6"
+    assert out.count("hello from models/alexnet_fp32.py") == 1
+    headers = [line for line in out.splitlines() if line.startswith("[")]
+    assert headers[0] == "[1/6] python models/resnet18_fp32.py --threads 1 --results out --checkpoints weights"
+    assert re.match(r"\[2/6, about \d+ s left\] python models/alexnet_fp32.py", headers[1])
+    assert len(headers) == 6
+    assert "study:" not in out  # the headers are what a log needs
+
+
+def test_it_goes_on_after_a_failure_but_not_without_a_baseline(home):
+    home.script("models/alexnet_fp32.py", "sys.exit('error: models/alexnet_fp32.py: the disk is full')")
+    home.script("quantization/ptq/resnet18_ptq_int8.py", "if 'x86' in sys.argv:\n    raise ValueError('one\\ntwo')")
+    home.script("quantization/ptq/mobilenetv3_ptq_int8.py", "os.kill(os.getpid(), signal.SIGKILL)")
+    status, out, err, rows = home.run()
+    assert status == 1
+    assert rows == {
+        "alexnet_fp32 native": "failed: models/alexnet_fp32.py: the disk is full",
+        "resnet18_fp32 native": "ok",
+        "mobilenetv3_fp32 native": "ok",
+        "alexnet_ptq_int8 fbgemm": "not run: its baseline failed",
+        "alexnet_ptq_int8 x86": "not run: its baseline failed",
+        "resnet18_ptq_int8 fbgemm": "ok",
+        "resnet18_ptq_int8 x86": "failed: ValueError: one",
+        "mobilenetv3_ptq_int8 fbgemm": "failed: killed by signal 9",
+        "mobilenetv3_ptq_int8 x86": "failed: killed by signal 9",
+    }
+    assert out.splitlines()[-1] == "ran 3, failed 4, not run 2"
+    assert not any("alexnet_ptq" in line for line in home.ran())
+    assert "the disk is full" in out.partition("[2/9")[0]  # passed on when it was said
+    assert err == ""
+
+
+def test_one_failure_is_enough_for_the_status(home):
+    home.script("quantization/ptq/alexnet_ptq_int8.py", "os._exit(3 if 'x86' in sys.argv else 0)")
+    status, out, _, rows = home.run("--models", "alexnet")
+    assert status == 1
+    assert rows["alexnet_ptq_int8 x86"] == "failed: status 3"
+    assert out.splitlines()[-1] == "ran 2, failed 1"
+
+
+def test_what_is_there_is_skipped(home):
+    baseline, quantized = cli.Run("alexnet", "fp32", "fp32"), cli.Run("alexnet", "ptq", "int8")
+    home.record(baseline, "native")
+    home.record(quantized, "fbgemm")
+    status, out, _, rows = home.run("--models", "alexnet")
+    assert status == 0
+    assert home.ran() == ["alexnet_ptq_int8 --backend x86"]
+    assert rows["alexnet_fp32 native"] == rows["alexnet_ptq_int8 fbgemm"]
+    assert rows["alexnet_ptq_int8 fbgemm"].startswith("skipped: done before")
+    assert out.splitlines()[-1] == "ran 1, skipped 2"
+    assert "[3/3] python" in out
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"code_sha256": "other"},
+        {"data_sha256": "other"},
+        {"baseline_sha256": "other"},
+        {"batch_sizes": (1, 8)},
+        {"batch_sizes": (None,)},
+    ],
+    ids=str,
+)
+def test_what_was_measured_otherwise_is_not_skipped(home, changed):
+    home.record(cli.Run("alexnet", "fp32", "fp32"), "native")
+    home.record(cli.Run("alexnet", "ptq", "int8"), "fbgemm", **changed)
+    *_, rows = home.run("--models", "alexnet", "--backends", "native", "fbgemm")
+    assert rows["alexnet_fp32 native"].startswith("skipped")
+    assert rows["alexnet_ptq_int8 fbgemm"] == "ok"
+
+
+def test_a_simulated_run_is_skipped_without_times(home):
+    home.record(cli.Run("alexnet", "fp32", "fp32"), "native")
+    home.record(cli.Run("alexnet", "ptq", "int8"), "fbgemm", batch_sizes=(None,), simulated=True)
+    assert home.run("--models", "alexnet", "--backends", "native", "fbgemm")[1].splitlines()[-1] == "skipped 2"
+
+
+def test_a_damaged_result_is_told_in_one_line(home):
+    home.record(cli.Run("alexnet", "fp32", "fp32"), "native")
+    (path,) = (home.folder / "out/drawn/runs").iterdir()
+    path.write_text("{")
+    status, _, err, _ = home.run("--models", "alexnet")
+    assert status == 2
+    assert err.startswith("error: reproduce.py: ") and path.name in err and len(err.splitlines()) == 1
+    assert home.ran() == []
+
+
+def test_a_bar_in_the_output_of_a_script_is_one_line(home):
+    home.script("models/alexnet_fp32.py", "sys.stderr.write('10%\\r60%\\r100%\\n')\nsys.stdout.buffer.write(b'\\xff odd')")
+    lines = home.run("--models", "alexnet", "--methods", "fp32")[1].splitlines()
+    assert "100%" in lines and "� odd" in lines
+    assert not any("60%" in line for line in lines)
+
+
+def test_ctrl_c_waits_for_the_script_and_prints_the_table_so_far(home):
+    body = """
+try:
+    Path('ready').touch()
+    time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(0.5)
+    Path('tidied').touch()
+    print('tidied up')
+    sys.exit(130)
+"""
+    home.script("models/resnet18_fp32.py", body)
+    process = home.start("--models", "alexnet", "resnet18", "mobilenetv3", start_new_session=True)
+    deadline = time.monotonic() + 30
+    while not (home.folder / "ready").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert table(out) == {"alexnet_fp32 native": "ok", "resnet18_fp32 native": "interrupted"}
+    assert out.splitlines()[-1] == "ran 1, interrupted 1"
+    assert "tidied up" in out and (home.folder / "tidied").exists()
+    assert err.startswith("error: interrupted") and len(err.splitlines()) == 1
+
+
+def test_a_terminal_gets_a_bar_below_the_lines(home):
+    pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
+    process = home.start("--models", "alexnet", stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    seen = b""
+    try:
+        while block := os.read(ours, 65536):
+            seen += block
+    except OSError:  # how Linux says that the other side is closed
+        pass
+    os.close(ours)
+    assert process.wait(timeout=30) == 0
+    text = seen.decode()
+    assert "study: 1/3" in text and re.search(r"study: 2/3 [^\r]*about \d+ s left", text)
+    assert "jobs/s" not in text.partition("[1/3]")[2]  # tqdm's own estimate
+    lines = [line.rpartition("\r")[2] for line in text.replace("\r\n", "\n").split("\n")]
+    assert "hello from models/alexnet_fp32.py" in lines  # on a line of its own
+    assert lines[-2] == "ran 3"
+
+
+# --- the command line
+
+
+def test_list_prints_a_command_a_line_fp32_first(tmp_path):
+    options = ("--list", "--batch-sizes", "1,8", "--results", "a b", "--threads", "1", "--seed", "3", "--smoke")
+    done = subprocess.run([sys.executable, ROOT / "reproduce.py", *options], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [shlex.split(line) for line in done.stdout.splitlines()]
+    assert len(lines) == len(MODELS) * sum(map(len, cli.BACKENDS.values()))
+    assert len({tuple(line) for line in lines}) == len(lines)
+    kinds = [line[1].startswith("models/") for line in lines]
+    assert kinds == sorted(kinds, reverse=True) and sum(kinds) == len(MODELS)
+    for python, script, *words in lines:
+        name = Path(script).stem.split("_")
+        run = cli.Run(name[0], *(("fp32", "fp32") if name[1] == "fp32" else name[1:]))
+        assert (python, script) == ("python", run.script)
+        asked = cli.parse("", run, words)
+        assert (asked.batch_sizes, asked.seed, asked.threads, asked.smoke) == ((1, 8), 3, 1, True)
+        assert asked.results.name == "a b"
+
+
+def test_init_goes_to_the_baselines_alone_with_the_model_filled_in(tmp_path):
+    command = [sys.executable, ROOT / "reproduce.py", "--list", "--models", "resnet18", "--init", "w/{model}.pth"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    first, *rest = done.stdout.splitlines()
+    assert first == "python models/resnet18_fp32.py --init w/resnet18.pth"
+    assert rest and not any("--init" in line for line in rest)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--models", "vgg"), "vgg"),
+        (("--methods", "fp32", "--backends", "fbgemm"), "nothing to run"),
+        (("--methods", "fp32", "--backends", "fbgemm", "--list"), "nothing to run"),
+        (("--threads", "1000"), "1000"),
+        (("--data", "nowhere"), "nowhere"),
+        (("--init", "nowhere/{model}.pth"), "nowhere/alexnet.pth"),
+        (("--batch-sizes", "0"), "'0'"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_line_without_torch(options, named, tmp_path):
+    code = (
+        f"import runpy, sys; sys.argv[0] = 'x'; sys.path.insert(0, {str(ROOT)!r}); sys.modules['torch'] = None; "
+        f"runpy.run_path({str(ROOT / 'reproduce.py')!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *options], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and named in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_reader_that_goes_away_is_no_traceback():
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run([sys.executable, ROOT / "reproduce.py", "--list"], stdout=theirs, stderr=subprocess.PIPE, text=True)
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (141, "")
