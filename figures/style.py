@@ -53,7 +53,8 @@ def read(path: Path) -> pd.DataFrame:
     methods = frame["method"].map({**METHODS, "fp32": ""})
     frame["method"] = pd.Categorical(frame["method"], list(METHODS), ordered=True)
     names = (frame["dtype"].map(DTYPES) + " " + methods + " " + frame["backend"]).str.split().str.join(" ")
-    frame["series"] = names + frame["simulated"].map({True: " (simulated)", False: ""})
+    unsaid = frame["simulated"] & (frame["backend"] != "simulated")
+    frame["series"] = names + unsaid.map({True: " (simulated)", False: ""})
     return frame.sort_values(["model", "method", "dtype", "backend"], kind="stable")
 
 

@@ -27,9 +27,24 @@ def main():
         + frame["contended"].map({True: " (contended)"}).fillna(""),
     })  # fmt: skip
     text = f"{style.title(frame, f'Study {args.study}')}\n\n{markdown(table)}\n"
+    if (repeated := over_seeds(frame)) is not None:
+        text += f"\nOver seeds (accuracy in %, spread as the standard deviation in points)\n\n{markdown(repeated)}\n"
     path = args.results / args.study / "tables.md"
     paths.write_text(path, text)
     print(f"{text}\nwritten: {path}")
+
+
+def over_seeds(frame: pd.DataFrame) -> pd.DataFrame | None:
+    """Mean and spread of the accuracy of what was run with more than one seed; None where nothing was."""
+    frame = frame.assign(model=frame["model"].astype(str), accuracy=100 * frame["accuracy"])
+    found = frame.groupby(["model", "series"], sort=False)["accuracy"].agg(["count", "mean", "std", "min", "max"]).reset_index()
+    found = found[found["count"] > 1]
+    if found.empty:
+        return None
+    spread = {name: found[name].map("{:.2f}".format) for name in ("mean", "std", "min", "max")}
+    return pd.DataFrame(
+        {"model": found["model"].map(style.MODELS), "variant": found["series"], "seeds": found["count"], **spread}
+    )
 
 
 def number(value: float, digits: int = 2) -> str:

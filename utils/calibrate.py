@@ -99,8 +99,11 @@ def mse(counts: np.ndarray, maximum: float, bits: int) -> float:
 def entropy(counts: np.ndarray, maximum: float, bits: int) -> float:
     """The limit whose quantized histogram has the least KL divergence from the clipped one (Migacz, GTC 2017, for 8 bits).
 
-    With more levels than bins, as at 16 bits, quantization leaves the histogram as it is and only clipping counts.
+    With at least as many levels as bins, as at 16 bits, quantization leaves the histogram as it is, and not clipping anything
+    has no divergence at all.
     """
+    if 2 ** (bits - 1) >= BINS:
+        return maximum
     levels, best = 2 ** (bits - 1), (np.inf, BINS)
     for length in range(128, BINS + 1, 16):
         reference = counts[:length].copy()

@@ -5,6 +5,7 @@ Every process sees an equal part of every batch, so a group takes the steps that
 
 import atexit
 import os
+import warnings
 from datetime import timedelta
 
 import torch
@@ -36,6 +37,8 @@ def join(device: str, threads: int, batch_size: int) -> None:
         return
     if batch_size % size():
         raise UserError(f"{size()} processes cannot share batches of {batch_size} evenly: start another number of them.")
+    # DDP would rather have gradients in its own memory layout; converting them costs nothing that can be measured here.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     torch.set_num_threads(max(1, threads // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))

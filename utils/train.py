@@ -206,7 +206,7 @@ def finetune(run: cli.Run, backend, prepared: nn.Module, baseline: Checkpoint, d
     start = {"init": baseline.sha256, "backend": settings}
     path = checkpoints.path_of(run, data.study, args, tag)
     training = _train(run, path, prepared, head, start, data, schedule, args)
-    return Checkpoint(path, prepared.eval(), checkpoints.sha256_of(path) if path.exists() else "", training)
+    return Checkpoint(path, prepared.eval(), checkpoints.sha256_of(path), training)
 
 
 def _train(run: cli.Run, path: Path, model: nn.Module, head: set[str], start: dict, data: Data, recipe: dict, args) -> dict:

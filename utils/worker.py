@@ -84,7 +84,7 @@ class _Server:
 
     def watched(self, split: Split, batch_size: int) -> tuple[np.ndarray, dict]:
         """The same, and the `extremes` of all layers' outputs on the way."""
-        with diagnose.extremes(self.predict) as found:
+        with diagnose.extremes(self.predict.network) as found:
             logits = self.logits(split, batch_size)
         return logits, found
 
