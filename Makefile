@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test figures lint
+.PHONY: setup demo test figures render lint
 
 setup: .venv/.ready
 
@@ -17,12 +17,17 @@ setup: .venv/.ready
 
 demo: setup
 	@echo "== MobileNetV3-Small on the drawn images: FP32 from scratch, then INT8 by post-training quantization"
-	$(BIN)/python reproduce.py --models mobilenetv3 --batch-sizes 1,32
+	$(BIN)/python reproduce.py --models mobilenetv3 --methods fp32 ptq --dtypes fp32 int8 --backends native fbgemm --batch-sizes 1,32
 	@echo "== figures and table"
-	@$(BIN)/python figures/accuracy_vs_latency.py
-	@$(BIN)/python figures/accuracy_by_dtype.py
-	@$(BIN)/python figures/layer_sqnr.py
-	@$(BIN)/python figures/tables.py
+	@$(MAKE) --no-print-directory render STUDY=drawn
+	@echo "== all 21 scripts and the control in small form: a few images and steps show that each works, and measure nothing"
+	$(BIN)/python reproduce.py --smoke --backends native fbgemm half simulated --batch-sizes 1
+
+# One study's figures and tables.
+render:
+	@for script in accuracy_vs_latency accuracy_by_dtype layer_sqnr tables; do \
+		$(BIN)/python figures/$$script.py --study $(STUDY) || exit 1; \
+	done
 
 test: setup lint
 	$(BIN)/python -m pytest -q
@@ -30,9 +35,7 @@ test: setup lint
 # The figures and tables of every study that has results.
 figures: setup
 	@for study in $$(ls results/*/results.csv 2>/dev/null | xargs -r -n1 dirname | xargs -r -n1 basename); do \
-		for script in accuracy_vs_latency accuracy_by_dtype layer_sqnr tables; do \
-			$(BIN)/python figures/$$script.py --study $$study || exit 1; \
-		done; \
+		$(MAKE) --no-print-directory render STUDY=$$study || exit 1; \
 	done
 
 lint: setup

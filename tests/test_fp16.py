@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils import architectures, backends, diagnose, environment, metrics
+from utils import architectures, backends, environment, metrics, watch
 from utils.backends import fp16
 from utils.checkpoints import Checkpoint
 
@@ -96,7 +96,7 @@ def test_overflow_within_the_network_is_counted_even_if_the_answer_is_finite(mod
         model.bn.weight[0] = 0
         model.fc.weight[:, 0] = 0
     deployed = backends.get("half").quantize(model, None, {})
-    with diagnose.extremes(deployed.predict) as found, torch.inference_mode():
+    with watch.extremes(deployed.predict) as found, torch.inference_mode():
         deployed.predict(IMAGES)
         deployed.predict(IMAGES)
     assert found["nonfinite"] > 0
@@ -104,7 +104,7 @@ def test_overflow_within_the_network_is_counted_even_if_the_answer_is_finite(mod
 
 
 def test_the_largest_value_is_found_where_it_is(model):
-    with diagnose.extremes(model) as found, torch.inference_mode():
+    with watch.extremes(model) as found, torch.inference_mode():
         model(IMAGES)
         expected = model.conv(2 * IMAGES).abs().max().item()
         model(2 * IMAGES)

@@ -83,7 +83,7 @@ def test_results_csv_has_a_row_for_each_run_and_batch_size(smoke):
     timed = [row for row in found if row["simulated"] == "false"]
     assert len(timed) == 2 * (len(COMMANDS) - len(simulated))
     for row in timed:
-        assert row["n_test"] == "32"
+        assert row["n_test"] == "16"
         assert float(row["latency_ms_p50"]) > 0
         assert float(row["throughput_ips"]) > 0
         assert float(row["peak_memory_mb"]) > 50  # no network runs in less, so this is a peak and no difference

@@ -33,11 +33,11 @@ def test_one_seed_has_no_spread(tmp_path):
 
 def test_the_baseline_comes_first_and_simulated_runs_say_so(tmp_path):
     rows = [
-        dict(model="resnet18", seed=0, accuracy=0.9, method="ptq", dtype="int16", backend="simulated", simulated=True, batch_size=None),
-        dict(model="resnet18", seed=0, accuracy=0.9, method="control", dtype="fp32", backend="native"),
-        dict(model="resnet18", seed=0, accuracy=0.9, method="fp32", dtype="fp32", backend="native"),
-    ]  # fmt: skip
-    frame = results(tmp_path, *rows)
+        dict(method="ptq", dtype="int16", backend="simulated", simulated=True, batch_size=None),
+        dict(method="control", dtype="fp32", backend="native"),
+        dict(method="fp32", dtype="fp32", backend="native"),
+    ]
+    frame = results(tmp_path, *[dict(model="resnet18", seed=0, accuracy=0.9) | row for row in rows])
     assert frame["series"].tolist() == ["FP32 native", "FP32 control native", "INT16 PTQ simulated"]
     one, batch = style.one_batch(frame)
     assert (len(one), batch) == (3, 1)

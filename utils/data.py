@@ -21,7 +21,7 @@ SPLIT_SEED = 0  # never --seed: all seeds of a study must share their test image
 TEST_SHARE, VALIDATION_SHARE = 0.20, 0.15
 DRAWN_SEED = 0
 DRAWN_COUNTS = {"train": 1700, "val": 300, "test": 1000}
-SMOKE_COUNTS = {"train": 64, "val": 16, "test": 32}
+SMOKE_COUNTS = {"train": 32, "val": 16, "test": 16}
 KAGGLE_DATASET = "tongpython/cat-and-dog"
 
 

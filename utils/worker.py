@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils import backends, diagnose, footprint, progress
+from utils import backends, footprint, progress, watch
 from utils.data import Split
 from utils.errors import UserError
 
@@ -84,7 +84,7 @@ class _Server:
 
     def watched(self, split: Split, batch_size: int) -> tuple[np.ndarray, dict]:
         """The same, and the `extremes` of all layers' outputs on the way."""
-        with diagnose.extremes(self.predict.network) as found:
+        with watch.extremes(self.predict.network) as found:
             logits = self.logits(split, batch_size)
         return logits, found
 
