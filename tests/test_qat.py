@@ -175,3 +175,17 @@ def test_the_trained_weights_come_back_from_their_file(trained, prepared, images
     again = copy.deepcopy(prepared)
     again.load_state_dict(trained.model.state_dict())
     assert np.array_equal(answers(again.eval(), images), answers(trained.model, images))
+
+
+def test_conversion_changes_no_weight(trained, model, images):
+    """torch's fused fake quantization would: it scales symmetric weights otherwise than conversion does."""
+    deployed = backends.get("fbgemm").convert(trained, model, images, RECIPE)
+    for name in ("conv1", "conv2", "fc"):
+        layer = trained.model.get_submodule(name)
+        weight = layer.weight
+        if hasattr(layer, "bn"):
+            weight = weight * (layer.bn.weight / torch.sqrt(layer.bn.running_var + layer.bn.eps)).view(-1, 1, 1, 1)
+        rounded = layer.weight_fake_quant(weight.detach())
+        packed = deployed.predict.get_submodule(name).weight()
+        assert torch.allclose(packed.dequantize(), rounded, rtol=1e-5, atol=1e-8)
+        assert packed.int_repr().int().abs().max() == 127

@@ -1,6 +1,7 @@
 """`utils.train`: a killed run goes on to the same weights, the best epoch is kept, rates follow their schedule."""
 
 import argparse
+import copy
 import itertools
 import math
 
@@ -334,6 +335,28 @@ def test_a_steps_loss_is_smoothed_cross_entropy(images):
     expected = -(0.95 * logs[range(8), y] + 0.05 * logs.mean(1)).mean().item()
     training = train.Training(model, images, RECIPE, HEAD, 0, "cpu")
     assert training.step(x, y) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_teacher_takes_the_place_of_the_labels(images):
+    torch.manual_seed(1)
+    teacher = Tiny()
+    training = train.Training(Tiny(), images, RECIPE, HEAD, 0, "cpu", teacher)
+    x, y = next(images.train.batches(8))
+    with torch.no_grad():
+        expected = teacher.eval()(x).softmax(1)
+    assert torch.allclose(training.target(x, y), expected)
+    assert torch.equal(training.target(x, 1 - y), training.target(x, y))
+    assert torch.equal(train.Training(Tiny(), images, RECIPE, HEAD, 0, "cpu").target(x, y), y)
+
+
+def test_what_the_teacher_is_has_nothing_to_learn(images):
+    """The loss of a copy of the teacher is the entropy of its answers, whose gradient is zero."""
+    teacher = Tiny().eval()
+    training = train.Training(copy.deepcopy(teacher), images, RECIPE | dict(label_smoothing=0.0), HEAD, 0, "cpu", teacher)
+    training.model.eval()
+    x, y = next(images.train.batches(8))
+    training.step(x, y)
+    assert max(parameter.grad.abs().max() for parameter in training.model.parameters()) < 1e-6
 
 
 def test_batchnorms_momentum_is_the_recipes(images):

@@ -98,7 +98,10 @@ def freeze(model: nn.Module, recipe: dict, epoch: int) -> None:
 class Training:
     """State of a run between two epochs; everything in it is stored after each."""
 
-    def __init__(self, model: nn.Module, data: Data, recipe: dict, head: set[str], seed: int, device: str):
+    def __init__(
+        self, model: nn.Module, data: Data, recipe: dict, head: set[str], seed: int, device: str, teacher: nn.Module | None = None
+    ):
+        self.teacher = teacher and copy.deepcopy(teacher).eval().to(device, memory_format=torch.channels_last)
         self.model = model.to(device, memory_format=torch.channels_last)
         self.network = distributed.parallel(self.model)
         for module in model.modules():
@@ -131,8 +134,20 @@ class Training:
         self.scaler.load_state_dict(state["scaler"])
         self.history, self.best = state["history"], state["best"]
 
+    def target(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """What the network is to answer: the labels int64 (n,), or the teacher's probabilities float32 (n, 2) instead.
+
+        Distillation (Hinton et al. 2015, arXiv:1503.02531, at temperature 1) keeps QAT from learning anything else than to
+        live with the rounding (for quantized students: Mishra and Marr 2018, arXiv:1711.05852).
+        """
+        if self.teacher is None:
+            return y
+        with torch.no_grad():
+            return self.teacher(x).softmax(1)
+
     def step(self, x: torch.Tensor, y: torch.Tensor) -> float:
         """One optimizer step; returns the loss."""
+        y = self.target(x, y)
         with self.autocast:
             loss = F.cross_entropy(self.network(x).float(), y, label_smoothing=self.recipe["label_smoothing"])
         self.optimizer.zero_grad(set_to_none=True)
@@ -205,11 +220,14 @@ def finetune(run: cli.Run, backend, prepared: nn.Module, baseline: Checkpoint, d
     head = {name for name, _ in prepared.named_parameters() if architectures.is_head(run.model, name)}
     start = {"init": baseline.sha256, "backend": settings}
     path = checkpoints.path_of(run, data.study, args, tag)
-    training = _train(run, path, prepared, head, start, data, schedule, args)
+    teacher = baseline.model if schedule["distill"] else None
+    training = _train(run, path, prepared, head, start, data, schedule, args, teacher)
     return Checkpoint(path, prepared.eval(), checkpoints.sha256_of(path), training)
 
 
-def _train(run: cli.Run, path: Path, model: nn.Module, head: set[str], start: dict, data: Data, recipe: dict, args) -> dict:
+def _train(
+    run: cli.Run, path: Path, model: nn.Module, head: set[str], start: dict, data: Data, recipe: dict, args, teacher=None
+) -> dict:
     """Train `model` in place, or load what the same training gave before; returns the facts that are stored with it."""
     recipe = recipe | (SMOKE if args.smoke else {})
     distributed.join(args.device, args.threads, recipe["batch_size"])
@@ -223,7 +241,8 @@ def _train(run: cli.Run, path: Path, model: nn.Module, head: set[str], start: di
         return stored["training"]
     distributed.wait()
     resume = path.with_suffix(".resume")
-    trained = fit(model, data, recipe, head=head, seed=args.seed, device=args.device, resume=resume, fingerprint=fingerprint)
+    how = dict(seed=args.seed, device=args.device, resume=resume, fingerprint=fingerprint, teacher=teacher)
+    trained = fit(model, data, recipe, head=head, **how)
     facts |= trained | {"fingerprint": fingerprint, "processes": distributed.size()}
     if distributed.rank() == 0:
         checkpoints.save(path, run.model, model, data, facts)
@@ -243,13 +262,15 @@ def fit(
     device: str,
     resume: Path,
     fingerprint: str,
+    teacher: nn.Module | None = None,
 ) -> dict:
     """Train `model` in place by `recipe` and leave it with the weights of its best validation epoch.
 
-    `head` names the parameters trained at `head_lr`. The state after each epoch is written to `resume`; a state with the same
-    `fingerprint` found there is continued. Returns history (one entry an epoch), best_epoch and training_dtype.
+    `head` names the parameters trained at `head_lr`; a `teacher` gives the answers to learn instead of the labels. The state
+    after each epoch is written to `resume`; a state with the same `fingerprint` found there is continued. Returns history (one
+    entry an epoch), best_epoch and training_dtype.
     """
-    training = Training(model, data, recipe, head, seed, device)
+    training = Training(model, data, recipe, head, seed, device, teacher)
     if resume.exists():
         try:
             stored = torch.load(resume, map_location=device, weights_only=True)

@@ -16,8 +16,8 @@ from torch.fx.experimental.optimization import fuse
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # "torch.ao.quantization is deprecated": known, see above
+    from torch.ao.quantization import FakeQuantize as TorchFakeQuantize
     from torch.ao.quantization import (
-        FusedMovingAvgObsFakeQuantize,
         HistogramObserver,
         MinMaxObserver,
         MovingAverageMinMaxObserver,
@@ -48,8 +48,12 @@ TRAINED_WEIGHTS = {
 WEIGHT_RANGE = {"dtype": torch.qint8, "quant_min": -127, "quant_max": 127}
 
 
-class FakeQuantize(FusedMovingAvgObsFakeQuantize):
-    """torch's fake quantization, but it learns its range in training mode only: validation images must not move it."""
+class FakeQuantize(TorchFakeQuantize):
+    """torch's fake quantization, but it learns its range in training mode only: validation images must not move it.
+
+    Not the fused one of torch's default QAT settings: that takes the scale of symmetric weights to be max(-min / 128, max / 127),
+    while conversion takes another, so nearly every weight changes on conversion.
+    """
 
     frozen = False
 
