@@ -146,6 +146,10 @@ def test_layers_kept_in_fp32_are_trained_and_kept(model, images, data, tmp_path)
     train.fit(network, data, recipe_of_training, head=set(), seed=0, device="cpu", resume=tmp_path / "x.resume", fingerprint="x")
     deployed = backend.convert(Checkpoint(None, network.eval(), "", {}), model, images, recipe)
     assert deployed.facts["quantized"] == ["conv2", "fc"]
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in deployed.predict.modules())
+    deployed.save(tmp_path / "artifact")
+    noise = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert np.array_equal(answers(deployed.predict, noise), answers(backend.load(tmp_path / "artifact", "cpu"), noise))
     x = next(data.test.batches(12))[0]
     assert sqnr_db(answers(network, x), answers(deployed.predict, x)) > 25
     for module in fakes(network).values():

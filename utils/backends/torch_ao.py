@@ -13,9 +13,11 @@ from pathlib import Path
 import torch
 from torch import fx, nn
 from torch.fx.experimental.optimization import fuse
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # "torch.ao.quantization is deprecated": known, see above
+    from torch.ao.nn import intrinsic
     from torch.ao.quantization import FakeQuantize as TorchFakeQuantize
     from torch.ao.quantization import (
         HistogramObserver,
@@ -178,7 +180,7 @@ class TorchAO:
         torch.backends.quantized.engine = self.name
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            converted = convert_fx(copy.deepcopy(trained.model).eval())
+            converted = fold_kept(convert_fx(copy.deepcopy(trained.model).eval()))
         model = float_twin(trained.model, model)
         return dataclasses.replace(self._deploy(converted, model, images, recipe), fake_quant=trained.model)
 
@@ -224,6 +226,18 @@ def quantized_modules(converted: nn.Module) -> dict[str, int]:
             bias = module.bias()
             found[name] = module.weight().numel() + (0 if bias is None else bias.numel())
     return found
+
+
+def fold_kept(converted: nn.Module) -> nn.Module:
+    """Fold the BatchNorm of layers kept in FP32 into their convolutions, in place, as conversion does for all others.
+
+    Freezing the traced network would do it anyway, and what is saved must answer as what was not, to the bit.
+    """
+    for name, module in list(converted.named_modules()):
+        if isinstance(module, intrinsic.ConvBn2d | intrinsic.ConvBnReLU2d):
+            layer = fuse_conv_bn_eval(module[0], module[1])
+            converted.set_submodule(name, intrinsic.ConvReLU2d(layer, module[2]) if len(module) == 3 else layer)
+    return converted
 
 
 def _start_ranges(prepared: nn.Module, observer, images: torch.Tensor) -> None:
