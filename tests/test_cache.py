@@ -447,10 +447,11 @@ def test_a_directory_that_cannot_be_made(pets, tmp_path):
 
 
 PROGRAM = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from utils import cache, layouts
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in the background, as tests may
 root, directory, log, accident = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
 plain = cache.decode
 cache.BLOCK = 4
