@@ -3,13 +3,11 @@
 python figures/layer_sqnr.py --study cats_and_dogs
 """
 
-import json
-
 import style
 from matplotlib.patheffects import Stroke, withStroke
 from style import plt
 
-from utils import cli
+from utils import cli, results
 
 SIDES = {"weight_sqnr_db": "Weights", "output_sqnr_db": "Outputs, errors of earlier layers included"}
 DASHES = {"ptq": "-", "qat": (0, (4, 1.5))}
@@ -30,8 +28,7 @@ def main():
     figure, panels = plt.subplots(len(models), 2, figsize=size, squeeze=False, sharey="row", layout="constrained")
     for row, model in zip(panels, models, strict=True):
         for _, run in frame[frame["model"] == model].sort_values(["dtype", "method"]).iterrows():
-            name = "_".join(str(run[part]) for part in ("model", "method", "dtype", "backend", "device")) + f"_seed{run['seed']}"
-            layers = json.loads((args.results / args.study / "runs" / f"{name}.json").read_text())["layers"]
+            layers = results.read(args.results / args.study / "runs" / f"{results.run_id(run)}.json")["layers"]
             for axes, side in zip(row, SIDES, strict=True):
                 values = [float("nan") if layer[side] is None else layer[side] for layer in layers]
                 axes.plot(values, color=style.COLOUR[run["dtype"]], ls=DASHES[run["method"]], lw=1.6, path_effects=OUTLINE,

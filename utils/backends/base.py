@@ -13,6 +13,11 @@ from utils.checkpoints import Checkpoint
 Predictor = Callable[[torch.Tensor], torch.Tensor]  # float32 (n, 3, 224, 224), normalised -> float32 logits (n, 2)
 
 
+def weight_modules(model: nn.Module) -> list[str]:
+    """Names of the convolutions and linear layers of a float model."""
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+
+
 @dataclass(frozen=True)
 class Deployed:
     """A model as a backend would run it, before it is written to its file."""

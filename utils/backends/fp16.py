@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from utils import architectures, environment
-from utils.backends.base import Deployed, Predictor
+from utils.backends.base import Deployed, Predictor, weight_modules
 from utils.checkpoints import Checkpoint
 
 NATIVE_CPU = {"avx512_fp16", "amx_fp16", "asimdhp"}
@@ -65,7 +65,7 @@ class FP16:
         reference = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
         network = self.wrapper(copy.deepcopy(reference))
         weights = {key: value.detach().cpu().contiguous() for key, value in network.network.state_dict().items()}
-        layers = sum(isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules())
+        layers = len(weight_modules(model))
         numbers = sum(parameter.numel() for parameter in model.parameters())
         return Deployed(
             backend=self,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from utils import architectures, checkpoints
-from utils.backends.base import Deployed, Predictor
+from utils.backends.base import Deployed, Predictor, weight_modules
 from utils.checkpoints import Checkpoint
 
 
@@ -28,7 +28,7 @@ class Native:
             save=trained.path,
             network=model,
             reference=None,
-            weight_modules=sum(isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules()),
+            weight_modules=len(weight_modules(model)),
             quantized_modules=0,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             quantized_parameters=0,

@@ -33,7 +33,7 @@ with warnings.catch_warnings():
     from torch.ao.quantization.quantize_fx import convert_fx, convert_to_reference_fx, prepare_fx, prepare_qat_fx
 
 from utils import calibrate, correct, environment
-from utils.backends.base import Deployed, Predictor
+from utils.backends.base import Deployed, Predictor, weight_modules
 from utils.checkpoints import Checkpoint
 
 ENGINES = ("fbgemm", "x86", "onednn", "qnnpack")
@@ -211,11 +211,6 @@ class TorchAO:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.jit.load(path, map_location=device).eval()
-
-
-def weight_modules(model: nn.Module) -> list[str]:
-    """Names of the convolutions and linear layers of a float model."""
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
 
 
 def quantized_modules(converted: nn.Module) -> dict[str, int]:
