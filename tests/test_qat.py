@@ -119,6 +119,15 @@ def test_the_schedule_freezes_batchnorm_and_then_the_ranges(prepared, data):
         assert all(map(torch.equal, limits, after[1])) == (not ranges_move), epoch
 
 
+def test_dropout_rests_where_the_recipe_says_so():
+    network = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.BatchNorm2d(3))
+    x = torch.ones(4, 3, 8, 8)
+    for recipe, rests in (({}, False), ({"dropout": True}, False), ({"dropout": False}, True)):
+        train.freeze(network.train(), recipe, epoch=0)
+        assert torch.equal(network[0](x), x) == rests
+        assert network[1].training
+
+
 def test_conversion_keeps_what_was_trained(trained, model, images, data):
     deployed = backends.get("fbgemm").convert(trained, model, images, RECIPE)
     assert deployed.quantized_modules == deployed.weight_modules == 3

@@ -86,9 +86,11 @@ def freeze(model: nn.Module, recipe: dict, epoch: int) -> None:
     """Stop estimating what the recipe's schedule says is settled: `freeze_bn` and `freeze_observers` name the first epochs.
 
     BatchNorm then normalises with its running statistics, as it will when deployed (Krishnamoorthi 2018, arXiv:1806.08342,
-    section 3.2.1); quantization ranges stay as they are.
+    section 3.2.1); quantization ranges stay as they are. With `dropout=False` no layer drops anything from the start.
     """
     for module in model.modules():
+        if isinstance(module, nn.Dropout) and not recipe.get("dropout", True):
+            module.eval()
         if isinstance(module, nn.BatchNorm2d) and epoch >= recipe.get("freeze_bn", math.inf):
             module.eval()
         if hasattr(module, "freeze") and epoch >= recipe.get("freeze_observers", math.inf):

@@ -19,6 +19,7 @@ RECIPE = dict(
         backbone_lr=1e-5, head_lr=1e-5, schedule="cosine", warmup_epochs=0.5,
         weight_decay=0.01, label_smoothing=0.0, clip_norm=1.0,
         distill=True,  # learn the answers of the FP32 network, not the labels: nothing but living with the rounding
+        dropout=False,  # as the teacher answers
         augment=dict(crop=0.7, degrees=15),  # smallest crop as a share of the side; rotation
         bn_momentum=0.1, freeze_bn=1, freeze_observers=0,  # from which epoch on, counted from 0
         amp=False,
