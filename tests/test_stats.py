@@ -57,3 +57,100 @@ def test_median_interval_is_the_same_each_time_and_follows_the_unit():
 
 def test_one_value_is_its_own_interval():
     assert stats.median_interval(np.array([3.5])) == (3.5, 3.5)
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "other", "other_n", "low", "high"),
+    [
+        # Newcombe, "Interval estimation for the difference between independent proportions", 1998, table II, method 10.
+        (56, 70, 48, 80, 0.0524, 0.3339),
+        (9, 10, 3, 10, 0.1705, 0.8090),
+        (10, 10, 0, 20, 0.6791, 1.0000),
+    ],
+)
+def test_newcombe_intervals_as_published(successes, n, other, other_n, low, high):
+    assert stats.newcombe(successes, n, other, other_n) == pytest.approx((low, high), abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "p"),
+    [
+        (1, 7, 2 * (1 + 8) / 2**8),
+        (0, 5, 2 / 2**5),
+        (4, 4, 1.0),
+        (0, 0, 1.0),
+        (86, 150, 3.716e-5),  # Agresti's approval ratings, exact: Fay 2010, vignette of the R package exact2x2
+    ],
+)
+def test_mcnemar_counted_by_hand_and_as_published(gained, lost, p):
+    assert stats.mcnemar(gained, lost) == pytest.approx(p, rel=1e-3)
+    assert stats.mcnemar(lost, gained) == stats.mcnemar(gained, lost)
+
+
+def simulated_pairs(gain: float, loss: float, n: int, repeats: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).multinomial(n, [gain, loss, 1 - gain - loss], repeats)[:, :2]
+
+
+def test_mcnemar_rejects_equal_classifiers_at_most_as_often_as_it_says():
+    rejected = [stats.mcnemar(*pair) < 0.05 for pair in simulated_pairs(0.01, 0.01, 2000, 1000, 4)]
+    assert 0.01 < np.mean(rejected) < 0.05 + 0.02  # exact tests are careful; three standard errors above the level
+
+
+@pytest.mark.parametrize(("gain", "loss"), [(0.01, 0.01), (0.002, 0.02), (0.05, 0.01)])
+def test_paired_difference_covers_the_true_difference_about_95_times_in_100(gain, loss):
+    pairs = simulated_pairs(gain, loss, 2000, 400, 5)
+    intervals = np.array([stats.paired_difference(*pair, 2000) for pair in pairs])
+    low, high = intervals.T + np.array([[-1e-12], [1e-12]])  # both ends lie on multiples of 1/2000, as the truth does
+    assert 0.925 <= ((low <= gain - loss) & (gain - loss <= high)).mean() <= 0.985
+
+
+def test_paired_difference_is_that_of_resampling_the_images_themselves():
+    change = np.repeat([1, -1, 0], [12, 30, 1958])
+    generator = np.random.default_rng(6)
+    resampled = [generator.choice(change, 2000).mean() for _ in range(4000)]
+    assert stats.paired_difference(12, 30, 2000) == pytest.approx(np.quantile(resampled, [0.025, 0.975]), abs=7e-4)
+
+
+def test_paired_difference_does_not_close_on_zero_where_nothing_differs():
+    low, high = stats.paired_difference(0, 0, 2000)
+    assert -0.002 < low <= 0 <= high < 0.002
+
+
+def test_holm_by_hand():
+    assert stats.holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert stats.holm(np.array([0.6, 0.7])) == pytest.approx([1.0, 1.0])
+    assert stats.holm(np.array([])).shape == (0,)
+
+
+def test_holm_finds_something_in_nothing_at_most_5_times_in_100():
+    uniform = np.random.default_rng(7).random((2000, 12))
+    assert np.mean([stats.holm(row).min() < 0.05 for row in uniform]) == pytest.approx(0.05, abs=0.015)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (-0.004, 0.001, "held"),
+        (0.001, 0.01, "held"),
+        (-0.006, 0.001, "undecided"),
+        (-0.005, 0.0, "undecided"),
+        (-0.02, -0.006, "lost"),
+    ],
+)
+def test_verdict_by_where_the_margin_lies(low, high, said):
+    assert stats.verdict(low, high) == said
+
+
+def test_verdict_held_is_wrong_at_most_as_often_as_the_interval_allows():
+    pairs = simulated_pairs(0.005, 0.01, 2000, 500, 8)  # worse by exactly the margin: "held" would be wrong
+    held = [stats.verdict(*stats.paired_difference(*pair, 2000)) == "held" for pair in pairs]
+    assert np.mean(held) < 0.025 + 0.025
+
+
+def test_against_counts_images():
+    right = np.array([1, 1, 0, 0, 1, 1, 1, 1, 1, 1], bool)
+    baseline = np.array([1, 0, 1, 1, 1, 1, 1, 1, 1, 1], bool)
+    found = stats.against(right, baseline)
+    assert (found["gained"], found["lost"], found["accuracy_difference"]) == (1, 2, -0.1)
+    assert found["mcnemar_p"] == 1.0
+    assert found["accuracy_difference_ci_low"] < -0.1 < found["accuracy_difference_ci_high"]
