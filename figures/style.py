@@ -59,14 +59,15 @@ def read(path: Path) -> pd.DataFrame:
 
 
 def one_batch(frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """One row a run: of the smallest batch size that was timed, which is returned too, or of a run without timing."""
+    """One row a run: of the smallest batch size, which is returned too, timed on all threads; or of a run without timing."""
     batch = frame["batch_size"].min()
-    return frame[(frame["batch_size"] == batch) | frame["batch_size"].isna()], batch
+    own = frame[(frame["batch_size"] == batch) | frame["batch_size"].isna()]
+    return own[own["threads"] == own["threads"].max()], batch
 
 
 def title(frame: pd.DataFrame, text: str) -> str:
     """A title that says on which images and which processor."""
-    row = frame.iloc[0]
+    row = frame.sort_values("threads").iloc[-1]
     images = "drawn images" if row["study"].startswith("drawn") else row["study"].replace("_", " ")
     threads = "1 thread" if row["threads"] == 1 else f"{row['threads']} threads"
     return f"{text}\n{row['n_test']} test images ({images}), {row['cpu']}, {threads}"

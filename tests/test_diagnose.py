@@ -38,7 +38,7 @@ def test_a_known_error_in_a_weight_by_hand():
     network.load_state_dict(reference.state_dict())
     with torch.no_grad():
         network[0].weight *= 1.1
-    deployed = Deployed(None, network, None, network, reference, 2, 2, 20, 20)
+    deployed = Deployed(None, network, None, network, reference, 2, 2, 20, 20, 80)
     first, second = diagnose.layers(deployed, torch.randn(5, 3))
     assert first["weight_sqnr_db"] == pytest.approx(20, abs=1e-3)
     assert first["output_sqnr_db"] == pytest.approx(20, abs=1e-3)

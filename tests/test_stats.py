@@ -59,6 +59,39 @@ def test_one_value_is_its_own_interval():
     assert stats.median_interval(np.array([3.5])) == (3.5, 3.5)
 
 
+def test_mean_interval_covers_the_mean_of_few_values_about_95_times_in_100():
+    generator = np.random.default_rng(9)
+    for draw in (generator.normal, lambda size: generator.exponential(size=size) - 1):
+        intervals = np.array([stats.mean_interval(draw(size=6)) for _ in range(400)])
+        covered = ((intervals[:, 0] <= 0) & (intervals[:, 1] >= 0)).mean()
+        assert 0.87 <= covered <= 0.98
+
+
+@pytest.mark.parametrize(
+    ("n", "percentile", "rank"),
+    [
+        (63, 0.90, None),
+        (64, 0.90, 1),  # 0.9^64 + 64 0.1 0.9^63 = 0.0096, the first below 0.01
+        (661, 0.99, None),
+        (662, 0.99, 1),
+        (1000, 0.90, 78),  # P(Binomial(1000, 0.1) <= 78) = 0.0099, <= 79: 0.0133
+    ],
+)
+def test_percentile_bound_is_the_rank_that_is_safe_to_discard(n, percentile, rank):
+    latencies = np.random.default_rng(10).permutation(np.arange(n, dtype=float))
+    assert stats.percentile_bound(latencies, percentile) == (None if rank is None else n - rank)
+
+
+def test_percentile_bound_is_below_the_percentile_at_most_one_time_in_100():
+    generator = np.random.default_rng(11)
+    bounds = [stats.percentile_bound(generator.exponential(size=300), 0.9) for _ in range(1000)]
+    assert np.mean(np.array(bounds) < np.log(10)) <= 0.01 + 0.01
+
+
+def test_fewest_queries_are_mlperfs():
+    assert (stats.fewest_queries(0.90), stats.fewest_queries(0.99)) == (64, 662)
+
+
 @pytest.mark.parametrize(
     ("successes", "n", "other", "other_n", "low", "high"),
     [

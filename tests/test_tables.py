@@ -12,7 +12,7 @@ import tables
 
 
 def results(tmp_path, *rows):
-    given = dict(study="x", method="ptq", dtype="int8", backend="fbgemm", device="cpu", simulated=False, batch_size=1)
+    given = dict(study="x", method="ptq", dtype="int8", backend="fbgemm", device="cpu", simulated=False, threads=2, batch_size=1)
     path = tmp_path / "x/results.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame([given | row for row in rows]).to_csv(path, index=False)

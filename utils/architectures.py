@@ -17,7 +17,7 @@ NUM_CLASSES = 2
 
 
 @functools.cache
-def _torchvision_models():
+def torchvision_models():
     """`torchvision.models`, also beside a CPU build of torch whose torchvision was built for CUDA.
 
     There the compiled extension cannot load, and torchvision fails on registering the fake versions of two detection
@@ -28,7 +28,7 @@ def _torchvision_models():
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise
-        _torchvision_models.library = library = torch.library.Library("torchvision", "DEF")  # lives as long as its operators
+        torchvision_models.library = library = torch.library.Library("torchvision", "DEF")  # lives as long as its operators
         for operator in ("nms", "qnms"):
             library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         import torchvision.models as models
@@ -40,7 +40,7 @@ def build(name: str) -> nn.Module:
 
     The parameter counts with this head are 57,012,034 (alexnet), 11,177,538 (resnet18) and 1,519,906 (mobilenetv3).
     """
-    model = getattr(_torchvision_models(), NAMES[name])(weights=None, num_classes=NUM_CLASSES)
+    model = getattr(torchvision_models(), NAMES[name])(weights=None, num_classes=NUM_CLASSES)
     model.architecture = name  # artifacts that are weights alone say by it what they belong to
     return model
 
@@ -71,7 +71,7 @@ def initialize(name: str, init: str, seed: int) -> tuple[nn.Module, set[str], st
 
 
 def _imagenet(name: str) -> dict[str, torch.Tensor]:
-    models = _torchvision_models()
+    models = torchvision_models()
     try:
         return models.get_model_weights(NAMES[name])["DEFAULT"].get_state_dict(progress=False)
     except (OSError, http.client.HTTPException) as error:  # urllib's own errors are OSErrors

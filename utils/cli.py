@@ -25,6 +25,7 @@ BACKENDS = {  # what --backend accepts for each (method, dtype), default first
 }
 BATCH_SIZES = (1, 8, 16, 32, 64)
 SMOKE_BATCH_SIZES = (1, 8)
+TIMING = ("quick", "standard", "mlperf")  # how long to time, described in `utils/timing.py`
 MAX_SEED = 2**32 - 1  # numpy's generators and torch's agree on this range
 
 
@@ -95,6 +96,8 @@ def parser(doc: str, run: Run) -> argparse.ArgumentParser:
     )
     add("--threads", type=_whole_number(1, 1024), default=cpu_count(), metavar="N",
         help="CPU threads (default: all of this machine, %(default)s)")  # fmt: skip
+    add("--timing", choices=TIMING, default=TIMING[0], help="10, 60 or 600 s for a batch size (default: %(default)s)")
+    add("--cuda-graph", action="store_true", help="on a GPU, time the network captured as a CUDA graph")
     add("--results", type=Path, default=paths.RESULTS, metavar="DIR", help="where results go (default: results/)")
     add("--checkpoints", type=Path, default=paths.CHECKPOINTS, metavar="DIR",
         help="where weights, artifacts and decoded images go (default: checkpoints/)")  # fmt: skip
@@ -115,6 +118,8 @@ def parse(doc: str, run: Run, argv: list[str] | None = None) -> argparse.Namespa
     args.init = args.init or ("scratch" if args.data is None or args.smoke else "imagenet")
     if args.device == "cuda" and run.dtype == "int8" and args.backend != "native":
         raise UserError("--device cuda: torch's INT8 engines run on the CPU only; leave --device out.")
+    if args.cuda_graph and args.device != "cuda":
+        raise UserError("--cuda-graph needs --device cuda.")
     if args.threads > cpu_count():
         raise UserError(f"--threads {args.threads}: this process may use {cpu_count()} CPUs; ask for at most that.")
     if args.data not in (None, "kaggle") and not Path(args.data).exists():

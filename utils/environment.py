@@ -91,6 +91,7 @@ def git() -> tuple[str, bool | None]:
     return commit, bool(_git("status", "--porcelain", "--", *CODE)) if commit else None
 
 
+@functools.cache
 def code_sha256(script: str) -> str:
     """Digest of what decides a script's result: the script and everything in utils/."""
     digest = hashlib.sha256()

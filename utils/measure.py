@@ -53,7 +53,7 @@ def run(
         "command": cli.command(run, args, backend.name, private=True),
         "recipe": recipe,
         "metrics": _metrics(f"{run.name} on {backend.name}", logits, reference, deployed, data.test, args),
-        "footprint": _footprint(deployed, baseline, path),
+        "footprint": _footprint(deployed, baseline, path, data.test, args),
         "environment": host,
         "data": data.describe(),
         "provenance": _provenance(run, data, baseline, path),
@@ -121,6 +121,8 @@ def _metrics(name: str, logits: np.ndarray, reference: np.ndarray, deployed: Dep
         raise UserError(f"{name}: {error}") from None
     low, high = stats.wilson(round(quality["accuracy"] * len(logits)), len(logits))
     quality |= {"accuracy_ci_low": low, "accuracy_ci_high": high} | metrics.fidelity(logits, reference)
+    if logits is not reference:
+        quality |= stats.against(logits.argmax(1) == test.y, reference.argmax(1) == test.y)
     if deployed.fake_quant is not None:
         decisions = train.predict(deployed.fake_quant.to(args.device), test, args.device).argmax(1)
         quality["accuracy_fake_quant"] = float((decisions == test.y).mean())
@@ -130,13 +132,17 @@ def _metrics(name: str, logits: np.ndarray, reference: np.ndarray, deployed: Dep
 
 def _times(backend: Backend, path: Path, baseline: Checkpoint, test: Split, args) -> list[dict]:
     if backend.simulated:
-        return [timing.NOT_TIMED]
-    return timing.measure((backend.name, path), ("native", baseline.path), test, args.batch_sizes, args)
+        return [{"batch_size": None, "threads": args.threads}]  # not timed: its speed says nothing
+    return timing.measure((backend.name, path), baseline, test, args)
 
 
-def _footprint(deployed: Deployed, baseline: Checkpoint, path: Path) -> dict:
+def _footprint(deployed: Deployed, baseline: Checkpoint, path: Path, test: Split, args) -> dict:
+    image = next(test.batches(1, args.device))[0]
+    activations = None if deployed.backend.simulated else footprint.activation_mb(deployed.predict, deployed.network, image)
     return {
         "size_mb": footprint.size_mb(path),
+        "theoretical_mb": deployed.weight_bytes / footprint.MIB,
+        "activation_mb": activations,
         "parameters": deployed.parameters,
         "macs": footprint.macs(baseline.model),
         "weight_modules": deployed.weight_modules,
@@ -162,12 +168,14 @@ def _provenance(run: cli.Run, data: Data, baseline: Checkpoint, path: Path) -> d
 
 
 def _summarize(record: dict, path: Path) -> None:
-    quality, first = record["metrics"], record["timing"][0]
+    quality = record["metrics"]
+    first = min(record["timing"], key=lambda entry: (-entry["threads"], entry["batch_size"] or 0))
     sqnr = "" if quality["sqnr_db"] is None else f", SQNR {quality['sqnr_db']:.1f} dB"
     speed = "simulated: not timed"
     if first["batch_size"] is not None:
         speed = f"{first['latency_ms_p50']:.2f} ms at batch {first['batch_size']}"
-        speed += f" ({first['speedup_vs_eager_fp32']:.2f}x eager FP32)"
+        speed += f" ({first['speedup_vs_eager_fp32']:.2f}x eager FP32, "
+        speed += f"{first['speedup_vs_best_fp32']:.2f}x the fastest FP32, {first['best_fp32']})"
     if "accuracy_fake_quant" in quality:
         speed += f"\nbefore conversion, rounding in FP32: accuracy {100 * quality['accuracy_fake_quant']:.2f} %"
         speed += f", agrees on {100 * quality['agreement_fake_quant']:.2f} %"

@@ -3,36 +3,44 @@
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
 
-from utils import cli, paths
+from utils import cli, paths, stats
 from utils.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 # Where each column of results.csv comes from in a run's JSON; results/README.md explains them in this order.
 SECTIONS = (
     ("run", ("study", "model", "method", "dtype", "backend", "device", "simulated", "seed")),
-    ("timing", ("batch_size",)),
+    ("timing", ("threads", "batch_size")),
     ("metrics", (
         "n_test", "accuracy", "accuracy_ci_low", "accuracy_ci_high", "precision", "recall", "specificity", "f1",
         "balanced_accuracy", "roc_auc", "average_precision", "log_loss", "brier", "ece", "tn", "fp", "fn", "tp",
-        "agreement_fp32", "logit_cosine", "sqnr_db", "kl_mean", "accuracy_fake_quant", "agreement_fake_quant",
+        "agreement_fp32", "logit_cosine", "sqnr_db", "kl_mean", "accuracy_difference", "accuracy_difference_ci_low",
+        "accuracy_difference_ci_high", "gained", "lost", "flip_rate", "mcnemar_p", "mcnemar_p_holm", "margin", "verdict",
+        "accuracy_fake_quant", "agreement_fake_quant",
     )),
     ("timing", (
         "latency_ms_p50", "latency_ms_mean", "latency_ms_std", "latency_ms_ci_low", "latency_ms_ci_high", "latency_ms_p90",
-        "latency_ms_p95", "latency_ms_p99", "throughput_ips", "speedup_vs_eager_fp32", "speedup_vs_eager_fp32_ci_low",
-        "speedup_vs_eager_fp32_ci_high", "n_timed", "contended", "load_s", "peak_memory_mb", "protocol",
+        "latency_ms_p95", "latency_ms_p99", "single_stream_p90_ms", "multi_stream_p99_ms", "throughput_ips", "offline_ips",
+        "speedup_vs_eager_fp32", "speedup_vs_eager_fp32_ci_low", "speedup_vs_eager_fp32_ci_high",
+        "speedup_vs_best_fp32", "speedup_vs_best_fp32_ci_low", "speedup_vs_best_fp32_ci_high", "best_fp32",
+        "n_timed", "n_launches", "n_rounds", "n_repeated", "contended", "load_s", "cold_start_s", "peak_memory_mb", "protocol",
     )),
-    ("footprint", ("size_mb", "parameters", "macs", "weight_modules", "quantized_modules", "quantized_share")),
+    ("footprint", (
+        "size_mb", "theoretical_mb", "activation_mb", "parameters", "macs", "weight_modules", "quantized_modules",
+        "quantized_share",
+    )),
     ("training", ("training_dtype",)),
-    ("environment", ("native_fp16", "threads", "cpu", "isa", "torch", "git_commit", "git_dirty", "time_utc")),
+    ("environment", ("native_fp16", "cpu", "isa", "torch", "git_commit", "git_dirty", "time_utc")),
     ("provenance", ("code_sha256", "data_sha256", "baseline_sha256", "artifact_sha256")),
 )  # fmt: skip
 COLUMNS = tuple(column for _, columns in SECTIONS for column in columns)
-KEY = ("model", "method", "dtype", "backend", "device", "seed", "batch_size")  # rows are sorted by these
+KEY = ("model", "method", "dtype", "backend", "device", "seed", "threads", "batch_size")  # rows are sorted by these
 
 
 def run_id(run: dict) -> str:
@@ -59,7 +67,7 @@ def write(record: dict, logits: np.ndarray, y: np.ndarray, results: Path) -> Pat
     folder = results / record["run"]["study"]
     path = folder / "runs" / f"{run_id(record['run'])}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"format": FORMAT, **record}, indent=1, allow_nan=False) + "\n"  # first: if it fails, nothing is written
+    text = as_json({"format": FORMAT, **record})  # first: if it fails, nothing is written
     with FileLock(folder / "results.lock"):
         with paths.atomic(path.with_suffix(".npz")) as temporary, temporary.open("wb") as file:
             np.savez(file, logits=logits.astype(np.float32), y=y)
@@ -68,17 +76,26 @@ def write(record: dict, logits: np.ndarray, y: np.ndarray, results: Path) -> Pat
     return path
 
 
+def as_json(record: dict) -> str:
+    """A record as indented JSON, lists of numbers on one line; raises `ValueError` for what is not finite."""
+    text = json.dumps(record, indent=1, allow_nan=False)
+    return re.sub(r"\[\n[\s\d.,eE+-]+\]", lambda found: re.sub(r"\s+", " ", found[0]), text) + "\n"
+
+
 def read(path: Path) -> dict:
-    """A run's JSON; raises `UserError` when it is damaged."""
+    """A run's JSON; raises `UserError` when it is damaged, or of a version that this code does not write."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is no JSON ({error}); delete it and run its script again.") from None
+    if record.get("format") != FORMAT:
+        raise UserError(f"{path} was written by another version of this code; move its study away, or delete it.")
+    return record
 
 
 def rebuild(folder: Path) -> Path:
     """Write results.csv of a study from its runs; the same runs give the same bytes."""
-    rows = [row for path in sorted((folder / "runs").glob("*.json")) for row in rows_of(read(path))]
+    rows = adjusted([rows_of(read(path)) for path in sorted((folder / "runs").glob("*.json"))])
     rows.sort(key=lambda row: tuple((row[column] is not None, row[column]) for column in KEY))
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
@@ -96,6 +113,16 @@ def rows_of(record: dict) -> list[dict]:
         parts = {**record, "timing": timing}
         rows.append({name: parts[section].get(name) for section, names in SECTIONS for name in names})
     return rows
+
+
+def adjusted(runs: list[list[dict]]) -> list[dict]:
+    """All rows of a study from those of each run, McNemar's p-values adjusted for as many tests as there are variants (Holm)."""
+    tested = [rows for rows in runs if rows[0]["mcnemar_p"] is not None]
+    p_values = stats.holm(np.array([rows[0]["mcnemar_p"] for rows in tested]))
+    for rows, p_value in zip(tested, p_values, strict=True):
+        for row in rows:
+            row["mcnemar_p_holm"] = float(p_value)
+    return [row for rows in runs for row in rows]
 
 
 def _cell(value) -> str:

@@ -1,95 +1,153 @@
-"""How long inference takes: the protocol `interleaved-rounds`, the same for every backend.
+"""How long inference takes: the protocol `palindromic-rounds`, the same for every backend.
 
-The candidate and eager FP32 are each loaded in a fresh process with a fixed number of threads. After a warm-up they take turns
-in short rounds, so that a machine that slows down slows both, and a speed-up is the median of ratios within rounds. The
-intervals are bootstrapped over rounds, which are nearer to independent than the runs within one.
+The candidate, eager FP32 and the fastest FP32 of this machine are each loaded in a fresh process with a fixed number of threads.
+After a warm-up they take turns in short rounds, first in one order and then backwards (A B C C B A), so that a machine that
+grows slower or faster does so to all of them. A round in which two turns of a side differ too much is repeated: something else
+was running. Then all processes are started anew: where its memory happens to lie makes a process faster or slower by some
+percent for as long as it lives, which no number of rounds would show (Kalibera and Jones 2013, "Rigorous benchmarking in
+reasonable time"). Of each launch the medians over its rounds are taken, of a speed-up those of the ratios within rounds; the
+figures are the means over launches, with intervals bootstrapped over launches.
+
+Scenarios are those of MLPerf inference (Reddi et al. 2020, arXiv:1911.02549; rules in mlcommons/inference_policies), on fewer
+queries and without its audit, so these are not MLPerf results: SingleStream is a batch of 1, the next sent when it is answered,
+p90; MultiStream a batch of 8, p99; Offline the throughput at the best batch size.
 """
 
+import contextlib
+import functools
 import math
-import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from utils import progress, stats
+from utils import cli, fastest, progress, rounds, stats
+from utils.checkpoints import Checkpoint
 from utils.data import Split
 from utils.worker import Worker
 
-PROTOCOL = "interleaved-rounds/1"
-WARMUP_S, WARMUP_RUNS = 0.5, 3
-ROUND_S = 0.1  # each side's share of a round
-BUDGET_S = 6.0  # for a batch size, both sides together
-MIN_ROUNDS, MAX_ROUNDS = 5, 30
-NOT_TIMED = {"batch_size": None}  # the entry of a simulated backend, whose speed says nothing
-CONTENDED = 1.2  # a spread of the rounds' medians above this means that something else was running
+PROTOCOL = "palindromic-rounds/3"
+SINGLE_STREAM, MULTI_STREAM = 1, 8  # samples of a query
 
 
-def measure(
-    candidate: tuple[str, Path], baseline: tuple[str, Path], split: Split, batch_sizes: tuple[int, ...], args
-) -> list[dict]:
-    """Latency and throughput of a candidate (backend, artifact) beside the FP32 baseline, one entry for each batch size.
+@dataclass(frozen=True)
+class Tier:
+    """How long to time: seconds of a row, all sides together, in so many launches, and fewest queries in a scenario."""
 
-    Images come from `split`. Batch sizes ascend, so that the peak memory after each is the one it needs itself. A smoke run
-    times two rounds of one run each.
+    seconds: float
+    launches: int
+    queries: int
+
+
+# 64 and 662 are the fewest queries from which a p90 and a p99 can be estimated: see `stats.percentile_bound`.
+TIERS = dict(zip(cli.TIMING, (Tier(10, 6, 64), Tier(60, 10, 662), Tier(600, 10, 662)), strict=True))
+
+
+@dataclass
+class Launch:
+    """What one launch of the processes gave: seconds of every run, by round, of each side."""
+
+    candidate: list[list[float]]
+    eager: list[list[float]]
+    best: list[list[float]]
+    repeated: int  # rounds that were contended
+    contended: bool  # and had to be kept
+    cost: dict[str, float]
+
+
+def measure(candidate: tuple[str, Path], baseline: Checkpoint, split: Split, args) -> list[dict]:
+    """Latency and throughput of a candidate (backend, artifact), one entry for each number of threads and batch size.
+
+    All batch sizes are timed with all threads, the smallest with one thread, too. Images come from `split`. Batch sizes ascend,
+    so that the peak memory after each is the one it needs itself. A smoke run times two rounds of one run each, on all threads.
     """
-    entries = []
-    sides = [Worker(backend, path, args.device, args.threads) for backend, path in (candidate, baseline)]
-    with sides[0], sides[1], progress.Bar("timing", len(batch_sizes), "batch sizes") as bar:
-        for batch_size in sorted(batch_sizes):
-            entries.append(_one(sides, split, batch_size, args.smoke))
-            bar.step(note=f"batch {batch_size}: {entries[-1]['latency_ms_p50']:.2f} ms")
-    return entries
+    sizes = sorted(args.batch_sizes)
+    sweep = {args.threads: sizes} if args.smoke else {1: sizes[:1]} | {args.threads: sizes}
+    tier = None if args.smoke else TIERS[args.timing]
+    launches, entries = tier.launches if tier else 1, []
+    with progress.Bar("timing", launches * sum(map(len, sweep.values())), "batch sizes") as bar:
+        for threads, batch_sizes in sweep.items():
+            best = fastest.find(baseline, split, batch_sizes, threads, args)
+            found: dict[int, list[Launch]] = {size: [] for size in batch_sizes}
+            for _ in range(launches):
+                names = {size: own["best_fp32"] for size, own in best.items()}
+                for size, launch in _launch(candidate, baseline, split, names, threads, tier, args):
+                    found[size].append(launch)
+                    bar.step(note=f"batch {size}, {threads} threads")
+            for size in batch_sizes:
+                entries.append({"threads": threads, "batch_size": size, **summarize(found[size], size), **best[size]})
+    fastest_batch = max(entries, key=lambda entry: entry["throughput_ips"])
+    return [entry | {"offline_ips": entry["throughput_ips"] if entry is fastest_batch else None} for entry in entries]
 
 
-def _one(sides: list[Worker], split: Split, batch_size: int, smoke: bool) -> dict:
-    for side in sides:
-        side.send("hold", split, batch_size)
-    for side in sides:
-        side.receive()
-    runs, rounds = ([1, 1], 2) if smoke else plan([_warm_up(side) for side in sides])
-    times: list[list[list[float]]] = [[], []]
-    for number in range(rounds):
-        for own in (0, 1) if number % 2 == 0 else (1, 0):
-            times[own].append(sides[own].call("time", runs[own]))
-    return {"protocol": PROTOCOL, "batch_size": batch_size, **summarize(*times, batch_size), **sides[0].call("cost")}
+def _launch(candidate, baseline: Checkpoint, split: Split, best: dict[int, str], threads: int, tier: Tier | None, args):
+    """Start all processes once and time every batch size in `best`; yields each with its `Launch`."""
+    names = dict.fromkeys(["native", *best.values()])
+    with contextlib.ExitStack() as stack:
+        load = [candidate, *((name, baseline.path) for name in names)]
+        own, *fp32 = [stack.enter_context(Worker(*what, args.device, threads, args.cuda_graph)) for what in load]
+        engines = dict(zip(names, fp32, strict=True))
+        for size, name in best.items():
+            sides = list(dict.fromkeys([own, engines["native"], engines[name]]))
+            for side in sides:
+                side.send("hold", split, size)
+            for side in sides:
+                side.receive()
+            runs, planned = plan([rounds.warm_up(side) for side in sides], tier, size) if tier else ([1] * len(sides), 2)
+            turns = [functools.partial(side.call, "time", n) for side, n in zip(sides, runs, strict=True)]
+            kept, repeated, contended = rounds.alternate(turns, planned)
+            times = {side: [times[place] for times in kept] for place, side in enumerate(sides)}
+            compared = times[own], times[engines["native"]], times[engines[name]]
+            yield size, Launch(*compared, repeated, contended, own.call("cost"))
 
 
-def _warm_up(side: Worker) -> float:
-    """Run until caches, clocks and just-in-time compilers have settled; returns the median seconds of a run."""
-    seconds, started = [], time.perf_counter()
-    while len(seconds) < WARMUP_RUNS or time.perf_counter() - started < WARMUP_S:
-        seconds += side.call("time", 1)
-    return float(np.median(seconds))
+def plan(seconds: list[float], tier: Tier, batch_size: int) -> tuple[list[int], int]:
+    """Runs a turn for each side, and rounds of a launch, from the seconds of one run of each; the candidate first."""
+    runs, round_s = rounds.fill(seconds)
+    p99 = tier.queries >= stats.fewest_queries(0.99)
+    queries = tier.queries if batch_size == SINGLE_STREAM or (batch_size == MULTI_STREAM and p99) else 0
+    return runs, max(1, round(tier.seconds / tier.launches / round_s), math.ceil(queries / tier.launches / (2 * runs[0])))
 
 
-def plan(seconds: list[float]) -> tuple[list[int], int]:
-    """Runs a round for each side, and rounds, from the seconds that one run of each side takes."""
-    runs = [max(1, math.ceil(ROUND_S / own)) for own in seconds]
-    round_s = sum(n * own for n, own in zip(runs, seconds, strict=True))
-    return runs, max(MIN_ROUNDS, min(MAX_ROUNDS, round(BUDGET_S / round_s)))
-
-
-def summarize(candidate: list[list[float]], baseline: list[list[float]], batch_size: int) -> dict:
-    """Figures of one batch size from the seconds of every run, by round. Latency is of a batch, throughput of images."""
-    samples = np.concatenate([np.asarray(own) for own in candidate])
-    medians = np.array([np.median(own) for own in candidate])
-    ratios = np.array([np.median(own) for own in baseline]) / medians
-    low, high = stats.median_interval(medians)
-    ratio_low, ratio_high = stats.median_interval(ratios)
-    percentiles = {f"latency_ms_p{q}": float(1e3 * np.percentile(samples, q)) for q in (50, 90, 95, 99)}
+def summarize(launches: list[Launch], batch_size: int) -> dict:
+    """Figures of one batch size. Latency is of a batch, throughput of images."""
+    samples = 1e3 * np.concatenate([run for launch in launches for run in launch.candidate])
+    middle = np.array([1e3 * np.median([np.median(own) for own in launch.candidate]) for launch in launches])
+    low, high = stats.mean_interval(middle)
+    scenarios = {"single_stream_p90_ms": (SINGLE_STREAM, 0.90), "multi_stream_p99_ms": (MULTI_STREAM, 0.99)}
     return {
-        "latency_ms_mean": float(1e3 * samples.mean()),
-        **percentiles,
-        "latency_ms_std": float(1e3 * samples.std(ddof=1)) if len(samples) > 1 else 0.0,
-        "latency_ms_ci_low": 1e3 * low,
-        "latency_ms_ci_high": 1e3 * high,
-        "throughput_ips": float(batch_size / samples.mean()),
-        "speedup_vs_eager_fp32": float(np.median(ratios)),
-        "speedup_vs_eager_fp32_ci_low": ratio_low,
-        "speedup_vs_eager_fp32_ci_high": ratio_high,
+        "protocol": PROTOCOL,
+        "latency_ms_p50": float(middle.mean()),
+        "latency_ms_ci_low": low,
+        "latency_ms_ci_high": high,
+        "latency_ms_mean": float(samples.mean()),
+        "latency_ms_std": float(samples.std(ddof=1)),
+        **{f"latency_ms_p{q}": float(np.percentile(samples, q)) for q in (90, 95, 99)},
+        **{key: stats.percentile_bound(samples, q) if batch_size == n else None for key, (n, q) in scenarios.items()},
+        "throughput_ips": float(1e3 * batch_size / samples.mean()),
+        **speedup("speedup_vs_eager_fp32", [(launch.eager, launch.candidate) for launch in launches]),
+        **speedup("speedup_vs_best_fp32", [(launch.best, launch.candidate) for launch in launches]),
         "n_timed": len(samples),
-        "n_rounds": len(candidate),
-        "contended": bool(medians.max() / medians.min() > CONTENDED),
-        "samples_ms": [[round(1e3 * value, 5) for value in own] for own in candidate],
-        "baseline_samples_ms": [[round(1e3 * value, 5) for value in own] for own in baseline],
+        "n_launches": len(launches),
+        "n_rounds": sum(len(launch.candidate) for launch in launches),
+        "n_repeated": sum(launch.repeated for launch in launches),
+        "contended": any(launch.contended for launch in launches),
+        **{key: float(np.median([launch.cost[key] for launch in launches])) for key in launches[0].cost},
+        "samples_ms": [milliseconds(launch.candidate) for launch in launches],
+        "eager_samples_ms": [milliseconds(launch.eager) for launch in launches],
+        "best_samples_ms": [milliseconds(launch.best) for launch in launches if launch.best is not launch.eager],
     }
+
+
+def speedup(name: str, launches: list[tuple[list, list]]) -> dict[str, float]:
+    """How many times faster than a reference, from the (reference's, candidate's) rounds of each launch, with its interval."""
+    ratios = [
+        np.median([np.median(reference) / np.median(own) for reference, own in zip(*pair, strict=True)]) for pair in launches
+    ]
+    low, high = stats.mean_interval(np.array(ratios))
+    return {name: float(np.mean(ratios)), f"{name}_ci_low": low, f"{name}_ci_high": high}
+
+
+def milliseconds(rounds: list[list[float]]) -> list[list[float]]:
+    """Seconds by round as they are stored."""
+    return [[round(1e3 * value, 4) for value in own] for own in rounds]

@@ -1,27 +1,34 @@
 """A fresh process that loads one deployed artifact and does nothing else, so that nothing else is measured."""
 
+import functools
 import multiprocessing
+import multiprocessing.context
+import multiprocessing.forkserver
+import os
+import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from utils import backends, footprint, progress, watch
+from utils import architectures, backends, footprint, paths, progress, watch
 from utils.data import Split
 from utils.errors import UserError
 
 EVAL_BATCH = 32
+architectures.torchvision_models()  # seconds of importing are not part of loading an artifact
 
 
 class Worker:
     """A process with the artifact at `path` loaded; use as a context manager. Calls run there and return their results."""
 
-    def __init__(self, backend: str, path: Path, device: str, threads: int):
-        context = multiprocessing.get_context("spawn")  # not fork: torch's thread pools do not survive it
+    def __init__(self, backend: str, path: Path, device: str, threads: int, cuda_graph: bool = False):
+        context = _context()
         self.connection, other = context.Pipe()
-        self.process = context.Process(target=_serve, args=(other, backend, path, device, threads), daemon=True)
+        self.process = context.Process(target=_serve, args=(other, backend, path, device, threads, cuda_graph), daemon=True)
         self.process.start()
         other.close()
 
@@ -64,14 +71,37 @@ class Worker:
         return self.receive()
 
 
+@functools.cache
+def _context() -> multiprocessing.context.BaseContext:
+    """How processes are started: with the modules imported, so that many can be started, and nothing else in them.
+
+    Not by a plain fork: thread pools do not survive it. On Linux a server that has imported this module and computed nothing
+    is forked; elsewhere forking is not safe, and every process imports for itself.
+    """
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    old = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(paths.ROOT), old)))  # Python 3.11 gives it no sys.path
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        os.environ.pop("PYTHONPATH") if old is None else os.environ.update(PYTHONPATH=old)
+    return context
+
+
 class _Server:
-    def __init__(self, backend: str, path: Path, device: str, threads: int):
+    def __init__(self, backend: str, path: Path, device: str, threads: int, cuda_graph: bool):
         torch.set_num_threads(threads)
-        self.device = device
+        self.device, self.cuda_graph = device, cuda_graph
+        engine = backends.get(backend)
+        self.layout = engine.layout
         started = time.perf_counter()
-        self.predict = backends.get(backend).load(path, device)
+        self.predict = engine.load(path, device)
         self.load_s = time.perf_counter() - started
-        self.batch: torch.Tensor | None = None
+        self.first_s: float | None = None
+        self.held: Callable[[], object] | None = None
 
     def logits(self, split: Split, batch_size: int) -> np.ndarray:
         """Logits of a split in order, float32 (len(split), 2)."""
@@ -97,23 +127,56 @@ class _Server:
         """Keep a batch of images of `split`, repeated where there are too few, for `time` to run on."""
         positions = np.arange(batch_size) % len(split)
         chosen = Split(split.images, split.labels, split.names, split.index[positions])
-        self.batch = next(chosen.batches(batch_size, self.device))[0]
+        batch = next(chosen.batches(batch_size, self.device))[0].contiguous(memory_format=self.layout)
+        self.held = functools.partial(self.predict, batch)
+        if self.first_s is None:
+            self.first_s = self.time(1)[0]
+        if self.cuda_graph:
+            self.held = _captured(self.held)
 
     def time(self, repeats: int) -> list[float]:
-        """Seconds of each of `repeats` runs over the held batch."""
-        seconds = []
+        """Seconds of each of `repeats` runs over the held batch; the GPU's own clock tells those of a GPU."""
+        watch = _cuda_seconds if self.device == "cuda" else _seconds
         with torch.inference_mode():
-            for _ in range(repeats):
-                started = time.perf_counter()
-                self.predict(self.batch)
-                if self.device == "cuda":
-                    torch.cuda.synchronize()
-                seconds.append(time.perf_counter() - started)
-        return seconds
+            return [watch(self.held) for _ in range(repeats)]
 
     def cost(self) -> dict[str, float]:
-        """Seconds that loading took, and peak memory of this process in MiB."""
-        return {"load_s": self.load_s, "peak_memory_mb": footprint.peak_memory_mb(self.device)}
+        """Seconds of loading, of that and the first run together, and peak memory of this process in MiB."""
+        cold = {"load_s": self.load_s, "cold_start_s": self.load_s + self.first_s}
+        return cold | {"peak_memory_mb": footprint.peak_memory_mb(self.device)}
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _cuda_seconds(work: Callable[[], object]) -> float:
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    work()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+@torch.inference_mode()
+def _captured(work: Callable[[], object]) -> Callable[[], object]:
+    """`work` as a CUDA graph: its kernels are launched together, without Python and without the driver's part for each.
+
+    It has to have run on a side stream before it is captured (torch's notes on CUDA graphs).
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            work()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
 
 
 def _serve(connection, *arguments) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from utils import progress
 from utils.backends.base import Backend, Deployed
 from utils.backends.fp16 import FP16, Autocast, Half
+from utils.backends.fp32 import Compiled, Frozen, OnnxRuntime
 from utils.backends.native import Native
 from utils.backends.simulated import Simulated
 from utils.backends.torch_ao import ENGINES, TorchAO
@@ -18,7 +19,12 @@ __all__ = ["Backend", "Deployed", "get", "select"]
 
 _ALL: dict[str, Backend] = {
     backend.name: backend
-    for backend in (Native(), *map(TorchAO, ENGINES), FP16("half", Half), FP16("amp", Autocast), Simulated())
+    for backend in (
+        *(Native(), Frozen(), Compiled(), OnnxRuntime()),
+        *map(TorchAO, ENGINES),
+        *(FP16("half", Half), FP16("amp", Autocast)),
+        Simulated(),
+    )
 }
 
 

@@ -31,6 +31,7 @@ class Deployed:
     quantized_modules: int  # of these, how many compute on quantized weights
     parameters: int  # numbers in weights and biases, packed ones included
     quantized_parameters: int  # of these, how many are stored quantized
+    weight_bytes: int  # that these numbers take, each in its own format: what a file without anything else would have
     fake_quant: nn.Module | None = None  # the network that QAT trained, rounding in FP32
     facts: dict = field(default_factory=dict)  # what else a reader should know, JSON-able
 
@@ -40,6 +41,7 @@ class Backend(Protocol):
 
     name: str
     suffix: str
+    layout: torch.memory_format  # of the images it runs fastest on; what timing gives it
     simulated: bool  # computes what other hardware would, in float: accuracy counts, speed says nothing
     watched: bool  # its number format overflows early: every layer's output is checked while the test images run
 

@@ -53,6 +53,7 @@ class FP16:
     """FP16 on CPU or CUDA, by `half` or by `amp`."""
 
     simulated, watched = False, True  # FP16 ends at 65,504
+    layout = torch.channels_last
 
     def __init__(self, name: str, wrapper: type[nn.Module]):
         self.name, self.wrapper, self.suffix = name, wrapper, f".{name}.pt"
@@ -77,6 +78,7 @@ class FP16:
             quantized_modules=layers,
             parameters=numbers,
             quantized_parameters=numbers,
+            weight_bytes=sum(value.numel() * value.element_size() for value in network.parameters()),
         )
 
     def training(self, recipe: dict) -> tuple[str, dict]:

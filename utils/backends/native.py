@@ -15,6 +15,7 @@ class Native:
     """Eager FP32 with the memory layout (channels last) that is the faster one on CPU and GPU alike."""
 
     name, suffix, simulated, watched = "native", ".pt", False, False
+    layout = torch.channels_last
 
     def problem(self, device: str) -> str | None:
         return None
@@ -32,6 +33,7 @@ class Native:
             quantized_modules=0,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             quantized_parameters=0,
+            weight_bytes=sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
         )
 
     def training(self, recipe: dict) -> tuple[str, dict]:

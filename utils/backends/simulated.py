@@ -153,6 +153,7 @@ class Simulated:
     """INT16 arithmetic in FP32."""
 
     name, suffix, simulated, watched = "simulated", ".int16.pt", True, False
+    layout = torch.channels_last
 
     def problem(self, device: str) -> str | None:
         return None
@@ -186,6 +187,7 @@ class Simulated:
             quantized_modules=len(content["weight"]),
             parameters=numbers,
             quantized_parameters=numbers,
+            weight_bytes=sum(own.numel() * own.element_size() for kind in ("weight", "bias") for own in content[kind].values()),
             facts={"activation_scales": sum(own.numel() for own in scales.values())},
         )
 

@@ -87,6 +87,7 @@ class TorchAO:
     """One of torch's quantized engines. CPU only."""
 
     suffix, simulated, watched = ".torchscript", False, False
+    layout = torch.channels_last
 
     def __init__(self, name: str):
         self.name = name
@@ -190,6 +191,7 @@ class TorchAO:
         if sorted(quantized) != sorted(expected):
             wrong = sorted(set(quantized) ^ set(expected))
             raise RuntimeError(f"{self.name} quantized {len(quantized)} modules, not {len(expected)}: {', '.join(wrong)}")
+        floats = sum(parameter.numel() for parameter in converted.parameters())
         with warnings.catch_warnings(), torch.inference_mode():
             warnings.simplefilter("ignore")  # TorchScript's deprecation
             traced = torch.jit.freeze(torch.jit.trace(converted.eval(), images[:1]))
@@ -201,8 +203,9 @@ class TorchAO:
             reference=fuse(model),
             weight_modules=len(weight_modules(model)),
             quantized_modules=len(quantized),
-            parameters=sum(quantized.values()) + sum(parameter.numel() for parameter in converted.parameters()),
-            quantized_parameters=sum(quantized.values()),
+            parameters=sum(map(sum, quantized.values())) + floats,
+            quantized_parameters=sum(map(sum, quantized.values())),
+            weight_bytes=sum(weights + 4 * biases for weights, biases in quantized.values()) + 4 * floats,
             facts={"reduce_range": self.reduce_range(), "quantized": sorted(quantized)},
         )
 
@@ -213,13 +216,13 @@ class TorchAO:
             return torch.jit.load(path, map_location=device).eval()
 
 
-def quantized_modules(converted: nn.Module) -> dict[str, int]:
-    """Names of the converted modules that hold packed weights, with how many numbers each holds (bias included)."""
+def quantized_modules(converted: nn.Module) -> dict[str, tuple[int, int]]:
+    """Names of the converted modules that hold packed weights, with how many weights and biases each holds."""
     found = {}
     for name, module in converted.named_modules():
         if callable(getattr(module, "weight", None)):  # packed modules have a method where float ones have a tensor
             bias = module.bias()
-            found[name] = module.weight().numel() + (0 if bias is None else bias.numel())
+            found[name] = module.weight().numel(), 0 if bias is None else bias.numel()
     return found
 
 
