@@ -43,7 +43,7 @@ def parse() -> argparse.Namespace:
         parser.add_argument(f"--{option}", nargs="+", choices=choices, default=choices, help=f"default: {' '.join(choices)}")
     parser.add_argument("--list", action="store_true", help="print the commands, one a line, fp32 first, and run nothing")
     parser.add_argument("--init", metavar="imagenet|scratch|FILE", help="as for the scripts; {model} stands for the model")
-    for option in ("data", "device", "batch-sizes", "seed", "threads"):
+    for option in ("data", "device", "batch-sizes", "timing", "seed", "threads"):
         parser.add_argument(f"--{option}", help="handed on to every script")
     for option, default in (("results", paths.RESULTS), ("checkpoints", paths.CHECKPOINTS)):
         parser.add_argument(f"--{option}", type=Path, default=default, metavar="DIR", help="handed on to every script")
@@ -67,7 +67,13 @@ def options(run: cli.Run, backend: str, args) -> list[str]:
     """The options of the script that stands for `run`."""
     given = {"backend": backend if len(cli.BACKENDS[run.method, run.dtype]) > 1 else None, "data": args.data}
     given |= {"init": args.init.replace("{model}", run.model) if args.init and run.method == "fp32" else None}
-    given |= {"device": args.device, "batch-sizes": args.batch_sizes, "seed": args.seed, "threads": args.threads}
+    given |= {
+        "device": args.device,
+        "batch-sizes": args.batch_sizes,
+        "timing": args.timing,
+        "seed": args.seed,
+        "threads": args.threads,
+    }
     given |= {"results": args.results if args.results != paths.RESULTS else None}
     given |= {"checkpoints": args.checkpoints if args.checkpoints != paths.CHECKPOINTS else None}
     words = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
@@ -75,20 +81,21 @@ def options(run: cli.Run, backend: str, args) -> list[str]:
 
 
 def done(run: cli.Run, words: list[str], images) -> bool:
-    """Whether the same code has measured this on the same images, from the same baseline and for the same batch sizes."""
+    """Whether the same code has measured this as asked on the same images, from the same baseline."""
     asked = cli.parse("", run, words)
     record = _record(run, asked.backend, images.study, asked)
     baseline = _record(cli.Run(run.model, "fp32", "fp32"), "native", images.study, asked)
     if record is None or baseline is None:
         return False
-    known = record["provenance"]
+    known, tier = record["provenance"], "smoke" if asked.smoke else asked.timing
+    timed = {(entry["batch_size"], entry.get("tier")) for entry in record["timing"]}
     init = asked.init if asked.init in ("imagenet", "scratch") else hashlib.sha256(Path(asked.init).read_bytes()).hexdigest()
     return (
         known["code_sha256"] == environment.code_sha256(run.script)
         and known["data_sha256"] == images.digest
         and known["baseline_sha256"] == baseline["provenance"]["artifact_sha256"]
         and (run.method != "fp32" or record["training"]["init"] == init)
-        and (record["run"]["simulated"] or set(asked.batch_sizes) <= {entry["batch_size"] for entry in record["timing"]})
+        and (record["run"]["simulated"] or {(size, tier) for size in asked.batch_sizes} <= timed)
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from utils import cli, paths, stats
+from utils import cli, paths
 from utils.errors import UserError
 
 FORMAT = 2
@@ -29,7 +29,8 @@ SECTIONS = (
         "latency_ms_p95", "latency_ms_p99", "single_stream_p90_ms", "multi_stream_p99_ms", "throughput_ips", "offline_ips",
         "speedup_vs_eager_fp32", "speedup_vs_eager_fp32_ci_low", "speedup_vs_eager_fp32_ci_high",
         "speedup_vs_best_fp32", "speedup_vs_best_fp32_ci_low", "speedup_vs_best_fp32_ci_high", "best_fp32",
-        "n_timed", "n_launches", "n_rounds", "n_repeated", "contended", "load_s", "cold_start_s", "peak_memory_mb", "protocol",
+        "n_timed", "n_launches", "n_rounds", "n_repeated", "contended", "load_s", "cold_start_s", "peak_memory_mb",
+        "protocol", "tier",
     )),
     ("footprint", (
         "size_mb", "theoretical_mb", "activation_mb", "parameters", "macs", "weight_modules", "quantized_modules",
@@ -117,6 +118,8 @@ def rows_of(record: dict) -> list[dict]:
 
 def adjusted(runs: list[list[dict]]) -> list[dict]:
     """All rows of a study from those of each run, McNemar's p-values adjusted for as many tests as there are variants (Holm)."""
+    from utils import stats  # scipy takes a second to import, for which `--help` does not wait
+
     tested = [rows for rows in runs if rows[0]["mcnemar_p"] is not None]
     p_values = stats.holm(np.array([rows[0]["mcnemar_p"] for rows in tested]))
     for rows, p_value in zip(tested, p_values, strict=True):

@@ -75,7 +75,8 @@ def measure(candidate: tuple[str, Path], baseline: Checkpoint, split: Split, arg
                     found[size].append(launch)
                     bar.step(note=f"batch {size}, {threads} threads")
             for size in batch_sizes:
-                entries.append({"threads": threads, "batch_size": size, **summarize(found[size], size), **best[size]})
+                entry = {"threads": threads, "batch_size": size, "tier": "smoke" if args.smoke else args.timing}
+                entries.append(entry | summarize(found[size], size) | best[size])
     fastest_batch = max(entries, key=lambda entry: entry["throughput_ips"])
     return [entry | {"offline_ips": entry["throughput_ips"] if entry is fastest_batch else None} for entry in entries]
 
