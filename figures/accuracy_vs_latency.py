@@ -1,48 +1,64 @@
-"""Accuracy against latency at batch 1: up and to the left is better.
+"""Accuracy against latency at the smallest batch size, one panel a model, with the Pareto front of all models together.
 
 python figures/accuracy_vs_latency.py --study cats_and_dogs
 """
-
-from collections import Counter
 
 import style
 from matplotlib.lines import Line2D
 from style import plt
 
-# Where the engine's name goes, in points from its marker: neighbours of one model take turns, so that they do not overlap.
-LABELS = ((0, 10), (0, -11))
+
+def front(frame):
+    """The runs that no other run beats in both latency and accuracy, fastest first."""
+    ordered = frame.sort_values(["latency_ms_p50", "accuracy"], ascending=[True, False], kind="stable")
+    return ordered[ordered["accuracy"] > ordered["accuracy"].cummax().shift(fill_value=-1)]
+
+
+def draw(axes, own):
+    for _, row in own.iterrows():
+        x, y = row["latency_ms_p50"], 100 * row["accuracy"]
+        xerr = [[max(0, x - row["latency_ms_ci_low"])], [max(0, row["latency_ms_ci_high"] - x)]]
+        yerr = [[y - 100 * row["accuracy_ci_low"]], [100 * row["accuracy_ci_high"] - y]]
+        axes.errorbar(x, y, xerr=xerr, yerr=yerr, ecolor="0.75", elinewidth=0.7)
+        axes.plot(x, y, ls="", zorder=3, **style.look(row))
+
+
+def legend(frame):
+    handles = [Line2D([], [], ls="", marker="D", mfc=style.COLOUR[name], mec="black", label=text)
+               for name, text in style.DTYPES.items() if name in set(frame["dtype"])]  # fmt: skip
+    fills = {"full: PTQ, FP32": "0.7", "empty: QAT": "white"}
+    handles += [Line2D([], [], ls="", marker="D", mfc=fill, mec="black", label=text) for text, fill in fills.items()]
+    return [*handles, Line2D([], [], color="black", lw=1, ls="--", label="Pareto front")]
 
 
 def main():
     frame, args = style.load(__doc__)
     frame, batch = style.one_batch(frame)
-    frame = frame.dropna(subset="latency_ms_p50")  # simulated networks have none
-    figure, axes = plt.subplots(figsize=(7.2, 4.2))
-    turn = Counter()
-    for _, row in frame.sort_values("latency_ms_p50").iterrows():
-        x, y = row["latency_ms_p50"], 100 * row["accuracy"]
-        axes.errorbar(
-            x, y,
-            xerr=[[max(0, x - row["latency_ms_ci_low"])], [max(0, row["latency_ms_ci_high"] - x)]],
-            yerr=[[y - 100 * row["accuracy_ci_low"]], [100 * row["accuracy_ci_high"] - y]],
-            marker=style.MARKER[row["model"]], color=style.COLOUR[row["dtype"]], ecolor="0.6", elinewidth=0.8,
-            markeredgecolor="black", markersize=8, zorder=3,
-            fillstyle="none" if row["method"] == "qat" else "full",
-        )  # fmt: skip
-        if row["method"] != "fp32":  # black says that already
-            label = dict(textcoords="offset points", fontsize=6.5, color="0.2", ha="center", va="center")
-            axes.annotate(row["backend"], (x, y), xytext=LABELS[turn[row["model"]] % len(LABELS)], **label)
-            turn[row["model"]] += 1
-    axes.set(xscale="log", xlabel=f"Latency at batch {batch}, median (ms, log scale)", ylabel="Test accuracy (%)")
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("{x:g}")
-    axes.tick_params(axis="x", which="minor", labelsize=6)
-    axes.set_title(style.title(frame, "Accuracy against latency (bars: 95 % intervals)"), fontsize=9)
-    models = [name for name in style.MODELS if name in set(frame["model"])]
-    dtypes = [name for name in style.DTYPES if name in set(frame["dtype"])]
-    handles = [Line2D([], [], ls="", marker=style.MARKER[m], mfc="white", mec="black", label=style.MODELS[m]) for m in models]
-    handles += [Line2D([], [], ls="", marker="D", mfc=style.COLOUR[d], mec="black", label=style.DTYPES[d]) for d in dtypes]
-    axes.legend(handles=handles, fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    frame = frame.dropna(subset="latency_ms_p50")
+    models = style.present(frame)
+    if not models:
+        raise SystemExit(f"error: study {args.study} has no timed runs yet.")
+    size = dict(figsize=(7.2, 1.3 + 1.8 * len(models)), sharex=True, sharey=True, squeeze=False, layout="constrained")
+    figure, panels = plt.subplots(len(models), 1, **size)
+    best = front(frame)
+    for axes, model in zip(panels[:, 0], models, strict=True):
+        draw(axes, frame[frame["model"] == model])
+        axes.step(best["latency_ms_p50"], 100 * best["accuracy"], where="post", color="black", lw=1, ls="--", zorder=2)
+        lacking = [name for name in style.labels(frame) if name not in set(frame[frame["model"] == model]["series"])]
+        text = "not run: " + ", ".join(lacking) if lacking else ""
+        axes.text(0.99, 0.03, text, transform=axes.transAxes, ha="right", fontsize=6, color="0.4")
+        axes.set_ylabel(f"{style.MODELS[model]}\nTest accuracy (%)", fontsize=8)
+    axes.margins(0.06, 0.1)
+    style.log_scale(axes.xaxis)
+    axes.set_xlabel(f"Latency at batch {batch}, median (ms, log scale)")
+    figure.legend(handles=legend(frame), fontsize=7, loc="outside lower center", ncols=7, frameon=False)
+    text = "Accuracy against latency (bars: 95 % intervals; simulated networks have no latency)"
+    figure.suptitle(style.title(frame, text), fontsize=9)
+    figure.draw_without_rendering()  # labels are placed when everything else has its place
+    for axes, model in zip(panels[:, 0], models, strict=True):
+        own = frame[(frame["model"] == model) & (frame["method"] != "fp32")]  # black says that already
+        names = own["backend"].where(own["method"] != "control", "control")
+        style.annotate(axes, zip(own["latency_ms_p50"], 100 * own["accuracy"], names, strict=True))
     style.save(figure, args.out, "accuracy_vs_latency")
 
 
