@@ -55,7 +55,7 @@ class Split:
         """All images in order, normalised, with their labels."""
         for start in range(0, len(self), batch_size):
             positions = np.arange(start, min(start + batch_size, len(self)))
-            yield normalize(self.batch(positions, device)), torch.from_numpy(self.y[positions]).to(device)
+            yield normalize_(self.batch(positions, device)), torch.from_numpy(self.y[positions]).to(device)
 
     def shuffled(
         self, batch_size: int, seed: int, device: str = "cpu", augmentation: dict | None = None, part: tuple[int, int] = (0, 1)
@@ -74,7 +74,7 @@ class Split:
             images = self.batch(positions, device)
             if augmentation:
                 images = augment(images, torch.rand(batch_size, 5, generator=generator)[own], **augmentation)
-            yield normalize(images), torch.from_numpy(self.y[positions]).to(device)
+            yield normalize_(images), torch.from_numpy(self.y[positions]).to(device)
 
     def part(self, rank: int, size: int) -> "Split":
         """Every size-th image from `rank` on."""
@@ -89,7 +89,7 @@ class Split:
     def calibration(self, count: int) -> torch.Tensor:
         """`count` images as PTQ calibrates on them: float32 (count, 3, 224, 224), normalised, not augmented."""
         chosen = self.sample(count)
-        return normalize(chosen.batch(np.arange(len(chosen))))
+        return normalize_(chosen.batch(np.arange(len(chosen))))
 
 
 def _reopen(filename: str, *rest) -> Split:
@@ -122,9 +122,18 @@ class Data:
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
     """ImageNet normalisation of float images (n, 3, h, w) in [0, 1]."""
-    mean = torch.tensor(MEAN, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(STD, device=images.device).view(1, 3, 1, 1)
-    return images.sub(mean).div_(std)
+    return normalize_(images.clone())
+
+
+def normalize_(images: torch.Tensor) -> torch.Tensor:
+    """The same in place: a batch just made is in no other's hands, and another 19 MB would cost as much as the arithmetic."""
+    mean, std = (torch.tensor(values, device=images.device) for values in (MEAN, STD))
+    if not images.is_contiguous(memory_format=torch.channels_last):
+        return images.sub_(mean.view(1, 3, 1, 1)).div_(std.view(1, 3, 1, 1))
+    # Channels last, torch would loop over three numbers at a time; over whole rows of the image it takes a tenth of that.
+    width = images.shape[3]
+    images.permute(0, 2, 3, 1).flatten(2).sub_(mean.repeat(width)).div_(std.repeat(width))
+    return images
 
 
 def augment(images: torch.Tensor, uniform: torch.Tensor, crop: float, degrees: float) -> torch.Tensor:

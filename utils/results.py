@@ -1,16 +1,20 @@
-"""Results on disk: one JSON a run, which holds everything, and results.csv, which is rebuilt from them. No torch."""
+"""Results on disk: one JSON a run, which holds everything, and results.csv, which is rebuilt from them. No torch.
+
+NumPy, scipy and filelock are imported by what needs them: `reproduce.py --help` does not wait for them.
+"""
 
 import csv
 import io
 import json
 import re
 from pathlib import Path
-
-import numpy as np
-from filelock import FileLock
+from typing import TYPE_CHECKING
 
 from utils import cli, paths
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 FORMAT = 2
 # Where each column of results.csv comes from in a run's JSON; results/README.md explains them in this order.
@@ -60,11 +64,14 @@ def check(study: str, digest: str, args) -> None:
         return
 
 
-def write(record: dict, logits: np.ndarray, y: np.ndarray, results: Path) -> Path:
+def write(record: dict, logits: "np.ndarray", y: "np.ndarray", results: Path) -> Path:
     """Store a run and rebuild results.csv; returns the JSON's path. Scripts running at once wait for each other.
 
     Beside the JSON goes an .npz with `logits` float32 (n, 2) and `y` int64 (n,) of the test images in their fixed order.
     """
+    import numpy as np
+    from filelock import FileLock
+
     folder = results / record["run"]["study"]
     path = folder / "runs" / f"{run_id(record['run'])}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +125,9 @@ def rows_of(record: dict) -> list[dict]:
 
 def adjusted(runs: list[list[dict]]) -> list[dict]:
     """All rows of a study from those of each run, McNemar's p-values adjusted for as many tests as there are variants (Holm)."""
-    from utils import stats  # scipy takes a second to import, for which `--help` does not wait
+    import numpy as np
+
+    from utils import stats
 
     tested = [rows for rows in runs if rows[0]["mcnemar_p"] is not None]
     p_values = stats.holm(np.array([rows[0]["mcnemar_p"] for rows in tested]))

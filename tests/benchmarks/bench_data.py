@@ -1,0 +1,82 @@
+"""Loading images: the cache against torchvision's ImageFolder, with as many processes as we have threads."""
+
+import itertools
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import paired
+import pictures
+import torch
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from models.resnet18_fp32 import RECIPE
+from utils import data
+
+BATCH = 32
+AUGMENT = RECIPE["pretrained"]["augment"]
+# One affine resampling like ours: flips, rotations, and what a crop shows made larger by as much.
+AUGMENTED = [
+    transforms.RandomHorizontalFlip(),
+    transforms.RandomAffine(
+        AUGMENT["degrees"],
+        translate=(0.15, 0.15),
+        scale=(1, 1 / AUGMENT["crop"]),
+        interpolation=transforms.InterpolationMode.BILINEAR,
+    ),
+]
+
+
+def data_loading(settings: paired.Settings) -> Iterator[paired.Row]:
+    """Epochs of shuffled, normalised batches."""
+    torch.set_num_threads(paired.THREADS)
+    count, rounds = (32, 1) if settings.smoke else (512, 5)
+    root, seeds = pictures.files(settings, count), itertools.count()
+    split = pictures.cached(root, settings.folder / "images")
+
+    def epoch(augmentation: dict | None) -> paired.Turn:
+        return paired.once(lambda: consume(split.shuffled(BATCH, next(seeds), augmentation=augmentation)))
+
+    for what, ours, theirs in (("not augmented", None, []), ("augmented", AUGMENT, AUGMENTED)):
+        what = f"second epoch, {what}, times faster than ImageFolder"
+        yield paired.faster(what, epoch(ours), second_epoch(image_folder(root, theirs)), 8, rounds)
+    yield paired.cost(
+        "first pass, which fills the cache, over ImageFolder's",
+        first_pass(root, settings.folder),
+        paired.once(lambda: consume(image_folder(root, []))),
+        1.1,
+        rounds,
+    )
+
+
+def consume(batches) -> None:
+    for _ in batches:
+        pass
+
+
+def image_folder(root: Path, augmentation: list) -> DataLoader:
+    """torchvision's way, as its users write it."""
+    steps = [transforms.Resize((224, 224)), *augmentation, transforms.ToTensor(), transforms.Normalize(data.MEAN, data.STD)]
+    images = ImageFolder(str(root), transforms.Compose(steps))
+    return DataLoader(images, BATCH, shuffle=True, drop_last=True, num_workers=paired.THREADS, persistent_workers=True)
+
+
+def second_epoch(loader: DataLoader) -> paired.Turn:
+    """Any epoch but the first: its processes stay, as ours have nothing to start."""
+    consume(loader)
+    return paired.once(lambda: consume(loader))
+
+
+def first_pass(root: Path, folder: Path) -> paired.Turn:
+    """From files to the last batch of the first epoch, with nothing known before."""
+    directory = folder / "first"
+    work = paired.once(lambda: consume(pictures.cached(root, directory).shuffled(BATCH, 0)))
+
+    def turn() -> list[float]:
+        seconds = work()
+        shutil.rmtree(directory)
+        return seconds
+
+    return turn

@@ -1,0 +1,63 @@
+"""Ratios of the costs of this code and of its plain counterpart, each measured in one run by alternating the two.
+
+    python tests/benchmarks/run.py --data PATH
+    python tests/benchmarks/run.py help results_csv
+
+A ratio has a bootstrap interval over its rounds, and its goal is met ("yes") or missed ("no") if all of the interval says so.
+Nothing here is a test: on a busy machine a time proves nothing. Without --data, the images are drawn.
+"""
+
+import argparse
+import importlib
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from utils import cli
+from utils.errors import UserError
+
+BENCHMARKS = {  # name of the function -> its module
+    "data_loading": "bench_data",
+    "training_step": "bench_training",
+    "evaluation": "bench_evaluation",
+    "results_csv": "bench_results",
+    "help": "bench_help",
+}
+
+
+def parse() -> argparse.Namespace:
+    parser = cli.Parser("tests/benchmarks/run.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which ones (default: all): {' '.join(BENCHMARKS)}")
+    parser.add_argument("--data", type=Path, metavar="PATH", help="folder of images; default: drawn ones")
+    parser.add_argument("--list", action="store_true", help="print the names and measure nothing")
+    parser.add_argument("--smoke", action="store_true", help="the least of everything: checks that each works, measures nothing")
+    args = parser.parse_intermixed_args()
+    for name in args.names:
+        if name not in BENCHMARKS:
+            parser.error(f"no benchmark is called {name!r}; there are {', '.join(BENCHMARKS)}")
+    if args.data and not args.data.exists():
+        parser.error(f"no such folder: {args.data}")
+    return args
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.list:
+        print("\n".join(BENCHMARKS))
+        return
+    import paired  # NumPy and scipy: after --help has answered
+
+    print(paired.HEAD, flush=True)
+    for name in args.names or BENCHMARKS:
+        measure = getattr(importlib.import_module(BENCHMARKS[name]), name)
+        with tempfile.TemporaryDirectory() as folder:
+            for row in measure(paired.Settings(Path(folder), args.data, args.smoke)):
+                print(row, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main(parse())
+    except UserError as error:
+        print(f"error: tests/benchmarks/run.py: {error}", file=sys.stderr)
+        sys.exit(2)

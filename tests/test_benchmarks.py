@@ -1,0 +1,67 @@
+"""`tests/benchmarks`: each runs and prints its rows. What they measure does not matter here: a busy machine is no failure."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from utils import paths
+
+NAMES = ["data_loading", "training_step", "evaluation", "results_csv", "help"]
+ROW = re.compile(r"(\S.*\S) +(\d+\.\d\d) \[(\d+\.\d\d), (\d+\.\d\d)\] +(>=|<=) [\d.]+ +(yes|no|unclear)")
+
+
+def run(*words):
+    command = [sys.executable, "tests/benchmarks/run.py", *map(str, words)]
+    return subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, timeout=1200)
+
+
+def test_the_names_are_listed():
+    done = run("--list")
+    assert done.returncode == 0 and done.stdout.split() == NAMES
+
+
+@pytest.mark.parametrize("words", [("no_such",), ("data_loading", "--data", "no/such/folder")])
+def test_a_mistake_is_one_line_and_status_2(words):
+    done = run(*words, "--smoke")
+    assert done.returncode == 2 and re.fullmatch(r"error: .*no.such.*\n", done.stderr)
+
+
+def test_each_runs_and_prints_its_rows():
+    done = run("--smoke")
+    assert (done.returncode, done.stderr) == (0, "")
+    # A machine that is slow enough gets progress lines, too.
+    head, *rows = [line for line in done.stdout.splitlines() if not line.startswith("test images: ")]
+    assert head.split() == ["what", "ratio", "[95", "%", "interval]", "goal", "met"]
+    kinds = ("ImageFolder", "training", "evaluation", ".csv", "--help")
+    assert [sum(kind in row for row in rows) for kind in kinds] == [3, 1, 2, 2, 2]
+    for row in rows:
+        found = ROW.fullmatch(row)
+        assert found, row
+        assert row.index(found[5]) == head.index("goal") and row.index(found[6], found.start(6)) == head.index("met")
+        assert float(found[3]) <= float(found[2]) <= float(found[4])
+
+
+def test_real_images_are_taken_from_any_layout(tmp_path):
+    from PIL import Image
+
+    for number in range(96):
+        path = tmp_path / "train" / f"{'cat' if number % 2 else 'dog'}.{number}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (30, 20), (number, 0, 0)).save(path)
+    (tmp_path / "train" / "cat.broken.jpg").write_bytes(b"no image")
+    done = run("--smoke", "data_loading", "--data", tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_goals_are_met_if_all_of_the_interval_says_so(monkeypatch):
+    monkeypatch.syspath_prepend(str(paths.ROOT / "tests/benchmarks"))
+    import paired
+
+    met = [paired.Row("", middle, middle - 1, middle + 1, sign, 8).met for sign in (">=", "<=") for middle in (10, 8, 5)]
+    assert met == ["yes", "unclear", "no", "no", "unclear", "yes"]
+    times = iter(range(1, 100))
+    row = paired.faster("twice", lambda: [1.0], lambda: [2.0 + 0 * next(times)], 1.5, 3)
+    assert (row.ratio, row.low, row.high, row.met) == (2, 2, 2, "yes")
+    assert paired.cost("half", lambda: [1.0], lambda: [2.0], 1.1, 3).ratio == 0.5
