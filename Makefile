@@ -15,13 +15,20 @@ setup: .venv/.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 	@touch $@
 
+# Two at a time: much of such a short run is imports, which keep one core busy.
+SMALL := --smoke --backends native fbgemm half simulated --batch-sizes 1
+
 demo: setup
 	@echo "== MobileNetV3-Small on the drawn images: FP32 from scratch, then INT8 by post-training quantization"
-	$(BIN)/python reproduce.py --models mobilenetv3 --methods fp32 ptq --dtypes fp32 int8 --backends native fbgemm --batch-sizes 1,32
+	$(BIN)/python reproduce.py --models mobilenetv3 --methods fp32 ptq --dtypes fp32 int8 --backends native fbgemm --batch-sizes 1
 	@echo "== figures and table"
 	@$(MAKE) --no-print-directory render STUDY=drawn
 	@echo "== all 21 scripts and the control in small form: a few images and steps show that each works, and measure nothing"
-	$(BIN)/python reproduce.py --smoke --backends native fbgemm half simulated --batch-sizes 1
+	@for kind in models quantization; do \
+		$(BIN)/python reproduce.py --list --threads 1 $(SMALL) | grep "^python $$kind/" | tr '\n' '\0' \
+			| PATH="$(CURDIR)/$(BIN):$$PATH" xargs -0 -P 2 -n 1 sh -c || exit 1; \
+	done
+	$(BIN)/python reproduce.py $(SMALL)
 
 FIGURES := accuracy_by_dtype accuracy_vs_latency confusion_matrices latency latency_distributions layer_sqnr ptq_vs_qat \
 	reliability size speedup thread_scaling throughput training_curves

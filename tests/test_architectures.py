@@ -15,7 +15,7 @@ PARAMETERS = {"alexnet": 57_012_034, "resnet18": 11_177_538, "mobilenetv3": 1_51
 def imagenet():
     """A MobileNetV3-Small state dict with 1000 classes, as torchvision's files have."""
     torch.manual_seed(0)
-    return architectures._torchvision_models().mobilenet_v3_small(weights=None).state_dict()
+    return architectures.torchvision_models().mobilenet_v3_small(weights=None).state_dict()
 
 
 def saved(tmp_path, content):
@@ -142,7 +142,7 @@ def test_a_pickled_network_is_refused_and_not_run(tmp_path):
 
 
 def torchvision_gives(monkeypatch, answer):
-    weights = architectures._torchvision_models().get_model_weights("mobilenet_v3_small")
+    weights = architectures.torchvision_models().get_model_weights("mobilenet_v3_small")
     monkeypatch.setattr(weights, "get_state_dict", answer)
 
 
