@@ -67,13 +67,8 @@ def options(run: cli.Run, backend: str, args) -> list[str]:
     """The options of the script that stands for `run`."""
     given = {"backend": backend if len(cli.BACKENDS[run.method, run.dtype]) > 1 else None, "data": args.data}
     given |= {"init": args.init.replace("{model}", run.model) if args.init and run.method == "fp32" else None}
-    given |= {
-        "device": args.device,
-        "batch-sizes": args.batch_sizes,
-        "timing": args.timing,
-        "seed": args.seed,
-        "threads": args.threads,
-    }
+    given |= {"device": args.device, "batch-sizes": args.batch_sizes, "timing": args.timing}
+    given |= {"seed": args.seed, "threads": args.threads}
     given |= {"results": args.results if args.results != paths.RESULTS else None}
     given |= {"checkpoints": args.checkpoints if args.checkpoints != paths.CHECKPOINTS else None}
     words = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]

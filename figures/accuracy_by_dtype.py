@@ -14,8 +14,7 @@ def main():
     for axes, _, own in panels:
         style.gaps(axes, own, rows, "accuracy")
         style.dots(axes, own, rows, "accuracy", "accuracy_ci", scale=100)
-        for baseline in own[own["method"] == "fp32"]["accuracy"]:
-            axes.axvline(100 * baseline, color="black", lw=0.8, ls=":", zorder=1)
+        style.baseline(axes, own, "accuracy", scale=100)
         axes.set_xlabel("Test accuracy (%)")
     figure.suptitle(style.title(frame, "Accuracy by number format (95 % Wilson intervals; dotted: FP32)"), fontsize=9)
     style.save(figure, args.out, "accuracy_by_dtype")

@@ -122,9 +122,8 @@ def beside(row: pd.Series, ours: pd.Series | None) -> dict[str, str]:
 
 
 def label(row: pd.Series, *more: str) -> str:
-    """A published row's model, dtype and method, and what else is given, each once."""
-    method = style.METHODS.get(row["method"], "")  # "baseline" need not be said
-    return " ".join(dict.fromkeys(filter(None, (style.MODELS[row["model"]], style.DTYPES[row["dtype"]], method, *more))))
+    """A published row's model, and its own label."""
+    return f"{style.MODELS[row['model']]} {published.label(row, *more)}"
 
 
 def difference(ours: pd.Series, published_pct: float) -> tuple[float, float, float]:

@@ -14,8 +14,7 @@ def main():
     for axes, _, own in panels:
         style.gaps(axes, own, rows, "latency_ms_p50")
         style.dots(axes, own, rows, "latency_ms_p50", "latency_ms_ci")
-        for baseline in own[own["method"] == "fp32"]["latency_ms_p50"]:
-            axes.axvline(baseline, color="black", lw=0.8, ls=":", zorder=1)
+        style.baseline(axes, own, "latency_ms_p50")
         style.log_scale(axes.xaxis)
         axes.set_xlabel(f"ms at batch {batch} (log scale)")
     text = f"Latency: median and its 95 % interval (dotted: eager FP32{style.contended(frame)})"

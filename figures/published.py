@@ -35,6 +35,12 @@ def match(published_row: pd.Series, frame_one_row_per_run: pd.DataFrame) -> pd.S
     return before_conversion(row) if fake else row
 
 
+def label(row: pd.Series, *more: str) -> str:
+    """A published row's dtype and method, and what else is given, each once."""
+    method = style.METHODS.get(row["method"], "")  # "baseline" need not be said
+    return " ".join(dict.fromkeys(filter(None, (style.DTYPES[row["dtype"]], method, *more))))
+
+
 def before_conversion(row: pd.Series) -> pd.Series:
     """A QAT run's row with the accuracy of the network that rounds in FP32; all else that was measured left empty."""
     accuracy, n = row["accuracy_fake_quant"], int(row["n_test"])

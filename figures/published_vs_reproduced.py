@@ -16,9 +16,7 @@ def pairs(frame, model):
     found = {}
     for _, row in published.load().query("model == @model").iterrows():
         fake = row["variant"] == "fake-quant"
-        method = {"baseline": ""}.get(row["method"], row["method"].upper())
-        engine = "fake-quant (simulated)" if fake else row["backend_here"]
-        label = " ".join(filter(None, (style.DTYPES[row["dtype"]], method, engine)))
+        label = published.label(row, "fake-quant (simulated)" if fake else row["backend_here"])
         found.setdefault(label, ([], published.match(row, frame)))[0].append(row["accuracy_pct"])
     order = {name: n for n, name in enumerate(style.DTYPES.values())}
     ranked = sorted(found, key=lambda label: ("QAT" in label, order[label.split()[0]], label))

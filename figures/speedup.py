@@ -4,7 +4,6 @@ python figures/speedup.py --study cats_and_dogs
 """
 
 import style
-from matplotlib.lines import Line2D
 
 SIDES = {"eager": (-0.2, 7), "best": (0.2, 4)}  # where in its row a mark lies, and its size
 
@@ -24,10 +23,7 @@ def main():
         fastest = " or ".join(sorted(set(own["best_fp32"].dropna()))) or "not timed"
         axes.set_title(f"{style.MODELS[model]}\nfastest FP32: {fastest}", fontsize=8)
         axes.set_xlabel("Speed-up (log scale)")
-    names = ("over eager FP32", "over the fastest FP32")
-    handles = [Line2D([], [], ls="", marker="o", ms=size, mfc="0.8", mec="black", label=name)
-               for name, (_, size) in zip(names, SIDES.values(), strict=True)]  # fmt: skip
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=7.5, frameon=False)
+    style.sizes(figure, {SIDES["eager"][1]: "over eager FP32", SIDES["best"][1]: "over the fastest FP32"})
     text = f"Speed-up at batch {batch} and its 95 % interval (dashed: no change{style.contended(frame)})"
     figure.suptitle(style.title(frame, text), fontsize=9)
     style.save(figure, args.out, "speedup")

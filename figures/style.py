@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.axis import Axis
+from matplotlib.lines import Line2D
 from matplotlib.patheffects import Stroke, withStroke
 from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullLocator
@@ -147,6 +148,19 @@ def gaps(axes: plt.Axes, own: pd.DataFrame, rows: list[str], column: str, by: st
             text, at = "not run" if runs.empty else "not timed", axes.get_yaxis_transform()
             size = 5.5 if shift else 7
             axes.text(0.5, place + shift, f"{what}{text}", transform=at, ha="center", va="center", color="0.4", fontsize=size)
+
+
+def baseline(axes: plt.Axes, own: pd.DataFrame, column: str, scale: float = 1) -> None:
+    """A dotted line through the panel where the model's FP32 network lies."""
+    for value in own[own["method"] == "fp32"][column]:
+        axes.axvline(scale * value, color="black", lw=0.8, ls=":", zorder=1)
+
+
+def sizes(figure: plt.Figure, names: dict[int, str]) -> None:
+    """A legend below a figure in which marks of different sizes mean different things: size in points -> what it means."""
+    grey = dict(ls="", marker="o", mfc="0.8", mec="black")
+    handles = [Line2D([], [], ms=size, label=name, **grey) for size, name in names.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=7.5, frameon=False)
 
 
 def contended(frame: pd.DataFrame) -> str:

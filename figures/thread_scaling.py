@@ -4,7 +4,6 @@ python figures/thread_scaling.py --study cats_and_dogs
 """
 
 import style
-from matplotlib.lines import Line2D
 
 
 def main():
@@ -34,8 +33,7 @@ def main():
         style.log_scale(axes.xaxis)
         axes.set_xlabel(f"ms at batch {batch} (log scale)")
     names = {7: f"{many} threads", 4: f"{few} thread{'s' if few > 1 else ''}"} if few != many else {7: f"{many} threads only"}
-    handles = [Line2D([], [], ls="", marker="o", ms=size, mfc="0.8", mec="black", label=name) for size, name in names.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=7.5, frameon=False)
+    style.sizes(figure, names)
     text = f"Latency and number of threads (medians with 95 % intervals{style.contended(every)})"
     figure.suptitle(style.title(frame, text), fontsize=9)
     style.save(figure, args.out, "thread_scaling")

@@ -1,7 +1,6 @@
 """Which engine runs an FP32 network fastest on this machine: found once for each checkpoint, threads and batch size, and kept."""
 
 import contextlib
-import functools
 import json
 from pathlib import Path
 
@@ -51,14 +50,12 @@ def _search(names: list[str], baseline: Checkpoint, split: Split, batch_sizes: l
     """Median milliseconds of each engine at each batch size."""
     found = {}
     with contextlib.ExitStack() as stack, progress.Bar("fastest FP32", len(batch_sizes), "batch sizes") as bar:
-        sides = {name: stack.enter_context(Worker(name, baseline.path, args.device, threads)) for name in names}
+        sides = [stack.enter_context(Worker(name, baseline.path, args.device, threads)) for name in names]
         for size in sorted(batch_sizes):
-            for side in sides.values():
-                side.call("hold", split, size)
-            runs, round_s = rounds.fill([rounds.warm_up(side) for side in sides.values()])
-            turns = [functools.partial(side.call, "time", n) for side, n in zip(sides.values(), runs, strict=True)]
-            kept, _, _ = rounds.alternate(turns, min(MAX_ROUNDS, max(MIN_ROUNDS, round(SEARCH_S / round_s))))
+            rounds.hold(sides, split, size)
+            runs, round_s = rounds.fill([rounds.warm_up(side) for side in sides])
+            kept, _, _ = rounds.alternate(rounds.turns(sides, runs), min(MAX_ROUNDS, max(MIN_ROUNDS, round(SEARCH_S / round_s))))
             medians = [float(1e3 * np.median([np.median(own[side]) for own in kept])) for side in range(len(sides))]
-            found[size] = dict(zip(sides, medians, strict=True))
+            found[size] = dict(zip(names, medians, strict=True))
             bar.step(note=f"batch {size}: {min(found[size], key=found[size].get)}")
     return found

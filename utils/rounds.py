@@ -1,11 +1,13 @@
 """Fair turns: several sides timed one after the other, again and again, so that a noisy machine is noisy to all of them."""
 
+import functools
 import math
 import time
 from collections.abc import Callable
 
 import numpy as np
 
+from utils.data import Split
 from utils.worker import Worker
 
 WARMUP_S, WARMUP_RUNS = 0.3, 2
@@ -13,6 +15,19 @@ TURN_S = 0.05  # of one side; a round has two turns of each
 CONTENDED = 1.2  # turns of a side that differ by more than this mean that something else was running
 
 Round = list[list[float]]  # seconds of every run, by side
+
+
+def hold(sides: list[Worker], split: Split, batch_size: int) -> None:
+    """Give every side the same batch of images, all of them at once."""
+    for side in sides:
+        side.send("hold", split, batch_size)
+    for side in sides:
+        side.receive()
+
+
+def turns(sides: list[Worker], runs: list[int]) -> list[Callable[[], list[float]]]:
+    """What `alternate` takes: a turn of each side, of so many runs."""
+    return [functools.partial(side.call, "time", n) for side, n in zip(sides, runs, strict=True)]
 
 
 def warm_up(side: Worker) -> float:

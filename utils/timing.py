@@ -14,7 +14,6 @@ p90; MultiStream a batch of 8, p99; Offline the throughput at the best batch siz
 """
 
 import contextlib
-import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,13 +89,9 @@ def _launch(candidate, baseline: Checkpoint, split: Split, best: dict[int, str],
         engines = dict(zip(names, fp32, strict=True))
         for size, name in best.items():
             sides = list(dict.fromkeys([own, engines["native"], engines[name]]))
-            for side in sides:
-                side.send("hold", split, size)
-            for side in sides:
-                side.receive()
+            rounds.hold(sides, split, size)
             runs, planned = plan([rounds.warm_up(side) for side in sides], tier, size) if tier else ([1] * len(sides), 2)
-            turns = [functools.partial(side.call, "time", n) for side, n in zip(sides, runs, strict=True)]
-            kept, repeated, contended = rounds.alternate(turns, planned)
+            kept, repeated, contended = rounds.alternate(rounds.turns(sides, runs), planned)
             times = {side: [times[place] for times in kept] for place, side in enumerate(sides)}
             compared = times[own], times[engines["native"]], times[engines[name]]
             yield size, Launch(*compared, repeated, contended, own.call("cost"))

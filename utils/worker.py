@@ -87,7 +87,9 @@ def _context() -> multiprocessing.context.BaseContext:
     try:
         multiprocessing.forkserver.ensure_running()
     finally:
-        os.environ.pop("PYTHONPATH") if old is None else os.environ.update(PYTHONPATH=old)
+        del os.environ["PYTHONPATH"]
+        if old is not None:
+            os.environ["PYTHONPATH"] = old
     return context
 
 
