@@ -15,7 +15,6 @@ and must be done before the others start:
 
 import argparse
 import contextlib
-import hashlib
 import os
 import re
 import shlex
@@ -25,9 +24,8 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
-from statistics import mean
 
-from utils import cli, environment, paths, progress, results
+from utils import cli, environment, paths, progress
 from utils.errors import UserError
 
 MODELS = ("alexnet", "resnet18", "mobilenetv3")
@@ -78,6 +76,8 @@ def options(run: cli.Run, backend: str, args) -> list[str]:
 def done(run: cli.Run, words: list[str], images) -> bool:
     """Whether the same code has measured this as asked on the same images, from the same baseline."""
     asked = cli.parse("", run, words)
+    import hashlib
+
     record = _record(run, asked.backend, images.study, asked)
     baseline = _record(cli.Run(run.model, "fp32", "fp32"), "native", images.study, asked)
     if record is None or baseline is None:
@@ -95,6 +95,8 @@ def done(run: cli.Run, words: list[str], images) -> bool:
 
 
 def _record(run: cli.Run, backend: str, study: str, asked) -> dict | None:
+    from utils import results
+
     path = asked.results / study / "runs" / f"{results.run_id(results.describe(run, study, backend, False, asked))}.json"
     return results.read(path) if path.exists() else None
 
@@ -102,7 +104,7 @@ def _record(run: cli.Run, backend: str, study: str, asked) -> dict | None:
 def seconds_left(kinds: list, finished: list[tuple]) -> float | None:
     """What jobs of these kinds will take, by the mean of the (kind, seconds) finished, of the same kind if any; None without."""
     known = {kind: [own for other, own in finished if other == kind] or [own for _, own in finished] for kind in kinds}
-    return sum(mean(known[kind]) for kind in kinds) if finished else None
+    return sum(sum(known[kind]) / len(known[kind]) for kind in kinds) if finished else None
 
 
 def reason(status: int, errors: list[str]) -> str:

@@ -1,13 +1,14 @@
-"""On what a number was measured: processor, versions, code and time. No torch: figures and `--help` stay instant."""
+"""On what a number was measured: processor, versions, code and time. No torch: figures and `--help` stay instant.
+
+hashlib and importlib.metadata are imported by what needs them: together they take longer than the rest of `--help`.
+"""
 
 import functools
-import hashlib
 import os
 import platform
 import subprocess
 import sys
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 from utils import paths
@@ -67,6 +68,8 @@ def group() -> tuple[int, int]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of those packages of the study that are installed."""
+    from importlib import metadata
+
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -94,6 +97,8 @@ def git() -> tuple[str, bool | None]:
 @functools.cache
 def code_sha256(script: str) -> str:
     """Digest of what decides a script's result: the script and everything in utils/."""
+    import hashlib
+
     digest = hashlib.sha256()
     for path in [paths.ROOT / script, *sorted((paths.ROOT / "utils").rglob("*.py"))]:
         digest.update(path.relative_to(paths.ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")

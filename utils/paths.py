@@ -1,7 +1,6 @@
 """Where things lie: the repository's own folders, and files written so that no reader ever sees half of one."""
 
 import os
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +17,8 @@ def atomic(path: Path):
     A crash, a full disk or a Ctrl-C leaves the old file (or none), never a torn one: `os.replace` is atomic within one
     file system, and the temporary file is flushed to disk first.
     """
+    import tempfile  # and with it random and shutil, which `--help` has no use for
+
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")

@@ -1,9 +1,10 @@
-"""Progress of long work: a bar with an ETA on a terminal, plain lines in a log."""
+"""Progress of long work: a bar with an ETA on a terminal, plain lines in a log.
+
+tqdm is imported by what draws: `--help` draws nothing.
+"""
 
 import sys
 import time
-
-from tqdm import tqdm
 
 from utils import environment
 
@@ -14,6 +15,8 @@ def say(text: str) -> None:
     """Print one line now, above any bar that is being drawn; of processes that train together, only the first does."""
     if environment.group()[0] > 0:
         return
+    from tqdm import tqdm
+
     with tqdm.external_write_mode(file=sys.stdout):
         print(text, flush=True)
 
@@ -30,7 +33,12 @@ class Bar:
         self.done, self.started = 0, time.monotonic()
         self.last = self.started
         shown = sys.stderr.isatty() and environment.group()[0] == 0
-        self.bar = tqdm(total=total, desc=what, unit=unit, leave=False) if shown else None
+        self.bar = self._draw() if shown else None
+
+    def _draw(self):
+        from tqdm import tqdm
+
+        return tqdm(total=self.total, desc=self.what, unit=self.unit, leave=False)
 
     def __enter__(self) -> "Bar":
         return self
