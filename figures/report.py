@@ -39,7 +39,7 @@ def main():
     folder = args.results / args.study
     try:
         records = read(folder / "runs")
-        summary, *others = [shown(tables.finished(table)) for table in tables.tables_of(frame, folder)]
+        short, summary, *others = [shown(tables.finished(table)) for table in tables.tables_of(frame, folder)]
     except UserError as error:
         sys.exit(f"error: {error}")
     frame = tables.named(frame)
@@ -54,6 +54,7 @@ def main():
         findings=findings(frame, one),
         notes=notes(frame, one),
         facts=facts(frame, one),
+        short=short,
         summary=summary,
         others=others,
         figures=figures(args.out, frame),

@@ -41,6 +41,7 @@ TIMING = [name for section, names in results.SECTIONS if section == "timing" for
 METADATA = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None, "Creator": None}}  # same data, same bytes
 
 sns.set_theme(context="paper", style="whitegrid", rc={"axes.edgecolor": "0.3", "pdf.fonttype": 42, "savefig.dpi": 200})
+plt.rcParams["pdf.compression"] = 0  # by the zlib of the system, of which there are several: the bytes would depend on it
 
 
 def load(doc: str) -> tuple[pd.DataFrame, argparse.Namespace]:

@@ -16,7 +16,7 @@ import pandas as pd
 import style
 from cells import MS, POINTS, latency, markdown, notes, p_value, percent, text, with_interval
 
-from utils import paths, results
+from utils import cli, paths, results
 from utils.errors import UserError
 
 # The rows of a model's table, and its title.
@@ -89,6 +89,7 @@ def tables_of(frame: pd.DataFrame, folder: Path) -> Iterator[Table]:
     """All tables that the runs of a study are enough for."""
     frame = named(frame)
     one, batch = style.one_batch(frame)
+    yield Table("headline", "In short", *headline(one, batch))
     yield Table("summary", "All variants", *summary(one, batch))
     for model in one["model"].unique():
         name, own = style.MODELS[model], one[one["model"] == model]
@@ -113,6 +114,23 @@ def named(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with `run`, the name of a run's files, and `variant`, which says the seed where there are several."""
     seed = ", seed " + frame["seed"].astype(str) if frame["seed"].nunique() > 1 else ""
     return frame.assign(variant=frame["series"] + seed, run=[results.run_id(row) for row in frame.to_dict("records")])
+
+
+def headline(one: pd.DataFrame, batch: int) -> tuple[str, pd.DataFrame]:
+    """The note and the cells of what each script gives on its default engine: the table to begin with."""
+    usual = [cli.BACKENDS.get((method, dtype), ("",))[0] for method, dtype in zip(one["method"], one["dtype"], strict=True)]
+    own = one[one["backend"] == usual]
+    cells = {
+        "model": own["model"].astype(str).map(style.MODELS),
+        "variant": own["variant"],
+        "accuracy %": with_interval(own, "accuracy", "{:.2f}", 100),
+        "points to FP32": with_interval(own, "accuracy_difference", POINTS, 100),
+        "verdict": own["verdict"].astype(object).fillna(""),
+        "MiB": text(own["size_mb"]),
+        **latency(own, f"ms at batch {batch}"),
+        "note": notes(own),
+    }
+    return "Each script's run on its default engine. The table of all variants explains the columns.", pd.DataFrame(cells)
 
 
 def summary(one: pd.DataFrame, batch: int) -> tuple[str, pd.DataFrame]:

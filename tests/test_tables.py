@@ -86,6 +86,13 @@ def test_the_summary_says_what_a_run_lost_and_won(tmp_path):
     }
 
 
+def test_the_headline_has_each_script_on_its_default_engine(tmp_path):
+    rows = [BASELINE, CONTROL, TIMED, TIMED | dict(backend="x86"), SIMULATED, dict(method="qat", backend="onednn")]
+    _, found = tables.headline(tables.named(results(tmp_path, *rows)), 1)
+    assert found["variant"].tolist() == ["FP32 native", "INT16 PTQ simulated", "INT8 PTQ fbgemm"]
+    assert found.iloc[2][["ms at batch 1", "x eager FP32"]].tolist() == ["5.00 [4.90, 5.10]", "2.000 [1.900, 2.100]"]
+
+
 def test_notes_mark_what_cannot_be_compared(tmp_path):
     rows = [
         TIMED,
@@ -203,18 +210,19 @@ def test_two_variants_make_the_same_files_twice(tmp_path, monkeypatch):
     results(tmp_path, BASELINE | TIMED, TIMED | DIFFERS)
     first = make(tmp_path, monkeypatch)
     assert make(tmp_path, monkeypatch) == first
-    names = {f"{name}.{kind}" for name in ("summary", "resnet18_ptq", "resnet18_speedup", "published") for kind in ("csv", "tex")}
-    assert set(first) == names | {"tables.md"}
+    made = ("headline", "summary", "resnet18_ptq", "resnet18_speedup", "published")
+    assert set(first) == {"tables.md", *(f"{name}.{kind}" for name in made for kind in ("csv", "tex"))}
     text = first["tables.md"].decode()
     assert text.startswith("# Study x\n\n2000 test images (x), A processor, 2 threads. ")
-    assert text.count("\n## ") == 4
+    assert text.count("\n## ") == 5
     assert first["resnet18_speedup.csv"].decode().splitlines()[1].startswith("FP32 native,2,1,")
 
 
 def test_a_study_of_drawings_without_quantized_runs(tmp_path, monkeypatch):
     results(tmp_path, BASELINE | TIMED, study="drawn")
     found = make(tmp_path, monkeypatch, "drawn")
-    assert set(found) == {"tables.md", *(f"{name}.{kind}" for name in ("summary", "resnet18_speedup") for kind in ("csv", "tex"))}
+    made = ("headline", "summary", "resnet18_speedup")
+    assert set(found) == {"tables.md", *(f"{name}.{kind}" for name in made for kind in ("csv", "tex"))}
     assert b"verdict" not in found["summary.csv"] and b"Verdict" not in found["tables.md"]  # nothing to judge
 
 

@@ -54,6 +54,13 @@ def test_a_contended_round_is_repeated():
     assert (contended, dirty) == (1, False)
 
 
+def test_of_few_rounds_each_is_repeated_several_times():
+    """One disturbance is not the end of a row of a single round."""
+    clock = Clock(iter([1.0, 2.0, 1.0, 2.0, 1.0, 1.0]), forever(1.0))
+    kept, contended, dirty = rounds.alternate(clock.turns(), 1)
+    assert (len(kept), contended, dirty) == (1, 2, False)
+
+
 def test_where_most_rounds_are_contended_all_are_kept_and_it_is_said():
     kept, contended, dirty = rounds.alternate(Clock(iter([1.0, 2.0] * 50), forever(1.0)).turns(), 4)
     assert (len(kept), contended, dirty) == (4, 4, True)

@@ -13,6 +13,7 @@ from utils.worker import Worker
 WARMUP_S, WARMUP_RUNS = 0.3, 2
 TURN_S = 0.05  # of one side; a round has two turns of each
 CONTENDED = 1.2  # turns of a side that differ by more than this mean that something else was running
+MIN_TRIES = 4  # contended rounds before they are kept, where few rounds are asked for
 
 Round = list[list[float]]  # seconds of every run, by side
 
@@ -47,16 +48,16 @@ def fill(seconds: list[float]) -> tuple[list[int], float]:
 def alternate(turns: list[Callable[[], list[float]]], rounds: int) -> tuple[list[Round], int, bool]:
     """`rounds` rounds in which each of `turns`, which give the seconds of their runs, is called twice, as in A B C C B A.
 
-    A contended round is repeated, until there have been as many of them as rounds were asked for. Returns the rounds kept, how
-    many were contended, and whether these had to be kept, too, because they were the most.
+    A contended round is repeated, until there have been as many of them as rounds were asked for, and at least `MIN_TRIES`.
+    Returns the rounds kept, how many were contended, and whether these had to be kept, too, because clean ones were too few.
     """
     clean, contended = [], []
-    while len(clean) < rounds and len(contended) < rounds:
+    while len(clean) < rounds and len(contended) < max(rounds, MIN_TRIES):
         first = (len(clean) + len(contended)) % len(turns)  # who begins changes
         order = [*range(first, len(turns)), *range(first)]
         there, back = {own: turns[own]() for own in order}, {own: turns[own]() for own in reversed(order)}
         medians = np.array([[np.median(half[own]) for own in order] for half in (there, back)])
         spread = (medians.max(0) / medians.min(0)).max()
         (clean if spread <= CONTENDED else contended).append([there[own] + back[own] for own in range(len(turns))])
-    dirty = len(clean) < len(contended)
+    dirty = len(clean) < rounds
     return (clean + contended if dirty else clean), len(contended), dirty

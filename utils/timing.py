@@ -25,7 +25,7 @@ from utils.checkpoints import Checkpoint
 from utils.data import Split
 from utils.worker import Worker
 
-PROTOCOL = "palindromic-rounds/3"
+PROTOCOL = "palindromic-rounds/4"
 SINGLE_STREAM, MULTI_STREAM = 1, 8  # samples of a query
 
 
