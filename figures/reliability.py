@@ -41,7 +41,7 @@ def main():
             low, high = stats.wilson(dogs, n)
             axes.plot([x, x], [low, high], color="0.55", lw=0.7)
             axes.plot(x, dogs / n, ls="", **style.look(row) | SMALL["empty" if row["method"] == "qat" else "full"])
-        axes.text(0.05, 0.95, f"ECE {row['ece']:.3f}", transform=axes.transAxes, va="top", fontsize=5.5)
+        axes.text(0.95, 0.05, f"ECE {row['ece']:.3f}", transform=axes.transAxes, ha="right", fontsize=5.5)
         axes.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.05))
         axes.set_xticks([0, 0.5, 1], ["0", "", "1"], fontsize=5.5)
         axes.set_yticks([0, 0.5, 1], ["0", "", "1"], fontsize=5.5)

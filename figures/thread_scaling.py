@@ -3,6 +3,7 @@
 python figures/thread_scaling.py --study cats_and_dogs
 """
 
+import pandas as pd
 import style
 
 
@@ -12,7 +13,10 @@ def main():
     every, batch = style.one_batch(frame)
     one, _ = style.one_batch(frame[frame["threads"] == few])
     every, one = style.first_seed(every), style.first_seed(one)
-    both = every.merge(one[[*style.RUN, "latency_ms_p50"]], on=style.RUN, how="left", suffixes=("", "_one"))
+    title = f"Latency and number of threads (medians with 95 % intervals{style.contended(pd.concat([every, one]))})"
+    both = every.merge(one[[*style.RUN, "latency_ms_p50", "contended"]], on=style.RUN, how="left", suffixes=("", "_one"))
+    disturbed = both["contended"].eq(True) | both["contended_one"].eq(True)
+    both["star"] = disturbed.map({True: "*", False: ""})  # one for both marks, behind the ratio: the marks are too near for stars
     rows = style.labels(every)
     figure, panels = style.panels(every, rows)
     for axes, model, own in panels:
@@ -21,11 +25,13 @@ def main():
             ends, place = [row["latency_ms_p50"], row["latency_ms_p50_one"]], rows.index(row["series"])
             axes.plot(ends, [place, place], color="0.4", lw=1, zorder=2)
             if few != many:
-                axes.annotate(f"{ends[1] / ends[0]:.1f}x", (max(ends), place), (11, 0), textcoords="offset points", fontsize=6,
+                text = f"{ends[1] / ends[0]:.1f}x{row['star']}"
+                axes.annotate(text, (max(ends), place), (11, 0), textcoords="offset points", fontsize=6,
                     va="center")  # fmt: skip
         if few != many:
-            style.dots(axes, one[one["model"] == model], rows, "latency_ms_p50", "latency_ms_ci", ms=4)
-        style.dots(axes, own, rows, "latency_ms_p50", "latency_ms_ci")
+            less = one[one["model"] == model].assign(contended=False)
+            style.dots(axes, less, rows, "latency_ms_p50", "latency_ms_ci", ms=4)
+        style.dots(axes, own.assign(contended=few == many and own["contended"]), rows, "latency_ms_p50", "latency_ms_ci")
         axes.set_xscale("log")
         axes.margins(x=0.1)
         low, high = axes.get_xlim()
@@ -34,8 +40,7 @@ def main():
         axes.set_xlabel(f"ms at batch {batch} (log scale)")
     names = {7: f"{many} threads", 4: f"{few} thread{'s' if few > 1 else ''}"} if few != many else {7: f"{many} threads only"}
     style.sizes(figure, names)
-    text = f"Latency and number of threads (medians with 95 % intervals{style.contended(every)})"
-    figure.suptitle(style.title(frame, text), fontsize=9)
+    figure.suptitle(style.title(frame, title), fontsize=9)
     style.save(figure, args.out, "thread_scaling")
 
 

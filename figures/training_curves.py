@@ -21,14 +21,24 @@ ROWS = (
 
 
 def histories(frame, args):
-    """(row, training, name) of each training; engines that share one are named together."""
+    """(row, training, name) of each training; engines may share one."""
     found = {}
     for _, row in frame[frame["method"].isin(FP32 + TUNED)].iterrows():
         training = results.read(style.record(args, row))["training"]
         key = (row["model"], row["method"], row["dtype"], str(training["history"]))
         found.setdefault(key, (row, training, []))[2].append(row["backend"])
-    name = {row["series"]: row["series"].removesuffix(row["backend"]) for row, _, _ in found.values()}
-    return [(row, training, name[row["series"]] + "/".join(engines)) for row, training, engines in found.values()]
+    trainings = list(found.values())
+    return [(row, training, named(row, engines, trainings)) for row, training, engines in trainings]
+
+
+def named(row, engines, trainings):
+    """A training's name, with as much about its engines as tells it from the others of its method and number format."""
+    kin = [other for other in trainings if all(other[0][name] == row[name] for name in ("method", "dtype"))]
+    name = row["series"].removesuffix(row["backend"])
+    if len({engine for _, _, own in kin for engine in own}) == 1:
+        return row["series"]
+    one_each = len({other["model"] for other, _, _ in kin}) == len(kin)
+    return name.strip() if one_each else name + "/".join(engines)
 
 
 def main():

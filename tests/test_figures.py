@@ -174,7 +174,20 @@ def test_engines_that_share_a_training_are_drawn_once(folder):
     frame = style.first_seed(frame_of(folder))
     found = training_curves.histories(frame, argparse.Namespace(results=folder, study="cats_and_dogs"))
     names = [name for row, _, name in found if row["model"] == "resnet18"]
-    assert names == ["FP32 native", "FP32 control native", "INT8 QAT fbgemm/qnnpack"]
+    assert names == ["FP32 native", "FP32 control native", "INT8 QAT"]
+
+
+def test_a_training_is_named_by_what_tells_it_from_its_kin():
+    def row(model, backend):
+        return dict(model=model, method="qat", dtype="int8", backend=backend, series=f"INT8 QAT {backend}")
+
+    fbgemm, qnnpack, other = row("resnet18", "fbgemm"), row("resnet18", "qnnpack"), row("alexnet", "fbgemm")
+    alone, shared = (fbgemm, {}, ["fbgemm"]), (other, {}, ["fbgemm", "qnnpack"])
+    assert training_curves.named(fbgemm, ["fbgemm"], [alone]) == "INT8 QAT fbgemm"
+    assert training_curves.named(fbgemm, ["fbgemm"], [alone, shared]) == "INT8 QAT"
+    kin = [alone, (qnnpack, {}, ["qnnpack"]), shared]
+    names = [training_curves.named(found, engines, kin) for found, _, engines in kin]
+    assert names == ["INT8 QAT fbgemm", "INT8 QAT qnnpack", "INT8 QAT fbgemm/qnnpack"]
 
 
 def test_one_row_a_run_none_lost(folder, tmp_path):

@@ -15,7 +15,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
-from tests.test_results import LOGITS, Y, record
+from tests.records import LOGITS, Y, record
 from utils import results
 
 ROOT = Path(__file__).resolve().parents[1]

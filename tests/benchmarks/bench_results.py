@@ -5,7 +5,7 @@ from pathlib import Path
 
 import paired
 
-from tests.test_results import record
+from tests.records import record
 from utils import results
 
 FEW, MANY = 100, {1_000: 5, 10_000: 2}  # runs, and for many the rounds that take a minute or two
