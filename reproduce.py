@@ -18,9 +18,7 @@ import contextlib
 import os
 import re
 import shlex
-import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -128,6 +126,9 @@ def _pass_on(stream, lines: list[str]) -> None:
 
 def execute(run: cli.Run, words: list[str]) -> str:
     """Run one script and pass on what it prints; returns "ok", or "failed: " and why."""
+    import subprocess  # not at the top: `--help` runs nothing, and answers sooner without
+    import threading
+
     command, environ = [sys.executable, paths.ROOT / run.script, *words], os.environ | {"PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ)
     printed, errors = [], []

@@ -269,7 +269,7 @@ if __name__ == "__main__":
     data = argparse.Namespace(describe=lambda: {{"sha256": "none"}})
     path = pathlib.Path({path!r})
     checkpoints.save(path, "mobilenetv3", architectures.build("mobilenetv3"), data, {{"fingerprint": ""}})
-    images = np.memmap(path.with_suffix(".images"), np.uint8, "w+", shape=(1, 224, 224, 3))
+    images = np.lib.format.open_memmap(path.with_suffix(".npy"), "w+", np.uint8, (1, 224, 224, 3))
     images[:] = np.random.default_rng(0).integers(0, 256, images.shape)
     images.flush()
     split = Split(images, np.zeros(1, int), ("a",), np.arange(1))

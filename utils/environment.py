@@ -1,12 +1,11 @@
 """On what a number was measured: processor, versions, code and time. No torch: figures and `--help` stay instant.
 
-hashlib and importlib.metadata are imported by what needs them: together they take longer than the rest of `--help`.
+hashlib, importlib.metadata and subprocess are imported by what needs them: together they take longer than the rest of `--help`.
 """
 
 import functools
 import os
 import platform
-import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -80,6 +79,8 @@ def versions() -> dict[str, str]:
 
 
 def _git(*arguments: str) -> str:
+    import subprocess
+
     try:
         done = subprocess.run(["git", *arguments], cwd=paths.ROOT, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
