@@ -31,7 +31,8 @@ def main():
         if few != many:
             less = one[one["model"] == model].assign(contended=False)
             style.dots(axes, less, rows, "latency_ms_p50", "latency_ms_ci", ms=4)
-        style.dots(axes, own.assign(contended=few == many and own["contended"]), rows, "latency_ms_p50", "latency_ms_ci")
+        starred = own if few == many else own.assign(contended=False)
+        style.dots(axes, starred, rows, "latency_ms_p50", "latency_ms_ci")
         axes.set_xscale("log")
         axes.margins(x=0.1)
         low, high = axes.get_xlim()
