@@ -28,7 +28,7 @@ def legend(frame):
                for name, text in style.DTYPES.items() if name in set(frame["dtype"])]  # fmt: skip
     fills = {"full: PTQ, FP32": "0.7", "empty: QAT": "white"}
     handles += [Line2D([], [], ls="", marker="D", mfc=fill, mec="black", label=text) for text, fill in fills.items()]
-    return [*handles, Line2D([], [], color="black", lw=1, ls="--", label="Pareto front")]
+    return [*handles, Line2D([], [], color="black", lw=1, ls="--", label="Pareto front of all models")]
 
 
 def main():

@@ -129,6 +129,8 @@ def dots(
 
     `shift` moves the marks down, in rows. A star says that something else was running while a time was taken.
     """
+    if column in TIMING:
+        axes.margins(x=0.1)  # room for a star
     for place, name in enumerate(rows):
         drawn = own[own[by] == name].dropna(subset=column)
         for n, (_, row) in enumerate(drawn.iterrows()):
