@@ -148,8 +148,14 @@ def augment(images: torch.Tensor, uniform: torch.Tensor, crop: float, degrees: f
     mirror = torch.where(uniform[:, 2] < 0.5, -1.0, 1.0)
     shift = (2 * uniform[:, 3:] - 1) * (1 - side)[:, None]
     cos, sin = side * angle.cos(), side * angle.sin()
-    rows = [torch.stack([cos * mirror, -sin, shift[:, 0]], 1), torch.stack([sin * mirror, cos, shift[:, 1]], 1)]
-    grid = F.affine_grid(torch.stack(rows, 1).to(images.device), list(images.shape), align_corners=False)
+    # Where each pixel of the result lies in the image, whose side goes from -1 to 1. `F.affine_grid` computes the same by a
+    # matrix product for every pixel, which would take as long as the resampling itself.
+    height, width = images.shape[2:]
+    across, down = (((2 * torch.arange(n) + 1) / n - 1).to(images.device) for n in (width, height))
+    grid = torch.empty(len(images), height, width, 2, device=images.device)
+    for axis, (by_x, by_y) in enumerate([(cos * mirror, -sin), (sin * mirror, cos)]):
+        by_x, by_y, offset = (own.to(images.device)[:, None] for own in (by_x, by_y, shift[:, axis]))
+        torch.add((by_x * across)[:, None], (by_y * down + offset)[..., None], out=grid[..., axis])
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
