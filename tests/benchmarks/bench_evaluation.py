@@ -27,7 +27,7 @@ def evaluation(settings: paired.Settings) -> Iterator[paired.Row]:
         with Worker("native", path, "cpu", paired.THREADS) as worker:
             worker.call("hold", split, EVAL_BATCH)
             worker.call("time", 2)  # the first runs are slower
-            full, forward = paired.once(whole(worker, split)), passes(worker, count // EVAL_BATCH)
+            full, forward = paired.turn(whole(worker, split)), passes(worker, count // EVAL_BATCH)
             what = f"evaluation of {name}, over its forward passes alone"
             yield paired.cost(what, full, forward, 1.1, 1 if settings.smoke else 8)
 

@@ -18,5 +18,4 @@ def help(settings: paired.Settings) -> Iterator[paired.Row]:
 
 def starts(words: list[str]) -> paired.Turn:
     command = [sys.executable, *words]
-    turn = paired.once(lambda: subprocess.run(command, cwd=paths.ROOT, stdout=subprocess.DEVNULL, check=True))
-    return lambda: [turn()[0] for _ in range(5)]
+    return paired.turn(lambda: subprocess.run(command, cwd=paths.ROOT, stdout=subprocess.DEVNULL, check=True), 5)

@@ -39,5 +39,5 @@ def study(folder: Path, count: int) -> Path:
 
 def rebuilds(folder: Path, count: int, times: int) -> paired.Turn:
     """A turn of so many `times`; seconds a run."""
-    turn = paired.once(lambda: results.rebuild(folder))
-    return lambda: [turn()[0] / count for _ in range(times)]
+    turn = paired.turn(lambda: results.rebuild(folder), times)
+    return lambda: [seconds / count for seconds in turn()]

@@ -23,7 +23,7 @@ def training_step(settings: paired.Settings) -> Iterator[paired.Row]:
     training = Training(architectures.build("resnet18"), pictures.as_data(split), recipe, set(), 0, "cpu")
     training.network.train()
     x, y = next(split.shuffled(recipe["batch_size"], 0, augmentation=recipe["augment"]))
-    ours, theirs = paired.once(lambda: training.step(x, y)), paired.once(plain(x.contiguous(), y))
+    ours, theirs = paired.turn(lambda: training.step(x, y)), paired.turn(plain(x.contiguous(), y))
     for turn in (ours, theirs):
         turn()  # allocates the optimizer's state
     what = f"training step, batch {len(x)}, {training.amp}, times faster than a plain loop"

@@ -47,15 +47,15 @@ class Row:
         return f"{self.what:{WHAT}} {ratio:{RATIO}} {self.sign} {self.goal:<{GOAL - 3}g} {self.met}"
 
 
-def once(work: Callable[[], object]) -> Turn:
-    """A turn in which `work` is done once."""
+def turn(work: Callable[[], object], times: int = 1) -> Turn:
+    """A turn in which `work` is done so many `times`."""
+    return lambda: [seconds(work) for _ in range(times)]
 
-    def turn() -> list[float]:
-        started = time.perf_counter()
-        work()
-        return [time.perf_counter() - started]
 
-    return turn
+def seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
 
 
 def faster(what: str, ours: Turn, reference: Turn, goal: float, count: int) -> Row:
