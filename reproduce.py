@@ -43,7 +43,8 @@ def parse() -> argparse.Namespace:
         parser.add_argument(f"--{option}", help="handed on to every script")
     for option, default in (("results", paths.RESULTS), ("checkpoints", paths.CHECKPOINTS)):
         parser.add_argument(f"--{option}", type=Path, default=default, metavar="DIR", help="handed on to every script")
-    parser.add_argument("--smoke", action="store_true", help="handed on to every script")
+    for option in ("cuda-graph", "smoke"):
+        parser.add_argument(f"--{option}", action="store_true", help="handed on to every script")
     return parser.parse_args()
 
 
@@ -68,7 +69,7 @@ def options(run: cli.Run, backend: str, args) -> list[str]:
     given |= {"results": args.results if args.results != paths.RESULTS else None}
     given |= {"checkpoints": args.checkpoints if args.checkpoints != paths.CHECKPOINTS else None}
     words = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
-    return words + ["--smoke"] * args.smoke
+    return words + ["--cuda-graph"] * args.cuda_graph + ["--smoke"] * args.smoke
 
 
 def done(run: cli.Run, words: list[str], images) -> bool:
@@ -80,15 +81,15 @@ def done(run: cli.Run, words: list[str], images) -> bool:
     baseline = _record(cli.Run(run.model, "fp32", "fp32"), "native", images.study, asked)
     if record is None or baseline is None:
         return False
-    known, tier = record["provenance"], "smoke" if asked.smoke else asked.timing
-    timed = {(entry["batch_size"], entry.get("tier")) for entry in record["timing"]}
+    known, how = record["provenance"], ("smoke" if asked.smoke else asked.timing, cli.protocol(asked))
+    timed = {(entry["batch_size"], entry.get("tier"), entry.get("protocol")) for entry in record["timing"]}
     init = asked.init if asked.init in ("imagenet", "scratch") else hashlib.sha256(Path(asked.init).read_bytes()).hexdigest()
     return (
         known["code_sha256"] == environment.code_sha256(run.script)
         and known["data_sha256"] == images.digest
         and known["baseline_sha256"] == baseline["provenance"]["artifact_sha256"]
         and (run.method != "fp32" or record["training"]["init"] == init)
-        and (record["run"]["simulated"] or {(size, tier) for size in asked.batch_sizes} <= timed)
+        and (record["run"]["simulated"] or {(size, *how) for size in asked.batch_sizes} <= timed)
     )
 
 

@@ -69,14 +69,16 @@ class Home:
         path = self.folder / "ran.txt"
         return [re.match(r"\S+( --backend \w+)?", line)[0] for line in path.read_text().splitlines()] if path.exists() else []
 
-    def record(self, run, backend, batch_sizes=(1, 8, 16, 32, 64), simulated=False, tier="quick", **changed):
+    def record(
+        self, run, backend, batch_sizes=(1, 8, 16, 32, 64), simulated=False, tier="quick", protocol=cli.PROTOCOL, **changed
+    ):
         """Results as the real scripts leave them, as far as the runner reads them."""
         args = argparse.Namespace(device="cpu", seed=0)
         said = results.describe(run, "drawn", backend, simulated, args)
         known = {"data_sha256": DIGEST, "baseline_sha256": "fp32", "artifact_sha256": "fp32" if run.method == "fp32" else "int8"}
         known["code_sha256"] = environment.code_sha256(run.script)
         content = {"format": results.FORMAT, "run": said, "provenance": known | changed, "training": {"init": "scratch"}}
-        content["timing"] = [{"batch_size": size, "tier": tier} for size in batch_sizes]
+        content["timing"] = [{"batch_size": size, "tier": tier, "protocol": protocol} for size in batch_sizes]
         path = self.folder / "out/drawn/runs" / f"{results.run_id(said)}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content))
@@ -258,6 +260,7 @@ def test_what_is_there_is_skipped(home):
         {"batch_sizes": (1, 8)},
         {"batch_sizes": (None,)},
         {"tier": "smoke"},
+        {"protocol": f"{cli.PROTOCOL}+cuda-graph"},
     ],
     ids=str,
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils import checkpoints, fastest, paths, rounds, stats, timing
+from utils import checkpoints, cli, fastest, paths, rounds, stats, timing
 
 QUICK, STANDARD = timing.TIERS["quick"], timing.TIERS["standard"]
 
@@ -176,7 +176,7 @@ class FakeWorker:
 
     def __init__(self, backend, path, device, threads, cuda_graph=False):
         self.name, self.waiting = backend, None
-        self.log.append((backend, "start", path, device, threads))
+        self.log.append((backend, "start", path, device, threads, cuda_graph))
 
     def __enter__(self):
         return self
@@ -207,9 +207,10 @@ def measured(monkeypatch, tmp_path):
     monkeypatch.setattr(fastest, "Worker", FakeWorker)
     monkeypatch.setattr(rounds, "WARMUP_S", 0)
 
-    def measure(batch_sizes, smoke):
+    def measure(batch_sizes, smoke, cuda_graph=False):
         FakeWorker.log.clear()
-        args = argparse.Namespace(device="cpu", threads=2, smoke=smoke, batch_sizes=batch_sizes, timing="quick", cuda_graph=False)
+        how = dict(timing="quick", cuda_graph=cuda_graph)
+        args = argparse.Namespace(device="cpu", threads=2, smoke=smoke, batch_sizes=batch_sizes, **how)
         return timing.measure(("fbgemm", "a.pt"), baseline, "images", args), list(FakeWorker.log)
 
     return measure
@@ -222,12 +223,18 @@ def test_every_batch_size_on_all_threads_and_the_smallest_on_one(measured):
         assert entry["speedup_vs_eager_fp32"] == pytest.approx(3)
         assert entry["speedup_vs_best_fp32"] == pytest.approx(2)
         assert entry["best_fp32"] in fastest.ENGINES[1:]
-        assert (entry["n_launches"], entry["protocol"]) == (QUICK.launches, timing.PROTOCOL)
+        assert (entry["n_launches"], entry["protocol"]) == (QUICK.launches, cli.PROTOCOL)
         assert (entry["cold_start_s"], entry["peak_memory_mb"], entry["contended"]) == (0.75, 300, False)
     assert [entry["offline_ips"] for entry in entries] == [None, None, pytest.approx(800)]
     candidates = [call for call in log if call[:2] == ("fbgemm", "start")]
-    assert candidates == [("fbgemm", "start", "a.pt", "cpu", n) for n in (1, 2) for _ in range(QUICK.launches)]
+    assert candidates == [("fbgemm", "start", "a.pt", "cpu", n, False) for n in (1, 2) for _ in range(QUICK.launches)]
     assert len([call for call in log if call[1] == "start"]) == len([call for call in log if call[1] == "end"])
+
+
+def test_the_protocol_says_when_the_networks_ran_as_cuda_graphs(measured):
+    entries, log = measured((1,), smoke=True, cuda_graph=True)
+    assert [entry["protocol"] for entry in entries] == [f"{cli.PROTOCOL}+cuda-graph"]
+    assert [call[5] for call in log if call[1] == "start"] == [True, True]  # eager FP32, too
 
 
 def test_the_fastest_engine_is_looked_for_once(measured, tmp_path):

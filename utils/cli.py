@@ -25,7 +25,8 @@ BACKENDS = {  # what --backend accepts for each (method, dtype), default first
 }
 BATCH_SIZES = (1, 8, 16, 32, 64)
 SMOKE_BATCH_SIZES = (1, 8)
-TIMING = ("quick", "standard", "mlperf")  # how long to time, described in `utils/timing.py`
+PROTOCOL = "palindromic-rounds/4"  # of timing, described in `utils/timing.py`
+TIMING = ("quick", "standard", "mlperf")  # how long to time
 MAX_SEED = 2**32 - 1  # numpy's generators and torch's agree on this range
 
 
@@ -134,23 +135,30 @@ def parse(doc: str, run: Run, argv: list[str] | None = None) -> argparse.Namespa
     return args
 
 
+def protocol(args: argparse.Namespace) -> str:
+    """How `args` have it timed, as the rows name it."""
+    return PROTOCOL + "+cuda-graph" * args.cuda_graph
+
+
 def command(run: Run, args: argparse.Namespace, backend: str | None = None, private: bool = False) -> str:
-    """The command that runs `run` on the same data, into the same folders, with the same seed as `args`.
+    """The command that runs `run` as `args` say: on the same data, into the same folders, timed alike; defaults are left out.
 
     With `private`, folders are given by their last name only: a result that is published should not tell what the disk of
     its author looks like.
     """
     given = {"backend": backend if run.method != "fp32" else None, "data": args.data}
     given |= {"init": args.init if run.method == "fp32" else None, "seed": args.seed or None}
-    given |= {"device": args.device if args.device != "cpu" else None}
-    given |= {name: getattr(args, name) for name in ("results", "checkpoints")}
-    defaults = {"results": paths.RESULTS, "checkpoints": paths.CHECKPOINTS}
+    given |= {name: getattr(args, name) for name in ("device", "threads", "timing", "results", "checkpoints")}
+    given["batch-sizes"] = ",".join(map(str, args.batch_sizes))
+    usual = SMOKE_BATCH_SIZES if args.smoke else BATCH_SIZES
+    defaults = {"device": "cpu", "threads": cpu_count(), "timing": TIMING[0], "batch-sizes": ",".join(map(str, usual))}
+    defaults |= {"results": paths.RESULTS, "checkpoints": paths.CHECKPOINTS}
     words = ["python", run.script]
     for option, value in given.items():
         if value is not None and value != defaults.get(option):
             value = Path(value).name if private and option in ("data", "init", "results", "checkpoints") else value
             words += [f"--{option}", str(value)]
-    return " ".join([shlex.quote(word) for word in words] + ["--smoke"] * args.smoke)
+    return shlex.join(words + ["--cuda-graph"] * args.cuda_graph + ["--smoke"] * args.smoke)
 
 
 def run(main: Callable[[argparse.Namespace], None], doc: str, run: Run) -> None:

@@ -26,9 +26,10 @@ def find(baseline: Checkpoint, split: Split, batch_sizes: list[int], threads: in
     missing = {name: reason for name in ENGINES if (reason := backends.get(name).problem(args.device))}
     names = [name for name in ENGINES if name not in missing]
     facts = {"sha256": baseline.sha256, "cpu": environment.cpu()[0], "versions": environment.versions(), "engines": names}
-    key = checkpoints.fingerprint(**facts, device=args.device, threads=threads, rounds=SEARCH_S)
+    where = {"device": args.device, "threads": threads, "cuda_graph": args.cuda_graph}
+    key = checkpoints.fingerprint(**facts, **where, rounds=SEARCH_S)
     stored = _read(path := baseline.path.with_suffix(".fastest.json"))
-    found = stored.setdefault(key, {"threads": threads, "device": args.device, "batch_sizes": {}})["batch_sizes"]
+    found = stored.setdefault(key, where | {"batch_sizes": {}})["batch_sizes"]
     if wanted := [size for size in batch_sizes if str(size) not in found]:
         progress.say(f"looking for the fastest FP32 with {threads} threads among {', '.join(names)}")
         found |= {str(size): medians for size, medians in _search(names, baseline, split, wanted, threads, args).items()}
@@ -50,7 +51,7 @@ def _search(names: list[str], baseline: Checkpoint, split: Split, batch_sizes: l
     """Median milliseconds of each engine at each batch size."""
     found = {}
     with contextlib.ExitStack() as stack, progress.Bar("fastest FP32", len(batch_sizes), "batch sizes") as bar:
-        sides = [stack.enter_context(Worker(name, baseline.path, args.device, threads)) for name in names]
+        sides = [stack.enter_context(Worker(name, baseline.path, args.device, threads, args.cuda_graph)) for name in names]
         for size in sorted(batch_sizes):
             rounds.hold(sides, split, size)
             runs, round_s = rounds.fill([rounds.warm_up(side) for side in sides])

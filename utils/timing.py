@@ -6,7 +6,8 @@ grows slower or faster does so to all of them. A round in which two turns of a s
 was running. Then all processes are started anew: where its memory happens to lie makes a process faster or slower by some
 percent for as long as it lives, which no number of rounds would show (Kalibera and Jones 2013, "Rigorous benchmarking in
 reasonable time"). Of each launch the medians over its rounds are taken, of a speed-up those of the ratios within rounds; the
-figures are the means over launches, with intervals bootstrapped over launches.
+figures are the means over launches, with intervals bootstrapped over launches. With `--cuda-graph` all sides run as CUDA
+graphs, "eager" FP32 too, and the protocol's name says so.
 
 Scenarios are those of MLPerf inference (Reddi et al. 2020, arXiv:1911.02549; rules in mlcommons/inference_policies), on fewer
 queries and without its audit, so these are not MLPerf results: SingleStream is a batch of 1, the next sent when it is answered,
@@ -25,7 +26,6 @@ from utils.checkpoints import Checkpoint
 from utils.data import Split
 from utils.worker import Worker
 
-PROTOCOL = "palindromic-rounds/4"
 SINGLE_STREAM, MULTI_STREAM = 1, 8  # samples of a query
 
 
@@ -74,8 +74,8 @@ def measure(candidate: tuple[str, Path], baseline: Checkpoint, split: Split, arg
                     found[size].append(launch)
                     bar.step(note=f"batch {size}, {threads} threads")
             for size in batch_sizes:
-                entry = {"threads": threads, "batch_size": size, "tier": "smoke" if args.smoke else args.timing}
-                entries.append(entry | summarize(found[size], size) | best[size])
+                how = {"protocol": cli.protocol(args), "tier": "smoke" if args.smoke else args.timing}
+                entries.append({"threads": threads, "batch_size": size} | how | summarize(found[size], size) | best[size])
     fastest_batch = max(entries, key=lambda entry: entry["throughput_ips"])
     return [entry | {"offline_ips": entry["throughput_ips"] if entry is fastest_batch else None} for entry in entries]
 
@@ -112,7 +112,6 @@ def summarize(launches: list[Launch], batch_size: int) -> dict:
     low, high = stats.mean_interval(middle)
     scenarios = {"single_stream_p90_ms": (SINGLE_STREAM, 0.90), "multi_stream_p99_ms": (MULTI_STREAM, 0.99)}
     return {
-        "protocol": PROTOCOL,
         "latency_ms_p50": float(middle.mean()),
         "latency_ms_ci_low": low,
         "latency_ms_ci_high": high,
