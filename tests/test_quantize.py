@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from tests.helpers import split_of
 from utils import architectures, backends, calibrate, correct, environment, paths
 from utils.backends import torch_ao
 from utils.errors import UserError
-from utils.worker import Worker
+from utils.worker import Worker, fastest_cpu
 
 ENGINES = [name for name in torch_ao.ENGINES if name in torch.backends.quantized.supported_engines]
 RECIPE = dict(weights="per_channel_symmetric", activations="histogram", bias_correction=False, keep_fp32=())
@@ -432,6 +433,30 @@ def test_a_worker_answers_as_this_process_does_until_it_is_killed(artifact, spli
             worker.receive()
         with pytest.raises(UserError, match="exit status -9"):  # while it is the other side's turn
             worker.call("time", 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux keeps a thread on a CPU")
+def test_what_is_timed_is_called_on_the_same_cpu_in_every_process(artifact, split):
+    mine = os.sched_getaffinity(0)
+    with Worker("fbgemm", artifact, "cpu", 2) as worker, Worker("fbgemm", artifact, "cpu", 1) as other:
+        for size in (1, 4):
+            for side in (worker, other):
+                side.call("hold", split, size)
+            kept = os.sched_getaffinity(worker.process.pid)
+            assert len(kept) == 1 and kept == os.sched_getaffinity(other.process.pid)
+            threads = [int(path.name) for path in Path(f"/proc/{worker.process.pid}/task").iterdir()]
+            helpers = [os.sched_getaffinity(thread) for thread in threads if thread != worker.process.pid]
+            assert helpers and all(own == mine for own in helpers)  # the second thread may run beside it
+    assert os.sched_getaffinity(0) == mine
+
+
+def test_the_fastest_cpu_is_the_last_of_those_with_the_highest_clock(tmp_path):
+    assert fastest_cpu({0, 1, 5}, tmp_path) == 5  # nothing is known of their clocks
+    for cpu, clock in enumerate((5_200_000, 5_200_000, 3_900_000)):
+        (tmp_path / f"cpu{cpu}/cpufreq").mkdir(parents=True)
+        (tmp_path / f"cpu{cpu}/cpufreq/cpuinfo_max_freq").write_text(f"{clock}\n")
+    assert fastest_cpu({0, 1, 2}, tmp_path) == 1
+    assert fastest_cpu({2}, tmp_path) == 2
 
 
 def test_a_worker_killed_before_it_has_loaded_anything_is_reported_the_same(artifact, split):

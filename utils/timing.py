@@ -1,13 +1,13 @@
 """How long inference takes: the protocol `palindromic-rounds`, the same for every backend.
 
-The candidate, eager FP32 and the fastest FP32 of this machine are each loaded in a fresh process with a fixed number of threads.
-After a warm-up they take turns in short rounds, first in one order and then backwards (A B C C B A), so that a machine that
-grows slower or faster does so to all of them. A round in which two turns of a side differ too much is repeated: something else
-was running. Then all processes are started anew: where its memory happens to lie makes a process faster or slower by some
-percent for as long as it lives, which no number of rounds would show (Kalibera and Jones 2013, "Rigorous benchmarking in
-reasonable time"). Of each launch the medians over its rounds are taken, of a speed-up those of the ratios within rounds; the
-figures are the means over launches, with intervals bootstrapped over launches. With `--cuda-graph` all sides run as CUDA
-graphs, "eager" FP32 too, and the protocol's name says so.
+The candidate, eager FP32 and the fastest FP32 of this machine are each loaded in a fresh process with a fixed number of threads,
+the one that calls the network on the same CPU in each. After a warm-up they take turns in short rounds, first in one order and
+then backwards (A B C C B A), so that a machine that grows slower or faster does so to all of them. A round in which two turns
+of a side differ too much is repeated: something else was running. Then all processes are started anew: where its memory happens
+to lie makes a process faster or slower by some percent for as long as it lives, which no number of rounds would show (Kalibera
+and Jones 2013, "Rigorous benchmarking in reasonable time"). Of each launch the medians over its rounds are taken, of a speed-up
+those of the ratios within rounds; the figures are the means over launches, with intervals bootstrapped over launches. With
+`--cuda-graph` all sides run as CUDA graphs, "eager" FP32 too, and the protocol's name says so.
 
 Scenarios are those of MLPerf inference (Reddi et al. 2020, arXiv:1911.02549; rules in mlcommons/inference_policies), on fewer
 queries and without its audit, so these are not MLPerf results: SingleStream is a batch of 1, the next sent when it is answered,

@@ -104,6 +104,7 @@ class _Server:
         self.load_s = time.perf_counter() - started
         self.first_s: float | None = None
         self.held: Callable[[], object] | None = None
+        self.cpus = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else set()
 
     def logits(self, split: Split, batch_size: int) -> np.ndarray:
         """Logits of a split in order, float32 (len(split), 2)."""
@@ -126,15 +127,27 @@ class _Server:
             return self.predict(x.to(self.device)).float().cpu().numpy()
 
     def hold(self, split: Split, batch_size: int) -> None:
-        """Keep a batch of images of `split`, repeated where there are too few, for `time` to run on."""
+        """Keep a batch of images of `split`, repeated where there are too few, for `time` to run on.
+
+        From then on the thread that calls the network stays on one CPU, the same for every side. Left to the scheduler, processes
+        settle on different CPUs, which are not equally fast, least of all those of a virtual machine with busy neighbours: of
+        two equal processes one was up to 1.5 times as fast as the other for as long as both lived.
+        """
+        self._stay(self.cpus)  # the threads that a first run starts inherit this
         positions = np.arange(batch_size) % len(split)
         chosen = Split(split.images, split.labels, split.names, split.index[positions])
         batch = next(chosen.batches(batch_size, self.device))[0].contiguous(memory_format=self.layout)
         self.held = functools.partial(self.predict, batch)
-        if self.first_s is None:
-            self.first_s = self.time(1)[0]
+        first_s = self.time(1)[0]
+        self.first_s = self.first_s or first_s
         if self.cuda_graph:
             self.held = _captured(self.held)
+        self._stay({fastest_cpu(self.cpus)} if self.cpus else set())
+
+    def _stay(self, cpus: set[int]) -> None:
+        """Let this thread run on `cpus` only; nothing where the system has no such call."""
+        if cpus:
+            os.sched_setaffinity(0, cpus)
 
     def time(self, repeats: int) -> list[float]:
         """Seconds of each of `repeats` runs over the held batch; the GPU's own clock tells those of a GPU."""
@@ -146,6 +159,16 @@ class _Server:
         """Seconds of loading, of that and the first run together, and peak memory of this process in MiB."""
         cold = {"load_s": self.load_s, "cold_start_s": self.load_s + self.first_s}
         return cold | {"peak_memory_mb": footprint.peak_memory_mb(self.device)}
+
+
+def fastest_cpu(cpus: set[int], folder: Path = Path("/sys/devices/system/cpu")) -> int:
+    """The last of those of `cpus` whose clock may go highest: hybrid processors have slow ones, too."""
+
+    def clock(cpu: int) -> int:
+        path = folder / f"cpu{cpu}/cpufreq/cpuinfo_max_freq"  # kHz; virtual machines have no such file
+        return int(path.read_text()) if path.exists() else 0
+
+    return max(cpus, key=lambda cpu: (clock(cpu), cpu))
 
 
 def _seconds(work: Callable[[], object]) -> float:
