@@ -1,5 +1,6 @@
 """The committed study: what is made from its runs is byte for byte what is committed, and README says what is in it."""
 
+import json
 import os
 import re
 import shutil
@@ -47,11 +48,13 @@ def test_make_figures_rebuilds_every_table_and_figure_byte_for_byte(tmp_path):
     assert [name for name in again if again[name] != committed[name]] == []
 
 
-def test_the_runs_are_of_one_commit_one_machine_and_one_set_of_images():
+def test_the_runs_are_of_one_machine_and_one_set_of_images_and_those_of_a_model_of_one_commit():
     own = [results.read(path) for path in RUNS]
     assert [results.run_id(record["run"]) for record in own] == [path.stem for path in RUNS] != []
-    for section, name in (("environment", "git_commit"), ("environment", "cpu"), ("provenance", "data_sha256")):
-        assert len({record[section][name] for record in own}) == 1
+    for section, name in (("environment", "cpu"), ("environment", "versions"), ("provenance", "data_sha256")):
+        assert len({json.dumps(record[section][name]) for record in own}) == 1
+    for model in style.MODELS:
+        assert len({record["environment"]["git_commit"] for record in own if record["run"]["model"] == model}) == 1
     assert not any(record["environment"]["git_dirty"] for record in own)
     baselines = {
         record["run"]["model"]: record["provenance"]["artifact_sha256"] for record in own if record["run"]["method"] == "fp32"
