@@ -55,6 +55,8 @@ def test_the_runs_are_of_one_machine_and_one_set_of_images_and_those_of_a_model_
         assert len({json.dumps(record[section][name]) for record in own}) == 1
     for model in style.MODELS:
         assert len({record["environment"]["git_commit"] for record in own if record["run"]["model"] == model}) == 1
+    protocols = {entry["protocol"] for record in own for entry in record["timing"] if "protocol" in entry}
+    assert len({record["environment"]["git_commit"] for record in own}) == len(protocols)  # no commit without its reason
     assert not any(record["environment"]["git_dirty"] for record in own)
     baselines = {
         record["run"]["model"]: record["provenance"]["artifact_sha256"] for record in own if record["run"]["method"] == "fp32"
