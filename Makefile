@@ -30,16 +30,9 @@ demo: setup
 	done
 	$(BIN)/python reproduce.py $(SMALL)
 
-FIGURES := accuracy_by_dtype accuracy_vs_latency confusion_matrices latency latency_distributions layer_sqnr ptq_vs_qat \
-	reliability size speedup thread_scaling throughput training_curves
-
-# One study's tables, figures and report; the published figures are of cats_and_dogs. Two at a time: much of a figure is imports.
-# The report takes the others in, so it is last. One that fails does not keep the others away.
+# One study's tables, figures and report.
 render:
-	@failed=0; \
-	printf '%s\n' tables $(FIGURES) $(if $(filter cats_and_dogs%,$(STUDY)),published_vs_reproduced) \
-		| xargs -P 2 -I NAME $(BIN)/python figures/NAME.py --study $(STUDY) || failed=1; \
-	$(BIN)/python figures/report.py --study $(STUDY) || failed=1; exit $$failed
+	@$(BIN)/python figures/all.py --study $(STUDY)
 
 test: setup lint
 	$(BIN)/python -m pytest -q

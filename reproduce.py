@@ -1,136 +1,171 @@
-"""Run the study, or a part of it: every script in a process of its own, baselines first.
+"""Run the study, or a part of it: every script in a separate process, baselines first.
 
     python reproduce.py --data PATH --init 'weights/{model}.pth'
     python reproduce.py --models mobilenetv3 --list
 
-What has been measured already by the same code on the same images is skipped. A script that fails stops only those that need its
-baseline. The run ends with a table of what happened, and with status 1 if anything failed or was not run.
+Runs that the same code has measured on the same images, processor and versions are skipped. A
+baseline that fails stops only the runs that need it. The last output is a table of all outcomes.
+The exit status is 1 if a run failed or was stopped.
 
---list is for GNU parallel or a Slurm array: one command a line, to be run from the folder of this file. The fp32 lines come first
-and must be done before the others start:
+--list prints the commands for GNU parallel or a Slurm array, one a line, to be run from any folder.
+The fp32 lines come first and must be done before the others start:
 
     python reproduce.py --list --methods fp32 | parallel -j1
-    python reproduce.py --list | grep '^python quantization' | parallel -j1
+    python reproduce.py --list | grep /quantization/ | parallel -j1
 """
 
 import argparse
 import contextlib
 import os
 import re
-import shlex
 import sys
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
-from utils import cli, environment, paths, progress
+from utils import catalog, cli, environment, paths, progress
+from utils.catalog import Run
+from utils.cli import Options
 from utils.errors import UserError
 
-MODELS = ("alexnet", "resnet18", "mobilenetv3")
-METHODS = tuple(dict.fromkeys(method for method, _ in cli.BACKENDS))
-DTYPES = tuple(dict.fromkeys(dtype for _, dtype in cli.BACKENDS))
-ENGINES = tuple(dict.fromkeys(name for names in cli.BACKENDS.values() for name in names))
+MODELS = tuple(catalog.MODELS)
+METHODS = tuple(dict.fromkeys(method for method, _ in catalog.kinds()))
+DTYPES = tuple(dict.fromkeys(dtype for _, dtype in catalog.kinds()))
+BACKENDS = tuple(name for name, backend in catalog.BACKENDS.items() if backend.serves)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One script on one backend."""
+
+    run: Run
+    backend: str
+    options: Options
+
+
+@dataclass
+class Outcome:
+    """The outcome of a job."""
+
+    job: Job
+    what: str  # "ok", "interrupted", or "failed", "skipped" or "not run" with the reason
+    seconds: float = 0.0
 
 
 def parse() -> argparse.Namespace:
-    """The command line: which part of the study, and what is handed on to each script."""
+    """Parse the command line: the part of the study to run, and the options of every script."""
     parser = cli.Parser("reproduce.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for option, choices in (("models", MODELS), ("methods", METHODS), ("dtypes", DTYPES), ("backends", ENGINES)):
+    for option, choices in (("models", MODELS), ("methods", METHODS), ("dtypes", DTYPES), ("backends", BACKENDS)):
         parser.add_argument(f"--{option}", nargs="+", choices=choices, default=choices, help=f"default: {' '.join(choices)}")
     parser.add_argument("--list", action="store_true", help="print the commands, one a line, fp32 first, and run nothing")
-    parser.add_argument("--init", metavar="imagenet|scratch|FILE", help="as for the scripts; {model} stands for the model")
-    for option in ("data", "device", "batch-sizes", "timing", "seed", "threads"):
-        parser.add_argument(f"--{option}", help="handed on to every script")
-    for option, default in (("results", paths.RESULTS), ("checkpoints", paths.CHECKPOINTS)):
-        parser.add_argument(f"--{option}", type=Path, default=default, metavar="DIR", help="handed on to every script")
-    for option in ("cuda-graph", "smoke"):
-        parser.add_argument(f"--{option}", action="store_true", help="handed on to every script")
+    cli.add_options(parser)
     return parser.parse_args()
 
 
-def plan(args) -> list[tuple[cli.Run, str]]:
-    """(run, backend) in an order in which every baseline comes before what needs it."""
-    return [
-        (cli.Run(model, method, dtype), backend)
-        for (method, dtype), backends in cli.BACKENDS.items()
-        if method in args.methods and dtype in args.dtypes
-        for model in args.models
-        for backend in backends
-        if backend in args.backends
-    ]
+def plan(asked: argparse.Namespace) -> list[Job]:
+    """List the jobs that were asked for, every baseline before the jobs that need it.
+
+    In --init, {model} stands for the model. Prints which runs are left out because they do not run
+    on the device. Raises `UserError` if options contradict each other or leave nothing to run.
+    """
+    given = {
+        name: value for name, value in vars(asked).items() if name not in ("models", "methods", "dtypes", "backends", "list")
+    }
+    jobs, left_out = [], []
+    for run in catalog.runs():
+        if run.model not in asked.models or run.method not in asked.methods or run.dtype not in asked.dtypes:
+            continue
+        init = asked.init and asked.init.replace("{model}", run.model) if run.method == "fp32" else None
+        for backend in (name for name in run.backends if name in asked.backends):
+            if asked.device in catalog.BACKENDS[backend].devices:
+                jobs.append(Job(run, backend, cli.resolve((backend,), given | {"init": init})))
+            else:
+                left_out.append(f"{run.name} on {backend}")
+    if left_out:
+        print(f"left out, because these do not run on {asked.device}: {', '.join(left_out)}", file=sys.stderr)
+    if not jobs:
+        raise UserError("nothing to run: no script fits --models, --methods, --dtypes, --backends and --device; widen one.")
+    return jobs
 
 
-def options(run: cli.Run, backend: str, args) -> list[str]:
-    """The options of the script that stands for `run`."""
-    given = {"backend": backend if len(cli.BACKENDS[run.method, run.dtype]) > 1 else None, "data": args.data}
-    given |= {"init": args.init.replace("{model}", run.model) if args.init and run.method == "fp32" else None}
-    given |= {"device": args.device, "batch-sizes": args.batch_sizes, "timing": args.timing}
-    given |= {"seed": args.seed, "threads": args.threads}
-    given |= {"results": args.results if args.results != paths.RESULTS else None}
-    given |= {"checkpoints": args.checkpoints if args.checkpoints != paths.CHECKPOINTS else None}
-    words = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
-    return words + ["--cuda-graph"] * args.cuda_graph + ["--smoke"] * args.smoke
+def done(job: Job, study: str, digest: str) -> bool:
+    """Whether a job has been measured already, as it would be measured now.
 
+    That means by the same code, images, baseline, processor, threads, versions and timing protocol.
+    """
+    from utils import results
 
-def done(run: cli.Run, words: list[str], images) -> bool:
-    """Whether the same code has measured this as asked on the same images, from the same baseline."""
-    asked = cli.parse("", run, words)
-    import hashlib
-
-    record = _record(run, asked.backend, images.study, asked)
-    baseline = _record(cli.Run(run.model, "fp32", "fp32"), "native", images.study, asked)
+    options = job.options
+    record = results.find(job.run, study, job.backend, options)
+    baseline = results.find(job.run.baseline, study, "native", options)
     if record is None or baseline is None:
         return False
-    known, how = record["provenance"], ("smoke" if asked.smoke else asked.timing, cli.protocol(asked))
+    known, machine = record["provenance"], record["environment"]
     timed = {(entry["batch_size"], entry.get("tier"), entry.get("protocol")) for entry in record["timing"]}
-    init = asked.init if asked.init in ("imagenet", "scratch") else hashlib.sha256(Path(asked.init).read_bytes()).hexdigest()
+    wanted = {(size, options.tier, options.protocol) for size in options.batch_sizes}
     return (
-        known["code_sha256"] == environment.code_sha256(run.script)
-        and known["data_sha256"] == images.digest
+        known["data_sha256"] == digest
         and known["baseline_sha256"] == baseline["provenance"]["artifact_sha256"]
-        and (run.method != "fp32" or record["training"]["init"] == init)
-        and (record["run"]["simulated"] or {(size, *how) for size in asked.batch_sizes} <= timed)
+        and (machine["cpu"], tuple(machine["isa"])) == environment.cpu()
+        and machine["threads"] == options.threads
+        and machine["versions"] == environment.versions()
+        and (job.run.method != "fp32" or record["training"]["init"] == _init_digest(options.init))
+        and (record["run"]["simulated"] or wanted <= timed)
+        and bool(known.get("code"))  # the committed study has only a digest of all files
+        and environment.is_code(known["code"])
     )
 
 
-def _record(run: cli.Run, backend: str, study: str, asked) -> dict | None:
-    from utils import results
+def _init_digest(init: str) -> str:
+    """The same as `architectures.init_digest`, without importing torch."""
+    import hashlib
 
-    path = asked.results / study / "runs" / f"{results.run_id(results.describe(run, study, backend, False, asked))}.json"
-    return results.read(path) if path.exists() else None
+    return init if init in ("imagenet", "scratch") else hashlib.sha256(Path(init).read_bytes()).hexdigest()
 
 
 def seconds_left(kinds: list, finished: list[tuple]) -> float | None:
-    """What jobs of these kinds will take, by the mean of the (kind, seconds) finished, of the same kind if any; None without."""
-    known = {kind: [own for other, own in finished if other == kind] or [own for _, own in finished] for kind in kinds}
+    """Estimate the seconds that jobs of these `kinds` will take; None if nothing has finished.
+
+    `finished` has a (kind, seconds) for each finished job. The estimate for a kind is the mean of
+    its finished jobs, or of all finished jobs if it has none.
+    """
+    known = {kind: [s for other, s in finished if other == kind] or [s for _, s in finished] for kind in kinds}
     return sum(sum(known[kind]) / len(known[kind]) for kind in kinds) if finished else None
 
 
 def reason(status: int, errors: list[str]) -> str:
-    """Why a script failed, from the lines of its stderr: its own `error: `, else its last traceback's exception or last line."""
+    """Find out why a script failed, from its exit status and its stderr.
+
+    The reason is its `error: ` line, else its last exception, else its last line.
+    """
     lines = [line.strip() for line in errors if line.strip()]
-    own = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     raised = re.findall(r"^Traceback .*\n(?:[ \t].*\n|\n)*(\S.*)", "\n".join(errors), re.MULTILINE)
-    said = (own or raised or lines or [""])[-1]
+    said = (told or raised or lines or [""])[-1]
     if status > 0:
         return said or f"status {status}"
     killed = f"killed by signal {-status}"
-    return f"{killed}, after: {said}" if said else killed  # what was said last, such as a warning, need not be why
+    # The last line need not be the reason: it may be a warning.
+    return f"{killed}, after: {said}" if said else killed
 
 
 def _pass_on(stream, lines: list[str]) -> None:
-    with stream, contextlib.suppress(BrokenPipeError):  # closed even if we cannot print, or the script would wait for ever
+    # The pipe is closed even if printing fails; the script would wait for ever if it stayed open.
+    with stream, contextlib.suppress(BrokenPipeError):
         for line in stream:
-            lines.append(line.decode(errors="replace").rstrip().rpartition("\r")[2])  # of a bar, its last state
+            # Of a progress bar, only the last state is kept.
+            lines.append(line.decode(errors="replace").rstrip().rpartition("\r")[2])
             progress.say(lines[-1])
 
 
-def execute(run: cli.Run, words: list[str]) -> str:
-    """Run one script and pass on what it prints; returns "ok", or "failed: " and why."""
-    import subprocess  # not at the top: `--help` runs nothing, and answers sooner without
+def execute(job: Job) -> str:
+    """Run one script and pass on what it prints; returns "ok", or "failed: " and the reason."""
+    import subprocess  # not at the top, so that `--help` answers sooner
     import threading
 
-    command, environ = [sys.executable, paths.ROOT / run.script, *words], os.environ | {"PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, paths.ROOT / job.run.script, *cli.words(job.run, job.options)]
+    environ = os.environ | {"PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ)
     printed, errors = [], []
     pipes = ((process.stdout, printed), (process.stderr, errors))
@@ -139,72 +174,75 @@ def execute(run: cli.Run, words: list[str]) -> str:
         thread.start()
     try:
         process.wait()
-    finally:  # after Ctrl-C, too: the script got it as well, being in the same process group, and is about to end
+    finally:
+        # After Ctrl-C, too: the script is in our process group, so it got the signal and is ending.
         for thread in threads:
             thread.join()
         process.wait()
     return "ok" if process.returncode == 0 else f"failed: {reason(process.returncode, errors)}"
 
 
-def work(jobs: list[tuple], images, outcome: list[tuple]) -> None:
-    """Run the (run, backend, options) of `jobs`; appends (run, backend, what happened, seconds) of each to `outcome`."""
+def work(jobs: list[Job], is_done, outcomes: list[Outcome]) -> None:
+    """Run the jobs for which `is_done(job)` is false; append the outcomes of all to `outcomes`."""
     finished, failed = [], set()  # (kind, seconds) for the estimate; models whose baseline failed
     with progress.Bar("study", len(jobs), "jobs") as bar:
-        for number, (run, backend, words) in enumerate(jobs):
-            if run.model in failed or done(run, words, images):
-                there = "skipped: done before by the same code on the same images"
-                outcome.append((run, backend, "not run: its baseline failed" if run.model in failed else there, 0.0))
+        for number, job in enumerate(jobs):
+            if job.run.model in failed or is_done(job):
+                there = "skipped: done before by the same code on the same images and machine"
+                outcomes.append(Outcome(job, "not run: its baseline failed" if job.run.model in failed else there))
                 continue
-            ahead = [job for job, _, given in jobs[number:] if job.model not in failed and not done(job, given, images)]
-            left = seconds_left([(job.method, job.dtype) for job in ahead], finished)
-            _announce(bar, number, shlex.join(["python", run.script, *words]), left)
-            what, begun = "interrupted", time.monotonic()
+            ahead = [other.run for other in jobs[number:] if other.run.model not in failed and not is_done(other)]
+            left = seconds_left([(run.method, run.dtype) for run in ahead], finished)
+            _announce(bar, number, cli.command(job.run, job.options), left)
+            outcome, begun = Outcome(job, "interrupted"), time.monotonic()
+            outcomes.append(outcome)
             try:
-                what = execute(run, words)
+                outcome.what = execute(job)
             finally:
-                outcome.append((run, backend, what, time.monotonic() - begun))
-            if what == "ok":
-                finished.append(((run.method, run.dtype), outcome[-1][-1]))
-            elif run.method == "fp32":
-                failed.add(run.model)
+                outcome.seconds = time.monotonic() - begun
+            if outcome.what == "ok":
+                finished.append(((job.run.method, job.run.dtype), outcome.seconds))
+            elif job.run.method == "fp32":
+                failed.add(job.run.model)
 
 
 def _announce(bar: progress.Bar, number: int, command: str, left: float | None) -> None:
     note = "" if left is None else f"about {left:.0f} s left" if left < 90 else f"about {left / 60:.0f} min left"
-    if bar.bar is not None:  # a log has the lines below
-        bar.bar.bar_format = "{desc}: {n_fmt}/{total_fmt} |{bar}| {elapsed}{postfix}"  # tqdm would take all jobs for equally long
+    if bar.bar is not None:  # in a log, the line below is enough
+        # Without tqdm's estimate of the time left, which takes all jobs to be equally long.
+        bar.bar.bar_format = "{desc}: {n_fmt}/{total_fmt} |{bar}| {elapsed}{postfix}"
         bar.step(number - bar.done, note)
     progress.say(f"\n[{number + 1}/{bar.total}{note and ', ' + note}] {command}")
 
 
-def summarize(outcome: list[tuple]) -> None:
-    """Print the table of what happened, and totals."""
+def summarize(outcomes: list[Outcome]) -> None:
+    """Print a table of the outcomes, and their totals."""
     print()
-    for run, backend, what, seconds in outcome:
-        print(f"{run.name:22} {backend:{max(map(len, ENGINES))}} {seconds:6.0f} s  {what}")
-    totals = Counter("ran" if what == "ok" else what.partition(":")[0] for _, _, what, _ in outcome)
+    for outcome in outcomes:
+        backend = f"{outcome.job.backend:{max(map(len, BACKENDS))}}"
+        print(f"{outcome.job.run.name:22} {backend} {outcome.seconds:6.0f} s  {outcome.what}")
+    totals = Counter("ran" if outcome.what == "ok" else outcome.what.partition(":")[0] for outcome in outcomes)
     order = ("ran", "skipped", "failed", "not run", "interrupted")
     print(", ".join(f"{what} {totals[what]}" for what in order if totals[what]) or "nothing was run", flush=True)
 
 
 def main() -> int:
-    args = parse()
-    jobs = [(run, backend, options(run, backend, args)) for run, backend in plan(args)]
-    if not jobs:
-        raise UserError("nothing to run: no script fits all of --models, --methods, --dtypes and --backends.")
-    if args.list:
-        for run, _, words in jobs:
-            print(shlex.join(["python", run.script, *words]))
-        return 0
-    asked = [cli.parse("", run, words) for run, _, words in jobs]  # a mistake shows now, not after the first hour
-    from utils import data  # torch: after the command line has been checked
+    asked = parse()
+    jobs = plan(asked)  # shows a mistake now, not after the first hour
+    from utils.data import loading
 
-    images, outcome = data.load(asked[0]), []
+    if asked.list:
+        loading.find(jobs[0].options)  # shows a mistake in the data now
+        for job in jobs:
+            print(cli.absolute_command(job.run, job.options))
+        return 0
+    source, outcomes = loading.open_source(jobs[0].options), []
     try:
-        work(jobs, images, outcome)
+        work(jobs, lambda job: done(job, source.study, source.digest), outcomes)
     finally:
-        summarize(outcome)
-    return int(any(what.startswith("failed") for _, _, what, _ in outcome))  # what was not run comes with a failure
+        summarize(outcomes)
+    # A job is "not run" only after another has failed.
+    return int(any(outcome.what.startswith("failed") for outcome in outcomes))
 
 
 if __name__ == "__main__":
@@ -213,8 +251,8 @@ if __name__ == "__main__":
     except UserError as error:
         message, status = f"reproduce.py: {error}", 2
     except KeyboardInterrupt:
-        message, status = "interrupted; the same command goes on where it was", 130
+        message, status = "interrupted; run the same command again to continue", 130
     except BrokenPipeError:  # after `| head`, or when Ctrl-C has ended a `tee`, too
-        os._exit(141)  # as SIGPIPE would; an ordinary exit flushes stdout once more, and complains
+        os._exit(141)  # as SIGPIPE would; an ordinary exit would flush stdout again, and fail
     print(f"error: {message}", file=sys.stderr)
     sys.exit(status)

@@ -1,24 +1,29 @@
-"""Accuracy of every deployed network, with its interval, beside its FP32 baseline.
+"""Test accuracy of every deployed network with its 95 % interval, beside its FP32 baseline.
 
 python figures/accuracy_by_dtype.py --study cats_and_dogs
 """
 
-import style
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from figures.shared import frames, script, style
+
+MARKS = style.Dots("accuracy", "accuracy_ci", scale=100)
 
 
-def main():
-    frame, args = style.load(__doc__)
-    frame, _ = style.one_batch(frame)
-    rows = style.labels(frame)
+def make(frame, args):
+    frame, _ = frames.one_batch(frame)
+    rows = frames.labels(frame)
     figure, panels = style.panels(frame, rows)
-    for axes, _, own in panels:
-        style.gaps(axes, own, rows, "accuracy")
-        style.dots(axes, own, rows, "accuracy", "accuracy_ci", scale=100)
-        style.baseline(axes, own, "accuracy", scale=100)
+    for axes, _, runs in panels:
+        style.gaps(axes, runs, rows, MARKS)
+        style.dots(axes, runs, rows, MARKS)
+        style.baseline(axes, runs, MARKS)
         axes.set_xlabel("Test accuracy (%)")
     figure.suptitle(style.title(frame, "Accuracy by number format (95 % Wilson intervals; dotted: FP32)"), fontsize=9)
-    style.save(figure, args.out, "accuracy_by_dtype")
+    style.save(figure, args, "accuracy_by_dtype")
 
 
 if __name__ == "__main__":
-    main()
+    script.run(make, __doc__)

@@ -1,34 +1,46 @@
-"""Confusion matrix of every variant: which animals each deployed network takes for the other.
+"""Confusion matrix of every variant: how many images of each class it takes for the other.
 
 python figures/confusion_matrices.py --study cats_and_dogs
 """
 
+import sys
+from pathlib import Path
+
 import numpy as np
-import style
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from figures.shared import frames, script, style
+
+LONGEST = 11  # characters of a class name that fit beside a cell
 
 
 def matrix(row):
-    """Counts [[cats right, cats wrong], [dogs wrong, dogs right]]: a row is what it is, a column what it is taken for."""
+    """Count images: rows are true classes, columns predicted ones, the negative class first."""
     return np.array([[row["tn"], row["fp"]], [row["fn"], row["tp"]]], dtype=int)
 
 
-def main():
-    frame, args = style.load(__doc__)
-    figure, panels = style.grid(style.first_seed(frame), cell=0.85)
+def shortened(name):
+    """Shorten a class name in the middle, so that names with a common beginning stay different."""
+    return name if len(name) <= LONGEST else f"{name[:5]}…{name[-5:]}"
+
+
+def make(frame, args):
+    names = [shortened(name) for name in frames.classes(frame)]
+    figure, panels = style.grid(frames.first_seed(frame), cell=0.85)
     for axes, row in panels:
         counts = matrix(row)
         shares = counts / counts.sum(axis=1, keepdims=True).clip(1)
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1.25)
         for (y, x), count in np.ndenumerate(counts):
             axes.text(x, y, count, ha="center", va="center", fontsize=7, color="white" if shares[y, x] > 0.6 else "black")
-        axes.set_xticks([0, 1], ["cat", "dog"], fontsize=5.5)
-        axes.set_yticks([0, 1], ["cat", "dog"], fontsize=5.5, rotation=90, va="center")
+        axes.set_xticks([0, 1], names, fontsize=5.5)
+        axes.set_yticks([0, 1], names, fontsize=5.5, rotation=90, va="center")
         axes.tick_params(length=0, pad=1)
         axes.grid(False)
-    text = "Confusion matrices: rows are what the image shows,\ncolumns what it is taken for (shade: share of the row)"
+    text = "Confusion matrices: rows are true classes, columns predicted classes (shade: share of the row)"
     figure.suptitle(style.title(frame, text), fontsize=8)
-    style.save(figure, args.out, "confusion_matrices")
+    style.save(figure, args, "confusion_matrices")
 
 
 if __name__ == "__main__":
-    main()
+    script.run(make, __doc__)

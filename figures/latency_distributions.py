@@ -1,64 +1,82 @@
-"""Every timed run at the smallest batch size on all threads, in multiples of its network's median, with its percentiles in ms.
+"""Distribution of latency relative to its median, at the smallest batch size on all threads.
 
 python figures/latency_distributions.py --study cats_and_dogs
 """
 
+import sys
+from pathlib import Path
+
 import numpy as np
-import style
+import pandas as pd
 from matplotlib.patheffects import withStroke
 
-from utils import results
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from figures.shared import frames, runs, script, style
+from utils.errors import UserError
 
-HALO = [withStroke(linewidth=2, foreground="white")]  # seen on black, too
+MARKS = style.Dots("latency_ms_p50")
+HALO = [withStroke(linewidth=2, foreground="white")]  # visible on black too
 PERCENTILES = {"latency_ms_p50": "-", "latency_ms_p90": "--", "latency_ms_p99": ":"}
 
 
 def samples(row, args):
-    """All runs in ms, of every launch and round."""
-    for timing in results.read(style.record(args, row))["timing"]:
+    """Read the times in ms of all timed runs of a row, from every launch and round."""
+    path = runs.path(args, row)
+    for timing in runs.record(path, "timing")["timing"]:
         if (timing["threads"], timing["batch_size"]) == (row["threads"], row["batch_size"]):
-            return np.array([time for launch in timing["samples_ms"] for around in launch for time in around])
+            return np.array([time for launch in timing["samples_ms"] for one_round in launch for time in one_round])
+    raise UserError(f"{path} lacks times that results.csv gives; run its script again.")
 
 
 def violin(axes, place, times, row):
+    """Draw one distribution."""
     (body,) = axes.violinplot(times, [place], orientation="horizontal", widths=0.8, points=200, showextrema=False)["bodies"]
-    colour = style.COLOUR[row["dtype"]]
-    if row["method"] == "qat":
-        body.set(facecolor="white", edgecolor=colour, alpha=1, lw=1.3)
-    else:
+    colour = style.colour(row)
+    if style.filled(row):
         body.set(facecolor=colour, edgecolor="black", alpha=1, lw=0.6)
+    else:
+        body.set(facecolor="white", edgecolor=colour, alpha=1, lw=1.3)
+
+
+def end(row, times):
+    """Where an axis may be cut off: beyond p99, or beyond the longest of too few runs for a p99."""
+    return times.max() if pd.isna(row["latency_ms_p99"]) else row["latency_ms_p99"] / row["latency_ms_p50"]
 
 
 def digits(value):
-    """Three digits: 1.83, 18.3, 183."""
+    """Format a number with three digits: 1.83, 18.3, 183; a dash where there is none."""
+    if pd.isna(value):
+        return "–"
     return f"{value:.{max(0, 2 - int(np.floor(np.log10(value))))}f}"
 
 
-def main():
-    frame, args = style.load(__doc__)
-    frame, batch = style.one_batch(frame)
-    frame = style.first_seed(frame)
-    rows = style.labels(frame)
+def make(frame, args):
+    frame, batch = frames.one_batch(frame)
+    frame = frames.first_seed(frame)
+    rows = frames.labels(frame)
     figure, panels = style.panels(frame, rows, width=2.6)
-    for axes, _, own in panels:
-        style.gaps(axes, own, rows, "latency_ms_p50")
-        timed = own.dropna(subset="latency_ms_p50")
-        right = 1 + 1.1 * max([0.1, *(timed["latency_ms_p99"] / timed["latency_ms_p50"] - 1)])
-        for _, row in timed.iterrows():
-            place, median = rows.index(row["series"]), row["latency_ms_p50"]
-            times = samples(row, args) / median
-            violin(axes, place, times[times <= right], row)
+    for axes, _, part in panels:
+        style.gaps(axes, part, rows, MARKS)
+        timed = [row for _, row in part.dropna(subset="latency_ms_p50").iterrows()]
+        times = [samples(row, args) / row["latency_ms_p50"] for row in timed]
+        right = 1 + 1.1 * max([0.1, *(end(*pair) - 1 for pair in zip(timed, times, strict=True))])
+        for row, relative in zip(timed, times, strict=True):
+            place = rows.index(row["series"])
+            violin(axes, place, relative[relative <= right], row)
             for column, dashes in PERCENTILES.items():
-                x = row[column] / median
+                x = row[column] / row["latency_ms_p50"]
                 axes.plot([x, x], [place - 0.4, place + 0.4], color="black", lw=1, ls=dashes, path_effects=HALO)
             text = " / ".join(digits(row[column]) for column in PERCENTILES)
             axes.text(1.02, place, text, transform=axes.get_yaxis_transform(), va="center", fontsize=5.5)
         axes.set_xlim(right=right)
-        axes.set_xlabel("Time of a run / median")
-    text = f"Timed runs at batch {batch} (empty: QAT; axes end beyond p99)\nLines: p50, p90 dashed, p99 dotted; right: in ms"
+        axes.set_xlabel("Latency / its median")
+    text = f"Distribution of latency at batch {batch} (hollow: {style.methods(filled=False)}; cut off just beyond p99)\n"
+    text += "Lines: p50 (solid), p90 (dashed), p99 (dotted); numbers to the right: the same in ms"
+    if frame.dropna(subset="latency_ms_p50")[[*PERCENTILES]].isna().any(axis=None):
+        text += " (–: too few runs)"
     figure.suptitle(style.title(frame, text), fontsize=9)
-    style.save(figure, args.out, "latency_distributions")
+    style.save(figure, args, "latency_distributions")
 
 
 if __name__ == "__main__":
-    main()
+    script.run(make, __doc__)

@@ -1,39 +1,53 @@
-"""What PTQ and QAT change in accuracy against FP32, format by format and engine by engine, beside the margin allowed.
+"""Change in accuracy by PTQ and QAT against FP32, with the margin declared beforehand.
 
 python figures/ptq_vs_qat.py --study cats_and_dogs
 """
 
-import style
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from figures.shared import frames, script, style
+from utils import catalog
+from utils.errors import UserError
 
 CONTROL = "control (FP32)"
-SIDES = {"control": 0, "ptq": -0.2, "qat": 0.2}  # where in its row a method's mark lies
+QUANTIZING = [name for name, method in catalog.METHODS.items() if method.quantizes]
+MARKS = style.Dots("accuracy_difference", "accuracy_difference_ci", scale=100, by="cell")
 
 
-def main():
-    frame, args = style.load(__doc__)
-    frame, _ = style.one_batch(frame)
+def shift(method):
+    """Rows that a method's marks lie below the middle; quantizing methods share the space."""
+    if method not in QUANTIZING:
+        return 0
+    return 0.4 * (QUANTIZING.index(method) / (len(QUANTIZING) - 1) - 0.5)
+
+
+def make(frame, args):
+    frame, _ = frames.one_batch(frame)
     frame = frame[frame["method"] != "fp32"]
     if frame.empty:
-        raise SystemExit(f"error: study {args.study} has no quantized runs yet.")
-    cells = frame["series"].str.replace(" PTQ| QAT", "", regex=True).where(frame["method"] != "control", CONTROL)
-    frame = frame.assign(cell=cells)
-    rows = style.labels(frame, "cell")
+        raise UserError(f"study {args.study} has no quantized runs yet.")
+    frame = frame.assign(cell=frame["deployment"].where(frame["method"] != "control", CONTROL))
+    rows = frames.labels(frame, "cell")
     figure, panels = style.panels(frame, rows)
-    for axes, _, own in panels:
-        for method, shift in SIDES.items():
-            part = own[own["method"] == method]
-            asked = [name if (name == CONTROL) == (method == "control") else "" for name in rows]
-            what = "" if method == "control" else f"{style.METHODS[method]} "
-            style.gaps(axes, part, asked, "accuracy_difference", by="cell", shift=shift, what=what)
-            style.dots(axes, part, asked, "accuracy_difference", "accuracy_difference_ci", by="cell", scale=100, shift=shift)
+    for axes, _, runs in panels:
+        for method in ("control", *QUANTIZING):
+            part, marks = runs[runs["method"] == method], replace(MARKS, shift=shift(method))
+            expected = [name if (name == CONTROL) == (method == "control") else "" for name in rows]
+            prefix = f"{catalog.METHODS[method].label} " if method in QUANTIZING else ""
+            style.gaps(axes, part, expected, marks, prefix)
+            style.dots(axes, part, expected, marks)
         axes.axvline(0, color="black", lw=0.8, zorder=1)
-        for margin in set(own["margin"].dropna()):
+        for margin in set(runs["margin"].dropna()):
             axes.axvline(-100 * margin, color="black", lw=1.2, ls="--", zorder=1)
         axes.set_xlabel("Difference to FP32 (points)")
-    text = "Accuracy against FP32 on the same images\n(full: PTQ, empty: QAT; 95 % intervals; dashed: the margin)"
+    text = "Accuracy against FP32 on the same images\n"
+    text += f"(filled: {style.methods(filled=True)}, hollow: {style.methods(filled=False)}; 95 % intervals; dashed: the margin)"
     figure.suptitle(style.title(frame, text), fontsize=9)
-    style.save(figure, args.out, "ptq_vs_qat")
+    style.save(figure, args, "ptq_vs_qat")
 
 
 if __name__ == "__main__":
-    main()
+    script.run(make, __doc__)

@@ -1,34 +1,41 @@
-"""The dissertation's accuracies beside this study's, with our interval, model by model.
+"""The dissertation's accuracies beside this study's with their intervals, model by model.
 
 python figures/published_vs_reproduced.py --study cats_and_dogs
 """
 
-import pandas as pd
-import published
-import style
-from style import plt
+import sys
+from pathlib import Path
 
+import pandas as pd
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from figures.shared import frames, published, script, style
+from figures.shared.style import plt
+from utils import catalog
+from utils.errors import UserError
+
+applies = frames.is_dissertations  # all.py draws it for the studies where this holds
 OTHER = dict(marker="x", color="black", ls="", ms=5, mew=1.3, zorder=4)
+MARKS = style.Dots("accuracy", "accuracy_ci", scale=100, by="cell", shift=0.18)
 
 
 def pairs(frame, model):
-    """(label, published accuracies, our row or None) of each variant that was published for a model."""
-    found = {}
+    """List (label, published accuracies, our row or None) of each variant published for a model."""
+    variants, rank = {}, {}
     for _, row in published.load().query("model == @model").iterrows():
         fake = row["variant"] == "fake-quant"
         label = published.label(row, "fake-quant (simulated)" if fake else row["backend_here"])
-        found.setdefault(label, ([], published.match(row, frame)))[0].append(row["accuracy_pct"])
-    order = {name: n for n, name in enumerate(style.DTYPES.values())}
-    ranked = sorted(found, key=lambda label: ("QAT" in label, order[label.split()[0]], label))
-    return [(label, *found[label]) for label in ranked]
+        variants.setdefault(label, ([], published.match(row, frame)))[0].append(row["accuracy_pct"])
+        method = list(catalog.METHODS).index(published.METHODS[row["method"]])
+        rank[label] = (method, list(catalog.FORMATS).index(row["dtype"]), label)
+    return [(label, *variants[label]) for label in sorted(variants, key=rank.get)]
 
 
-def main():
-    frame, args = style.load(__doc__)
-    if not frame["study"].str.startswith("cats_and_dogs").all():
-        raise SystemExit(f"error: the published figures are of cats_and_dogs; study {args.study} is of other images.")
-    frame, _ = style.one_batch(frame)
-    models = style.present(frame)
+def make(frame, args):
+    if not applies(frame):
+        raise UserError(f"the published figures are of cats_and_dogs; study {args.study} is of other images.")
+    frame, _ = frames.one_batch(frame)
+    models = frames.present(frame)
     cells = {model: pairs(frame, model) for model in models}
     heights = [len(cells[model]) for model in models]
     size = dict(figsize=(7, 1.3 + 0.27 * sum(heights) + 0.35 * len(models)), height_ratios=heights, layout="constrained")
@@ -37,18 +44,18 @@ def main():
         labels = [label for label, _, _ in cells[model]]
         ours = pd.DataFrame([row.to_dict() | {"cell": label} for label, _, row in cells[model] if row is not None],
             columns=[*frame.columns, "cell"])  # fmt: skip
-        style.dots(axes, ours, labels, "accuracy", "accuracy_ci", by="cell", scale=100, shift=0.18)
-        style.gaps(axes, ours, labels, "accuracy", by="cell", what="here ")
+        style.dots(axes, ours, labels, MARKS)
+        style.gaps(axes, ours, labels, style.Dots("accuracy", by="cell"), "here ")
         for place, (_, values, _) in enumerate(cells[model]):
             axes.plot(values, [place - 0.18] * len(values), **OTHER)
-        axes.set_title(style.MODELS[model], fontsize=9)
+        axes.set_title(catalog.MODELS[model].label, fontsize=9)
         axes.set_yticks(range(len(labels)), labels, fontsize=8)
         axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.set_xlabel("Test accuracy (%)")
     text = "Accuracy published (crosses) and reproduced (marks with 95 % Wilson intervals)"
     figure.suptitle(style.title(frame, text), fontsize=9)
-    style.save(figure, args.out, "published_vs_reproduced")
+    style.save(figure, args, published.FIGURE)
 
 
 if __name__ == "__main__":
-    main()
+    script.run(make, __doc__)

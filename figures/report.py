@@ -1,4 +1,4 @@
-"""One page for a study: what was found, every number, the figures, and where they come from, in a file that needs no network.
+"""The report: findings, numbers, figures and provenance of a study in one offline page.
 
 python figures/report.py --study cats_and_dogs
 
@@ -11,82 +11,81 @@ import csv
 import hashlib
 import struct
 import sys
+from collections import Counter
 from pathlib import Path
 
-import cells
 import jinja2
 import pandas as pd
-import style
-import tables
 
-from utils import paths, results
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from figures import tables
+from figures.shared import cells, frames, published, runs, script
+from utils import catalog, caveats, paths, results
 from utils.errors import UserError
 
-# Columns that the page shows before one asks for all; of `device` and `seed` only what varies.
+# Columns that the page shows at first; of `device` and `seed` only what varies.
 SHOWN = (
     "model", "method", "dtype", "backend", "device", "seed", "threads", "batch_size", "accuracy", "accuracy_difference",
     "verdict", "mcnemar_p_holm", "sqnr_db", "latency_ms_p50", "speedup_vs_eager_fp32", "speedup_vs_best_fp32", "size_mb",
     "simulated", "contended",
 )  # fmt: skip
 FILTERS = ("model", "method", "dtype", "backend")
-QUANTIZED = ("int8", "fp16", "int16")  # in the order of the findings
+# Number formats of the findings, by ascending bits.
+QUANTIZED = tuple(dict.fromkeys(dtype for method, dtype in catalog.kinds() if catalog.METHODS[method].quantizes))
 VERDICTS = ("held", "undecided", "lost")
 REFERENCES = {"speedup_vs_eager_fp32": "eager FP32", "speedup_vs_best_fp32": "the best FP32"}
 
 
-def main():
-    frame, args = style.load(__doc__)
+def make(frame, args):
     folder = args.results / args.study
-    try:
-        records = read(folder / "runs")
-        short, summary, *others = [shown(tables.finished(table)) for table in tables.tables_of(frame, folder)]
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    records = read(folder / "runs")
+    short, summary, *others = [shown(table) for table in tables.tables_of(frame, folder)]
     frame = tables.named(frame)
-    one, _ = style.one_batch(frame)
-    # strict: a name that the template knows and this script does not is a mistake, not an empty place
+    one, _ = frames.one_batch(frame)
+    notes = caveats_of(frame, one)
+    # strict: a name that only the template knows is a mistake, not an empty place
     options = dict(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), **options)
     page = environment.get_template("report.html.j2").render(
         study=args.study.replace("_", " "),
-        smoke=args.study.endswith("_smoke"),
         headline=headline(frame, one),
         findings=findings(frame, one),
-        notes=notes(frame, one),
+        smoke=notes.pop("smoke", None),
+        notes=notes.values(),
         facts=facts(frame, one),
         short=short,
         summary=summary,
         others=others,
-        figures=figures(args.out, frame),
+        figures=figures(script.figures_folder(args), frame),
         table=everything(folder / "results.csv"),
         machines=machines(records),
         provenance=provenance(records, folder / "results.csv"),
     )
-    path = args.out / "report.html"
+    path = script.figures_folder(args) / "report.html"
     paths.write_text(path, page + "\n")
     print(f"written: {path}")
 
 
 def read(folder: Path) -> list[dict]:
-    """The runs' JSONs, in the order of their names."""
-    records = [results.read(path) for path in sorted(folder.glob("*.json"))]
+    """Read the runs' JSONs, in the order of their names."""
+    records = [runs.record(path, "run", "environment", "provenance") for path in sorted(folder.glob("*.json"))]
     if not records:
         raise UserError(f"there are no runs in {folder}, which say on what results.csv was measured.")
     return records
 
 
-# ---- what was found; `one` has one row a run, of the smallest batch size on all threads
+# ---- findings; `one` has one row for each run, of the smallest batch size on all threads
 
 
 def headline(frame: pd.DataFrame, one: pd.DataFrame) -> str:
-    """The findings in short: how INT8, or what there is instead, kept its accuracy, and the largest speed-ups."""
+    """Findings in short: how the fewest bits kept the accuracy, and the largest speed-ups."""
     says = []
     for dtype in QUANTIZED:
-        own = judged(one, dtype)
-        if len(own):
-            held, undecided, lost = ((own["verdict"] == verdict).sum() for verdict in VERDICTS)
+        variants = judged(one, dtype)
+        if len(variants):
+            held, undecided, lost = ((variants["verdict"] == verdict).sum() for verdict in VERDICTS)
             says = [
-                f"Of {count(len(own), f'{style.DTYPES[dtype]} variant')}, {held} held the accuracy of FP32 within "
+                f"Of {count(len(variants), f'{catalog.FORMATS[dtype].label} variant')}, {held} held the accuracy of FP32 within "
                 f"{points(frame)} points, {lost} lost more and {undecided} remain undecided."
             ]
             break
@@ -96,50 +95,56 @@ def headline(frame: pd.DataFrame, one: pd.DataFrame) -> str:
 
 
 def findings(frame: pd.DataFrame, one: pd.DataFrame) -> list[tuple[str, str, list[tuple[str, str]]]]:
-    """Title, sentence and list (verdict, variants) of each finding; nothing is said of what was not measured."""
-    found = [accuracy(one, dtype) for dtype in QUANTIZED]
-    found += [fastest(frame, one, column) for column in REFERENCES] + [smallest(one)]
-    return [finding for finding in found if finding]
+    """Title, text and list of (verdict, variants) of each finding that was measured."""
+    all_findings = [accuracy(one, dtype) for dtype in QUANTIZED]
+    all_findings += [fastest(frame, one, column) for column in REFERENCES] + [smallest(one)]
+    return [finding for finding in all_findings if finding]
 
 
 def accuracy(one: pd.DataFrame, dtype: str):
-    """Which variants of a number format held within the margin."""
-    own = judged(one, dtype)
-    if own.empty:
+    """Finding: which variants of a number format held within the margin."""
+    variants = judged(one, dtype)
+    if variants.empty:
         return None
-    groups = [(verdict, own[own["verdict"] == verdict]) for verdict in VERDICTS]
+    groups = [(verdict, variants[variants["verdict"] == verdict]) for verdict in VERDICTS]
     counts = ", ".join(f"{len(group)} {verdict}" for verdict, group in groups)
-    text = f"{count(len(own), 'variant')}, against a margin of {points(one)} points below FP32: {counts}."
-    return f"{style.DTYPES[dtype]} accuracy", text, [(verdict, by_model(group)) for verdict, group in groups if len(group)]
+    text = f"{count(len(variants), 'variant')}, against a margin of {points(one)} points below FP32: {counts}."
+    return (
+        f"{catalog.FORMATS[dtype].label} accuracy",
+        text,
+        [(verdict, by_model(group)) for verdict, group in groups if len(group)],
+    )
 
 
 def fastest(frame: pd.DataFrame, one: pd.DataFrame, column: str):
-    """The largest speed-up of a quantized variant, and how many are faster at all at the smallest batch size."""
+    """Finding: the largest speed-up of a quantized variant, and how many are faster at all.
+
+    The count is of the smallest batch size.
+    """
     best, first = fastest_row(timed(frame, column), column), timed(one, column)
     if best is None:
         return None
-    text = f"At most {best[column]:.2f} times as fast (95 % interval {best[f'{column}_ci_low']:.2f} to "
-    text += (
-        f"{best[f'{column}_ci_high']:.2f}): {named(best)}, batch size {best['batch_size']}, {count(best['threads'], 'thread')}"
-    )
+    low, high = (best[f"{column}_ci_{end}"] for end in ("low", "high"))
+    text = f"At most {best[column]:.2f} times as fast (95 % interval {low:.2f} to {high:.2f}): {named(best)}, "
+    text += f"batch size {best['batch_size']}, {count(best['threads'], 'thread')}"
     text += ", contended." if frame["contended"].eq(True)[best.name] else "."
     if len(first):
         faster, slower = (first[f"{column}_ci_low"] > 1).sum(), (first[f"{column}_ci_high"] < 1).sum()
-        text += f" At batch size {joined(first['batch_size'])}, the whole interval says faster for {faster} of "
-        text += f"{count(len(first), 'variant')}, slower for {slower}."
+        text += f" At batch size {joined(first['batch_size'])}, the whole interval lies above 1 (faster) for {faster} of "
+        text += f"{count(len(first), 'variant')}, below 1 (slower) for {slower}."
     if column == "speedup_vs_best_fp32":
         text += f" The best FP32 was {joined(timed(frame, column)['best_fp32'], ' or ')}."
     return f"Speed over {REFERENCES[column]}", text, []
 
 
-def fastest_row(own: pd.DataFrame, column: str) -> pd.Series | None:
-    """The row of the largest speed-up, an undisturbed one if there is any; None where nothing was timed."""
-    calm = own[~own["contended"].eq(True)]
-    return None if own.empty else own.loc[(own if calm.empty else calm)[column].idxmax()]
+def fastest_row(rows: pd.DataFrame, column: str) -> pd.Series | None:
+    """Row of the largest speed-up, undisturbed if any is; None where nothing was timed."""
+    calm = rows[~rows["contended"].eq(True)]
+    return None if rows.empty else rows.loc[(rows if calm.empty else calm)[column].idxmax()]
 
 
 def smallest(one: pd.DataFrame):
-    """The smallest deployed file among the quantized ones, beside that of its FP32 baseline."""
+    """Finding: the smallest file of a quantized variant, beside that of its FP32 baseline."""
     files = one[one["dtype"].isin(QUANTIZED)].dropna(subset="size_mb")
     if files.empty:
         return None
@@ -153,29 +158,23 @@ def smallest(one: pd.DataFrame):
     return "Smallest file", f"{text}.", []
 
 
-def notes(frame: pd.DataFrame, one: pd.DataFrame) -> list[str]:
-    """What a reader must know before believing a number of this study."""
-    simulated, emulated = one["simulated"].sum(), one["native_fp16"].eq(False).sum()
-    disturbed, rows = frame["contended"].eq(True).sum(), frame["latency_ms_p50"].notna().sum()
-    found = []
-    if simulated:
-        formats = joined(one[one["simulated"]]["dtype"].map(style.DTYPES))
-        found.append(
-            f"Simulated: {count(simulated, 'variant')} ({formats}). The arithmetic is emulated: accuracy and file count, and "
-            "there is no speed. The tables mark these rows."
-        )
-    if emulated:
-        found.append(f"Emulated: {count(emulated, 'variant')}, on a device without FP16 arithmetic. That is why they are slow.")
-    if disturbed:
-        found.append(f"Contended: {disturbed} of {rows} timed rows. Something else was running; do not rely on their speed.")
-    return found
+def caveats_of(frame: pd.DataFrame, one: pd.DataFrame) -> dict[str, tuple[str, str]]:
+    """Explanation of each caveat of a study, and how many rows or runs it concerns."""
+    rows, by_run = (Counter(words for row in cells.caveats_of(part) for words in row) for part in (frame, one))
+    margin = None if frame["margin"].isna().all() else frame["margin"].max()
+    said = [words for words in caveats.MEANING if rows[words] or by_run[words]]
+    numbers = [
+        f"{rows[words]} of {count(len(frame), 'row')}" if rows[words] else f"{by_run[words]} of {count(len(one), 'run')}"
+        for words in said
+    ]
+    return dict(zip(said, zip(caveats.explained(said, margin), numbers, strict=True), strict=True))
 
 
 # ---- tables and figures
 
 
 def shown(table: tables.Table) -> dict:
-    """A table of `tables.py` as the template wants it: by model where it has such a column, intervals apart from their values."""
+    """Prepare a table for the template: grouped by model, intervals apart from values."""
     grid = table.cells.reset_index(drop=True)
     models = grid.pop("model") if "model" in grid else pd.Series("", grid.index)
     marks = grid.get("note", pd.Series("", grid.index)).str.contains("simulated")
@@ -187,13 +186,13 @@ def shown(table: tables.Table) -> dict:
 
 
 def parted(cell: str) -> tuple[str, str]:
-    """ "96.10 [95.16, 96.86]" as its value and its interval."""
+    """Split a cell such as "96.10 [95.16, 96.86]" into its value and its interval."""
     value, _, interval = cell.partition(" [")
     return (value, interval.removesuffix("]").replace(", ", " to ")) if cell.endswith("]") else (cell, "")
 
 
 def everything(path: Path) -> dict:
-    """results.csv, every cell as it is there, the columns of `SHOWN` first."""
+    """Read results.csv, every cell as it is there, the columns of `SHOWN` first."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     values = {name: sorted({row[name] for row in rows}) for name in rows[0]}
@@ -209,20 +208,26 @@ def everything(path: Path) -> dict:
 
 
 def figures(folder: Path, frame: pd.DataFrame) -> list[dict]:
-    """The PNGs in `folder`; the caption is what the script that draws one says of itself."""
-    models = joined(frame["model"].map(style.MODELS))
-    found = []
+    """Read the PNGs in `folder` and take captions from the docstrings of their scripts.
+
+    A comparison with the dissertation is left out where it is of another data set.
+    """
+    models = joined(tables.model_labels(frame))
+    pictures = []
     for path in sorted(folder.glob("*.png")):
+        if path.stem == published.FIGURE and not frames.is_dissertations(frame):
+            continue
         content = path.read_bytes()
         width, height = struct.unpack(">II", content[16:24])  # where every PNG has them; the page does not jump while loading
         caption = described(path.stem)
         uri = "data:image/png;base64," + base64.b64encode(content).decode()
-        found.append({"uri": uri, "width": width, "height": height, "caption": caption, "alt": f"Chart for {models}. {caption}"})
-    return found
+        alt = f"Chart for {models}. {caption}"
+        pictures.append({"uri": uri, "width": width, "height": height, "caption": caption, "alt": alt})
+    return pictures
 
 
 def described(name: str) -> str:
-    """First paragraph of the docstring of the script named as the figure, or as its beginning; else the name itself."""
+    """Caption: first paragraph of the docstring of the figure's script; without one, the name."""
     scripts = [path for path in paths.FIGURES.glob("*.py") if name == path.stem or name.startswith(f"{path.stem}_")]
     if not scripts:
         return name.replace("_", " ").capitalize() + "."
@@ -231,15 +236,15 @@ def described(name: str) -> str:
     return " ".join(text.split("\n\n")[0].split())
 
 
-# ---- where it was measured
+# ---- method, hardware and provenance
 
 
 def facts(frame: pd.DataFrame, one: pd.DataFrame) -> dict:
-    """What the sentences on the method say of this study."""
+    """Numbers and names of this study for the texts of the page."""
     return {
         "images": joined(one["n_test"], " or "),
         "margin": points(one),
-        "cpu": joined(one["cpu"]),
+        "cpu": frames.processors(frame),
         "launches": joined(frame["n_launches"], " or ") or "no",
         "protocol": joined(frame["protocol"]) or "none",
         "tests": int(one["mcnemar_p"].notna().sum()),
@@ -249,34 +254,32 @@ def facts(frame: pd.DataFrame, one: pd.DataFrame) -> dict:
 
 
 def machines(records: list[dict]) -> list[dict]:
-    """What the runs' environments tell of hardware and versions, each different one once, with its number of runs."""
-    found: dict[tuple, int] = {}
+    """Hardware and versions, each different combination once, with its number of runs."""
+    numbers: Counter[tuple] = Counter()
     for record in records:
-        own = record["environment"]
-        versions = own.get("versions") or {"torch": own["torch"]}
-        described = {
-            "Processor": own["cpu"],
-            "Instruction sets": ", ".join(own["isa"]),
-            "CPUs": f"{own.get('cpu_count', 'unknown')}, of which used: {own.get('threads', 'unknown')}",
-            "GPU": own.get("gpu") or "none",
-            "System": own.get("system", "unknown"),
-            "torch uses": own.get("torch_isa") or "unknown",
+        environment = record["environment"]
+        versions = environment.get("versions") or {"torch": environment["torch"]}
+        machine = {
+            "Processor": environment["cpu"],
+            "Instruction sets": ", ".join(environment["isa"]),
+            "CPUs": f"{environment.get('cpu_count', 'unknown')}, of which used: {environment.get('threads', 'unknown')}",
+            "GPU": environment.get("gpu") or "none",
+            "System": environment.get("system", "unknown"),
+            "torch uses": environment.get("torch_isa") or "unknown",
             "Versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
         }
-        key = tuple(described.items())
-        found[key] = found.get(key, 0) + 1
-    return [{**dict(key), "Runs": number} for key, number in found.items()]
+        numbers[tuple(machine.items())] += 1
+    return [{**dict(machine), "Runs": number} for machine, number in numbers.items()]
 
 
 def provenance(records: list[dict], source: Path) -> dict:
     """Commits, hashes, dates and commands."""
     environments = [record["environment"] for record in records]
-    commits: dict[str, int] = {}
-    for own in environments:
-        state = {True: " with changes", False: ""}.get(own["git_dirty"], " (unknown whether changed)")
-        name = f"{own['git_commit']}{state}" if own["git_commit"] else "none: not a checkout"
-        commits[name] = commits.get(name, 0) + 1
-    times = sorted(str(own["time_utc"]) for own in environments)
+    commits: Counter[str] = Counter()
+    for environment in environments:
+        state = {True: " with changes", False: ""}.get(environment["git_dirty"], " (unknown whether changed)")
+        commits[f"{environment['git_commit']}{state}" if environment["git_commit"] else "none: not a checkout"] += 1
+    times = sorted(str(environment["time_utc"]) for environment in environments)
     data = records[0].get("data", {})
     return {
         "commits": commits,
@@ -286,51 +289,51 @@ def provenance(records: list[dict], source: Path) -> dict:
         "data": sorted({record["provenance"]["data_sha256"] for record in records}),
         "table": hashlib.sha256(source.read_bytes()).hexdigest(),
         "commands": [
-            {"run": results.run_id(record["run"]), "command": record.get("command", "unknown"), "time": own["time_utc"]}
-            for record, own in zip(records, environments, strict=True)
+            {"run": results.run_id(record["run"]), "command": record.get("command", "unknown"), "time": time}
+            for record, time in ((record, record["environment"]["time_utc"]) for record in records)
         ],
     }
 
 
-# ---- small change
+# ---- words and selections
 
 
 def judged(one: pd.DataFrame, dtype: str) -> pd.DataFrame:
-    """The variants of a number format that have a verdict."""
+    """Select the variants of a number format that have a verdict."""
     return one[(one["dtype"] == dtype) & one["verdict"].notna()]
 
 
 def timed(frame: pd.DataFrame, column: str) -> pd.DataFrame:
-    """The rows of quantized networks that have a speed-up."""
+    """Select the rows of quantized networks that have a speed-up."""
     return frame[frame["dtype"].isin(QUANTIZED) & ~frame["simulated"]].dropna(subset=column)
 
 
 def by_model(group: pd.DataFrame) -> str:
-    """Names of variants, those of one model together."""
+    """Name variants, those of one model together."""
     parts = [
-        f"{style.MODELS[model]} ({', '.join(own['variant'].str.partition(' ')[2])})"
-        for model, own in group.groupby("model", observed=True)
+        f"{catalog.MODELS[model].label} ({', '.join(rows['variant'].str.partition(' ')[2])})"
+        for model, rows in group.groupby("model", observed=True)
     ]
     return ", ".join(parts)
 
 
 def named(row: pd.Series) -> str:
-    """A variant's name in a sentence."""
-    return f"{style.MODELS[row['model']]} {row['variant']}"
+    """Name a variant in a sentence."""
+    return f"{catalog.MODELS[row['model']].label} {row['variant']}"
 
 
 def points(frame: pd.DataFrame) -> str:
-    """The declared margin in points of accuracy."""
+    """Format the declared margin in points of accuracy."""
     return joined(100 * frame["margin"], " or ") or "no"
 
 
 def count(number: int, noun: str) -> str:
-    """A number and its noun."""
+    """Format a number with its noun."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def joined(values: pd.Series, by: str = ", ") -> str:
-    """The different values of a column in their order, without the missing ones."""
+    """Join the different values of a column in their order, without missing ones."""
     return by.join(f"{value:g}" if isinstance(value, float) else str(value) for value in values.dropna().unique())
 
 
@@ -343,4 +346,4 @@ def numeric(text: str) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    script.run(make, __doc__)

@@ -1,26 +1,32 @@
-"""Size of the file that one would deploy, beside what its weights alone would take.
+"""Size of the deployed file, beside what its weights and biases alone would take.
 
 python figures/size.py --study cats_and_dogs
 """
 
-import style
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from figures.shared import frames, script, style
+
+FILE = style.Dots("size_mb")
+WEIGHTS = style.Dots("theoretical_mb", look=dict(marker="|", ms=15, mew=1.2, path_effects=None, markeredgecolor="0.3"))
 
 
-def main():
-    frame, args = style.load(__doc__)
-    frame, _ = style.one_batch(frame)
-    rows = style.labels(frame)
+def make(frame, args):
+    frame, _ = frames.one_batch(frame)
+    rows = frames.labels(frame)
     figure, panels = style.panels(frame, rows)
-    for axes, _, own in panels:
-        style.gaps(axes, own, rows, "size_mb")
-        style.dots(axes, own, rows, "size_mb")
-        style.dots(axes, own, rows, "theoretical_mb", marker="|", ms=15, mew=1.2, path_effects=None,
-            markeredgecolor="0.3")  # fmt: skip
+    for axes, _, runs in panels:
+        style.gaps(axes, runs, rows, FILE)
+        style.dots(axes, runs, rows, FILE)
+        style.dots(axes, runs, rows, WEIGHTS)
         axes.set_xlim(left=0)
         axes.set_xlabel("Size (MiB)")
-    figure.suptitle(style.title(frame, "Size of the deployed file (upright line: its weights alone, computed)"), fontsize=9)
-    style.save(figure, args.out, "size")
+    text = "Size of the deployed file (vertical line: computed size of its weights alone)"
+    figure.suptitle(style.title(frame, text), fontsize=9)
+    style.save(figure, args, "size")
 
 
 if __name__ == "__main__":
-    main()
+    script.run(make, __doc__)

@@ -1,73 +1,59 @@
-"""The tables of a study: all in results/STUDY/tables.md, and each as CSV and LaTeX in results/STUDY/tables/.
+"""Tables of a study: all in tables.md, and each as CSV and LaTeX in tables/.
 
 python figures/tables.py --study cats_and_dogs
 """
 
-import argparse
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import compare
-import latex
 import pandas as pd
-import style
-from cells import MS, POINTS, latency, markdown, notes, p_value, percent, text, with_interval
 
-from utils import cli, paths, results
-from utils.errors import UserError
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from figures.shared import cells, compare, frames, latex, script
+from figures.shared.cells import MS, POINTS, latency, notes, p_value, percent, text, with_interval
+from utils import catalog, caveats, paths, results
 
-# The rows of a model's table, and its title.
-QUALITY = {
-    "ptq": (("fp32", "ptq"), "post-training quantization"),
-    "qat": (("fp32", "control", "qat"), "quantization-aware training"),
-}
 MEANING = (
-    "Precision, recall and F1 are those of the dog. Times, images/s and peak memory (of the process) are at the smallest batch "
-    "size, images/s also at the best one. Quantized modules: of all convolutions and linear layers. "
+    "Precision, recall and F1 are those of the class {positive}. Times, images/s and peak memory (of the process) are at the "
+    "smallest batch size, images/s also at the best one. Quantized modules: of all convolutions and linear layers. "
 )
 CONTROL = (
-    "Control: FP32 fine-tuned as QAT is, which is what more training alone gives. Before conversion: the accuracy of the network "
-    "that QAT trained, which rounds in FP32. "
+    "Control: FP32 fine-tuned as QAT is, which shows what more training alone gives. Before conversion: the accuracy of the "
+    "network that QAT trained, which rounds in FP32. "
 )
 SPEED = (
     "x eager FP32, x best FP32: how many times faster than PyTorch's FP32, and than the engine named, the fastest FP32 of this "
     "machine for these threads and this batch size; below 1 is slower. "
 )
-NOTES = {  # what is said about the words in a column `note`
-    "simulated": "Simulated: 16-bit integers carried in FP32, whose speed says nothing; none is given. ",
-    "contended": "Contended: something else was running, so do not rely on the time. ",
-    "emulated": "Emulated: this processor has no FP16 arithmetic. ",
-    "qnnpack": "qnnpack off ARM: stands for ARM's numerics, not for its speed. ",
-    "timed otherwise": "Timed otherwise: at other batch sizes or threads only, not comparable here. ",
-}
+JUDGED = (
+    "Points to FP32: on the same images (paired bootstrap interval). p: exact McNemar test, Holm-adjusted over the study. "
+    "Verdict: held, not worse than FP32 by more than the {points:g} points declared beforehand; lost, worse by more; undecided, "
+    "the interval contains the margin. Agrees: decides as FP32 does. SQNR: of the logits; empty where nothing differs. "
+)
 
 
 class Table(NamedTuple):
-    """What becomes NAME.csv, NAME.tex and a part of tables.md."""
+    """What becomes NAME.csv, NAME.tex and a section of tables.md."""
 
     name: str
     title: str
-    note: str  # a line that explains it
+    note: str  # explains it
     cells: pd.DataFrame  # strings
 
 
-def main():
-    frame, args = style.load(__doc__)
-    heading, setting = style.title(frame, f"Study {args.study}").split("\n")
-    try:
-        tables = [finished(table) for table in tables_of(frame, args.results / args.study)]
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    write(tables, heading, setting, args)
+def make(frame, args):
+    tables = tables_of(frame, args.results / args.study)
+    write(tables, f"Study {args.study}", frames.setting(frame), args)
 
 
-def write(tables: list[Table], heading: str, setting: str, args: argparse.Namespace) -> None:
-    folder = args.results / args.study
+def write(tables: list[Table], heading: str, setting: str, args) -> None:
+    """Write the tables in all formats, and print the first."""
+    folder = script.tables_folder(args)
     top = f"# {heading}\n\n{setting}. In brackets: 95 % intervals. An empty cell: there is no such value.\n"
-    parts = [f"## {table.title}\n\n{table.note}\n\n{markdown(table.cells)}\n" for table in tables]
+    parts = [f"## {table.title}\n\n{table.note}\n\n{cells.markdown(table.cells)}\n" for table in tables]
     paths.write_text(folder / "tables.md", "\n".join([top, *parts]))
     for table in tables:
         label = "tab:" + re.sub(r"[\W_]+", "-", f"{args.study}-{table.name}")
@@ -77,67 +63,88 @@ def write(tables: list[Table], heading: str, setting: str, args: argparse.Namesp
     print(f"{top}\n{parts[0]}\nwritten: {folder / 'tables.md'}, and each of its {len(tables)} tables in {folder / 'tables'}")
 
 
-def finished(table: Table) -> Table:
-    """The table without columns in which no row has anything, its note explaining the words that are in it."""
-    cells = table.cells.loc[:, (table.cells != "").any()]
-    words = " ".join(cells.get("note", []))
-    note = table.note.strip() + "".join(f" {meaning.strip()}" for word, meaning in NOTES.items() if word in words)
-    return table._replace(note=note, cells=cells)
+def tables_of(frame: pd.DataFrame, folder: Path) -> list[Table]:
+    """All tables that the runs of a study, in `folder`, are enough for."""
+    margin = None if frame["margin"].isna().all() else frame["margin"].max()
+    return [finished(table, margin) for table in drafts(frame, folder)]
 
 
-def tables_of(frame: pd.DataFrame, folder: Path) -> Iterator[Table]:
-    """All tables that the runs of a study are enough for."""
+def finished(table: Table, margin: float | None) -> Table:
+    """Drop columns in which no row has anything, and explain the words in the column `note`."""
+    content = table.cells.loc[:, (table.cells != "").any()]
+    words = {words for note in content.get("note", []) for words in note.split("; ")}
+    return table._replace(note=" ".join([table.note.strip(), *caveats.explained(words, margin)]), cells=content)
+
+
+def drafts(frame: pd.DataFrame, folder: Path) -> Iterator[Table]:
+    """Yield the tables before they are `finished`."""
     frame = named(frame)
-    one, batch = style.one_batch(frame)
+    one, batch = frames.one_batch(frame)
     yield Table("headline", "In short", *headline(one, batch))
     yield Table("summary", "All variants", *summary(one, batch))
-    for model in one["model"].unique():
-        name, own = style.MODELS[model], one[one["model"] == model]
-        for method, (methods, title) in QUALITY.items():
-            if (own["method"] == method).any():
-                cells = quality(own[own["method"].isin(methods)], frame, batch)
-                yield Table(f"{model}_{method}", f"{name}: {title}", CONTROL * (method == "qat") + MEANING, cells)
-        timed = frame[frame["model"] == model].dropna(subset="latency_ms_p50")
-        if not timed.empty:
-            yield Table(f"{model}_speedup", f"{name}: speed", f"Time of one batch in ms. {SPEED}", speedup(timed))
-        gains = compare.gain(own, folder / "runs")
-        if not gains.empty:
-            yield Table(f"{model}_gain", f"{name}: quantization-aware against post-training", compare.GAIN, gains)
-    if not one["study"].iloc[0].startswith("drawn"):  # the dissertation's images were photographs
+    for model in frames.present(one):
+        yield from drafts_of_model(model, frame, one, folder)
+    if frames.is_dissertations(one):
         yield Table("published", "Against the dissertation", *compare.against_published(one))
     repeated = over_seeds(one)
     if repeated is not None:
         yield Table("over_seeds", "Over seeds", "Accuracy in %; std: its standard deviation in points.", repeated)
 
 
+def drafts_of_model(model: str, frame: pd.DataFrame, one: pd.DataFrame, folder: Path) -> Iterator[Table]:
+    """Yield a model's tables: quality by each method, speed, and QAT against PTQ."""
+    label, runs, (_, positive) = catalog.MODELS[model].label, one[one["model"] == model], frames.classes(frame)
+    for name, method in catalog.METHODS.items():
+        if method.quantizes and (runs["method"] == name).any():
+            content = quality(runs[runs["method"].isin((*method.beside, name))], frame)
+            note = CONTROL * ("control" in method.beside) + MEANING.format(positive=positive)
+            yield Table(f"{model}_{name}", f"{label}: {method.title}", note, content)
+    timed = frame[frame["model"] == model].dropna(subset="latency_ms_p50")
+    if not timed.empty:
+        yield Table(f"{model}_speedup", f"{label}: speed", f"Time of one batch in ms. {SPEED}", speedup(timed))
+    gains = compare.gain(runs, folder / "runs")
+    if not gains.empty:
+        yield Table(f"{model}_gain", f"{label}: quantization-aware against post-training", compare.GAIN, gains)
+
+
 def named(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with `run`, the name of a run's files, and `variant`, which says the seed where there are several."""
+    """Add the name of each run's files, and labels that tell seeds apart.
+
+    `run` is the name; `variant` is the label, and `deployed` the label without the method.
+    """
     seed = ", seed " + frame["seed"].astype(str) if frame["seed"].nunique() > 1 else ""
-    return frame.assign(variant=frame["series"] + seed, run=[results.run_id(row) for row in frame.to_dict("records")])
+    labels = {"variant": frame["series"] + seed, "deployed": frame["deployment"] + seed}
+    return frame.assign(**labels, run=[results.run_id(row) for row in frame.to_dict("records")])
+
+
+def model_labels(frame: pd.DataFrame) -> pd.Series:
+    """Labels of the models of a frame's rows."""
+    return pd.Series([catalog.MODELS[model].label for model in frame["model"]], frame.index, dtype=str)
 
 
 def headline(one: pd.DataFrame, batch: int) -> tuple[str, pd.DataFrame]:
-    """The note and the cells of what each script gives on its default engine: the table to begin with."""
-    usual = [cli.BACKENDS.get((method, dtype), ("",))[0] for method, dtype in zip(one["method"], one["dtype"], strict=True)]
-    own = one[one["backend"] == usual]
-    cells = {
-        "model": own["model"].astype(str).map(style.MODELS),
-        "variant": own["variant"],
-        "accuracy %": with_interval(own, "accuracy", "{:.2f}", 100),
-        "points to FP32": with_interval(own, "accuracy_difference", POINTS, 100),
-        "verdict": own["verdict"].astype(object).fillna(""),
-        "MiB": text(own["size_mb"]),
-        **latency(own, f"ms at batch {batch}"),
-        "note": notes(own),
+    """Note and cells of the first table: each script's run on its default engine."""
+    served = [catalog.Run(*kind).backends for kind in zip(one["model"], one["method"], one["dtype"], strict=True)]
+    default = [names[:1] == (backend,) for names, backend in zip(served, one["backend"], strict=True)]
+    usual = one[default]
+    content = {
+        "model": model_labels(usual),
+        "variant": usual["variant"],
+        "accuracy %": with_interval(usual, "accuracy", "{:.2f}", 100),
+        "points to FP32": with_interval(usual, "accuracy_difference", POINTS, 100),
+        "verdict": usual["verdict"].astype(object).fillna(""),
+        "MiB": text(usual["size_mb"]),
+        **latency(usual, f"ms at batch {batch}"),
+        "note": notes(usual),
     }
-    return "Each script's run on its default engine. The table of all variants explains the columns.", pd.DataFrame(cells)
+    return "Each script's run on its default engine. The table of all variants explains the columns.", pd.DataFrame(content)
 
 
 def summary(one: pd.DataFrame, batch: int) -> tuple[str, pd.DataFrame]:
-    """The note and the cells of the table of everything."""
+    """Note and cells of the table of all variants."""
     whole = one["size_mb"].where(one["method"] == "fp32").groupby([one["model"], one["seed"]], observed=True).transform("first")
-    cells = {
-        "model": one["model"].astype(str).map(style.MODELS),
+    content = {
+        "model": model_labels(one),
         "variant": one["variant"],
         "accuracy %": with_interval(one, "accuracy", "{:.2f}", 100),
         "points to FP32": with_interval(one, "accuracy_difference", POINTS, 100),
@@ -150,55 +157,48 @@ def summary(one: pd.DataFrame, batch: int) -> tuple[str, pd.DataFrame]:
         **latency(one, f"ms at batch {batch}"),
         "note": notes(one),
     }
-    judged = (
-        "Points to FP32: on the same images (paired bootstrap interval). p: exact McNemar test, after Holm over the study. "
-        f"Verdict: held, not worse than FP32 by more than the {100 * one['margin'].max():g} points declared beforehand; lost, "
-        "worse by more; undecided, the interval leaves both open. Agrees: decides as FP32 does. SQNR: of the logits; empty, "
-        "nothing differs. "
-    )
-    known = "" if one["margin"].isna().all() else judged
-    return f"{known}{SPEED}Eager FP32 over itself shows how exact that is.", pd.DataFrame(cells)
+    judged = "" if one["margin"].isna().all() else JUDGED.format(points=100 * one["margin"].max())
+    return f"{judged}{SPEED}Eager FP32 over itself shows how exact that is.", pd.DataFrame(content)
 
 
-def quality(own: pd.DataFrame, frame: pd.DataFrame, batch: int) -> pd.DataFrame:
-    """A model's baseline and what became of it by one method."""
+def quality(runs: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
+    """Cells of a model's baseline and of what one method made of it."""
     best = frame.dropna(subset="offline_ips").drop_duplicates("run").set_index("run")
     best = text(best["offline_ips"], "{:.1f}") + " (batch " + text(best["batch_size"], "{}") + ")"
-    cells = {
-        "variant": own["variant"],
-        "accuracy %": with_interval(own, "accuracy", "{:.2f}", 100),
-        "before conversion %": percent(own["accuracy_fake_quant"]),
-        **{f"{name} %": percent(own[name.lower()]) for name in ("precision", "recall", "F1")},
-        f"ms at batch {batch}": with_interval(own, "latency_ms_p50", MS, bounds="latency_ms"),
-        "images/s": text(own["throughput_ips"], "{:.1f}"),
-        "best images/s": own["run"].map(best).astype(object).fillna(""),
-        "MiB": text(own["size_mb"]),
-        "parameters": text(own["parameters"], "{:,.0f}"),
-        "peak MiB": text(own["peak_memory_mb"], "{:.0f}"),
-        "quantized modules": text(own["quantized_modules"], "{:.0f} of ") + text(own["weight_modules"], "{:.0f}"),
-        "note": notes(own),
+    content = {
+        "variant": runs["variant"],
+        "accuracy %": with_interval(runs, "accuracy", "{:.2f}", 100),
+        "before conversion %": percent(runs["accuracy_fake_quant"]),
+        **{f"{name} %": percent(runs[name.lower()]) for name in ("precision", "recall", "F1")},
+        f"ms at batch {frame['batch_size'].min()}": with_interval(runs, "latency_ms_p50", MS, bounds="latency_ms"),
+        "images/s": text(runs["throughput_ips"], "{:.1f}"),
+        "best images/s": runs["run"].map(best).astype(object).fillna(""),
+        "MiB": text(runs["size_mb"]),
+        "parameters": text(runs["parameters"], "{:,.0f}"),
+        "peak MiB": text(runs["peak_memory_mb"], "{:.0f}"),
+        "quantized modules": text(runs["quantized_modules"], "{:.0f} of ") + text(runs["weight_modules"], "{:.0f}"),
+        "note": notes(runs),
     }
-    return pd.DataFrame(cells)
+    return pd.DataFrame(content)
 
 
 def speedup(timed: pd.DataFrame) -> pd.DataFrame:
-    """Every time that was taken of a model."""
+    """Cells of every time that was taken of a model."""
     timed = timed.sort_values(["method", "dtype", "backend", "device", "seed", "threads", "batch_size"], kind="stable")
     where = {"variant": timed["variant"], "threads": text(timed["threads"], "{}"), "batch": text(timed["batch_size"], "{}")}
     return pd.DataFrame(where | latency(timed, "ms") | {"note": notes(timed)})
 
 
 def over_seeds(one: pd.DataFrame) -> pd.DataFrame | None:
-    """Mean and spread of the accuracy of what was run with more than one seed; None where nothing was."""
-    one = one.assign(model=one["model"].astype(str), accuracy=100 * one["accuracy"])
-    found = one.groupby(["model", "series"], sort=False)["accuracy"].agg(["count", "mean", "std", "min", "max"]).reset_index()
-    found = found[found["count"] > 1]
-    if found.empty:
+    """Mean and spread of the accuracy over seeds; None where nothing was run with several."""
+    one = one.assign(model=model_labels(one), accuracy=100 * one["accuracy"])
+    spread = one.groupby(["model", "series"], sort=False)["accuracy"].agg(["count", "mean", "std", "min", "max"]).reset_index()
+    spread = spread[spread["count"] > 1]
+    if spread.empty:
         return None
-    spread = {name: text(found[name]) for name in ("mean", "std", "min", "max")}
-    cells = {"model": found["model"].map(style.MODELS), "variant": found["series"], "seeds": text(found["count"], "{}")}
-    return pd.DataFrame(cells | spread)
+    numbers = {name: text(spread[name]) for name in ("mean", "std", "min", "max")}
+    return pd.DataFrame({"model": spread["model"], "variant": spread["series"], "seeds": text(spread["count"], "{}")} | numbers)
 
 
 if __name__ == "__main__":
-    main()
+    script.run(make, __doc__)

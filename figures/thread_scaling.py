@@ -1,38 +1,51 @@
-"""Latency at the smallest batch size on one thread against all threads, and how many times faster all are.
+"""Latency on one thread and on all at the smallest batch size, and their ratio.
 
 python figures/thread_scaling.py --study cats_and_dogs
 """
 
+import sys
+from dataclasses import replace
+from pathlib import Path
+
 import pandas as pd
-import style
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from figures.shared import frames, script, style
+
+MARKS = style.Dots("latency_ms_p50", "latency_ms_ci")
+SMALL = replace(MARKS, look=dict(ms=4))
 
 
-def main():
-    frame, args = style.load(__doc__)
+def connect(axes, both, rows):
+    """Draw a line between the times on one thread and on all, with their ratio beside it.
+
+    One star for both marks stands behind the ratio: the marks are too near for stars.
+    """
+    for _, row in both.dropna(subset=["latency_ms_p50", "latency_ms_p50_one"]).iterrows():
+        ends, place = [row["latency_ms_p50"], row["latency_ms_p50_one"]], rows.index(row["series"])
+        axes.plot(ends, [place, place], color="0.4", lw=1, zorder=2)
+        disturbed = any(pd.notna(row[name]) and row[name] for name in ("contended", "contended_one"))
+        text = f"{ends[1] / ends[0]:.1f}x{'*' * disturbed}"
+        axes.annotate(text, (max(ends), place), (11, 0), textcoords="offset points", fontsize=6, va="center")
+
+
+def make(frame, args):
     few, many = frame["threads"].min(), frame["threads"].max()
-    every, batch = style.one_batch(frame)
-    one, _ = style.one_batch(frame[frame["threads"] == few])
-    every, one = style.first_seed(every), style.first_seed(one)
-    title = f"Latency and number of threads (medians with 95 % intervals{style.contended(pd.concat([every, one]))})"
-    both = every.merge(one[[*style.RUN, "latency_ms_p50", "contended"]], on=style.RUN, how="left", suffixes=("", "_one"))
-    disturbed = both["contended"].eq(True) | both["contended_one"].eq(True)
-    both["star"] = disturbed.map({True: "*", False: ""})  # one for both marks, behind the ratio: the marks are too near for stars
-    rows = style.labels(every)
+    every, batch = frames.one_batch(frame)
+    one, _ = frames.one_batch(frame[frame["threads"] == few])
+    every, one = frames.first_seed(every), frames.first_seed(one)
+    star = style.contended(pd.concat([every, one]))
+    both = every.merge(one[[*frames.RUN, "latency_ms_p50", "contended"]], on=frames.RUN, how="left", suffixes=("", "_one"))
+    rows = frames.labels(every)
     figure, panels = style.panels(every, rows)
-    for axes, model, own in panels:
-        style.gaps(axes, own, rows, "latency_ms_p50")
-        for _, row in both[both["model"] == model].dropna(subset=["latency_ms_p50", "latency_ms_p50_one"]).iterrows():
-            ends, place = [row["latency_ms_p50"], row["latency_ms_p50_one"]], rows.index(row["series"])
-            axes.plot(ends, [place, place], color="0.4", lw=1, zorder=2)
-            if few != many:
-                text = f"{ends[1] / ends[0]:.1f}x{row['star']}"
-                axes.annotate(text, (max(ends), place), (11, 0), textcoords="offset points", fontsize=6,
-                    va="center")  # fmt: skip
-        if few != many:
-            less = one[one["model"] == model].assign(contended=False)
-            style.dots(axes, less, rows, "latency_ms_p50", "latency_ms_ci", ms=4)
-        starred = own if few == many else own.assign(contended=False)
-        style.dots(axes, starred, rows, "latency_ms_p50", "latency_ms_ci")
+    for axes, model, runs in panels:
+        style.gaps(axes, runs, rows, MARKS)
+        if few == many:
+            style.dots(axes, runs, rows, MARKS)
+        else:
+            connect(axes, both[both["model"] == model], rows)
+            for part, marks in ((one[one["model"] == model], SMALL), (runs, MARKS)):
+                style.dots(axes, part.assign(contended=False), rows, marks)
         axes.set_xscale("log")
         axes.margins(x=0.1)
         low, high = axes.get_xlim()
@@ -41,9 +54,10 @@ def main():
         axes.set_xlabel(f"ms at batch {batch} (log scale)")
     names = {7: f"{many} threads", 4: f"{few} thread{'s' if few > 1 else ''}"} if few != many else {7: f"{many} threads only"}
     style.sizes(figure, names)
-    figure.suptitle(style.title(frame, title), fontsize=9)
-    style.save(figure, args.out, "thread_scaling")
+    text = f"Latency by number of threads (medians with 95 % intervals{star})"
+    figure.suptitle(style.title(frame, text), fontsize=9)
+    style.save(figure, args, "thread_scaling")
 
 
 if __name__ == "__main__":
-    main()
+    script.run(make, __doc__)

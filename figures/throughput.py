@@ -1,44 +1,50 @@
-"""Images a second against batch size on all threads: PTQ above, QAT below, each beside FP32.
+"""Throughput by batch size on all threads, for PTQ and QAT beside FP32.
 
 python figures/throughput.py --study cats_and_dogs
 """
 
-import style
-from matplotlib.lines import Line2D
-from style import plt
+import sys
+from pathlib import Path
 
-KINDS = {"ptq": ("fp32", "ptq"), "qat": ("fp32", "control", "qat")}  # methods drawn in a row of panels
+from matplotlib.lines import Line2D
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from figures.shared import frames, script, style
+from figures.shared.style import plt
+from utils import catalog
+from utils.errors import UserError
+
+QUANTIZING = [name for name, method in catalog.METHODS.items() if method.quantizes]
 
 
 def curve(axes, run):
-    """Draw a run's line and return its part of the legend; the dash pattern is the engine, or the control."""
+    """Draw a run's line, dashed by its engine, and return its legend entry."""
     row = run.iloc[0]
-    line = dict(color=style.COLOUR[row["dtype"]], ls="--" if row["method"] == "control" else style.DASHES[row["backend"]], lw=1.5)
+    dashes = "--" if row["method"] == "control" else catalog.BACKENDS[row["backend"]].dashes
+    line = dict(color=style.colour(row), ls=dashes, lw=1.5)
     points = run.sort_values("batch_size")
     axes.plot(points["batch_size"].astype(int), points["throughput_ips"], path_effects=style.OUTLINE, **line)
     axes.plot(points["batch_size"].astype(int), points["throughput_ips"], ls="", **style.look(row) | dict(ms=4.5))
     return Line2D([], [], label=row["series"], **line)
 
 
-def main():
-    frame, args = style.load(__doc__)
+def make(frame, args):
     frame = frame[(frame["threads"] == frame["threads"].max()) & ~frame["simulated"]]
-    models, kinds = style.present(frame), [kind for kind in KINDS if kind in set(frame["method"])] or ["ptq"]
+    models, kinds = frames.present(frame), [name for name in QUANTIZING if name in set(frame["method"])] or QUANTIZING[:1]
     if not models:
-        raise SystemExit(f"error: study {args.study} has no timed runs yet.")
+        raise UserError(f"study {args.study} has no timed runs yet.")
     size = dict(figsize=(1.8 + 2.2 * len(models), 1 + 2.2 * len(kinds)), sharex=True, sharey="col", squeeze=False)
     figure, panels = plt.subplots(len(kinds), len(models), layout="constrained", **size)
     for kind, row in zip(kinds, panels, strict=True):
-        part = frame[frame["method"].isin(KINDS[kind])]
+        part = frame[frame["method"].isin((*catalog.METHODS[kind].beside, kind))]
         handles = {}
         for axes, model in zip(row, models, strict=True):
-            own = part[part["model"] == model]
-            timed = own.dropna(subset="throughput_ips")
-            handles |= {run["series"].iloc[0]: curve(axes, run) for _, run in timed.groupby(style.RUN, observed=True)}
-            lacking = [name for name in style.labels(part) if name not in set(timed["series"])]
-            axes.set_title("\n".join([style.MODELS[model], *(f"{name}: not run" for name in lacking)]), fontsize=7.5)
-        row[0].set_ylabel(f"{style.METHODS[kind]}: images/s (log scale)", fontsize=8)
-        row[-1].legend(handles=[handles[name] for name in style.labels(part) if name in handles], **style.BESIDE)
+            timed = part[part["model"] == model].dropna(subset="throughput_ips")
+            handles |= {run["series"].iloc[0]: curve(axes, run) for _, run in timed.groupby(frames.RUN, observed=True)}
+            missing = [name for name in frames.labels(part) if name not in set(timed["series"])]
+            axes.set_title("\n".join([catalog.MODELS[model].label, *(f"{name}: not run" for name in missing)]), fontsize=7.5)
+        row[0].set_ylabel(f"{catalog.METHODS[kind].label}: images/s (log scale)", fontsize=8)
+        row[-1].legend(handles=[handles[name] for name in frames.labels(part) if name in handles], **style.BESIDE)
     batches = sorted(frame["batch_size"].dropna().unique())
     for axes in panels.ravel():
         axes.set_xscale("log")
@@ -48,8 +54,8 @@ def main():
     for axes in panels[-1]:
         axes.set_xlabel("Batch size (log scale)")
     figure.suptitle(style.title(frame, "Throughput by batch size (simulated networks are not timed)"), fontsize=9)
-    style.save(figure, args.out, "throughput")
+    style.save(figure, args, "throughput")
 
 
 if __name__ == "__main__":
-    main()
+    script.run(make, __doc__)

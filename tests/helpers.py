@@ -1,8 +1,20 @@
-"""What several tests share: splits over a small memory-mapped array, as `utils.cache` would have made them, only smaller."""
+"""What several tests share: small splits and networks, FP32 checkpoints, and `torchrun`."""
+
+import functools
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
+import torch
+from torch import nn
 
+from utils import catalog, paths
 from utils.data import Data, Split
+from utils.training import architectures, checkpoints
+from utils.training.checkpoints import Checkpoint
 
 
 def split_of(folder, pixels, labels, names=None, index=None) -> Split:
@@ -16,7 +28,7 @@ def split_of(folder, pixels, labels, names=None, index=None) -> Split:
 
 
 def numbered_split(folder, labels, index=None, side=4) -> Split:
-    """A split whose image `i` is of the one colour `i`, so that a batch tells which images it holds: see `numbers`."""
+    """A split whose image `i` has the single colour `i`, so that a batch tells which images it holds."""
     count = len(labels)
     pixels = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, side, side, 3))
     return split_of(folder, pixels, labels, index=index)
@@ -31,3 +43,120 @@ def bright_and_dark(folder, count=48, side=16, seed=0) -> Data:
     parts = np.split(np.arange(count), [count // 2, 3 * count // 4])
     train, validation, test = (Split(whole.images, whole.labels, whole.names, part) for part in parts)
     return Data("tiny", ("dark", "light"), "0" * 64, train, validation, test, 0)
+
+
+class SmallDepthwise(nn.Module):
+    """Convolution, BatchNorm and ReLU; the same depthwise with hardswish; pointwise without either; linear."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
+        self.depthwise = nn.Sequential(depthwise, nn.BatchNorm2d(8), nn.Hardswish())
+        self.pointwise = nn.Conv2d(8, 6, 1)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.head(self.pointwise(self.depthwise(self.stem(x))).mean((2, 3)))
+
+
+def small_depthwise() -> nn.Module:
+    """A `SmallDepthwise` in evaluation mode, with BatchNorm as after training: folding it changes the weights."""
+    torch.manual_seed(0)
+    model = SmallDepthwise()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 2)
+            nn.init.normal_(module.bias)
+            module.running_mean.normal_(0, 0.3)
+            module.running_var.uniform_(0.5, 2)
+    return model.eval()
+
+
+def uneven_images(count=40) -> torch.Tensor:
+    """Noise of uneven strength around uneven means, float32 (count, 3, 64, 64), channels last."""
+    generator = torch.Generator().manual_seed(1)
+    strength = 0.3 + 1.5 * torch.rand(count, 1, 1, 1, generator=generator)
+    shift = torch.randn(count, 3, 1, 1, generator=generator)
+    noise = torch.randn(count, 3, 64, 64, generator=generator)
+    return (strength * noise + shift).to(memory_format=torch.channels_last)
+
+
+class NoData:
+    """Stands for the `Data` of a checkpoint where nobody asks about them."""
+
+    def describe(self) -> dict:
+        return {"sha256": "none"}
+
+
+def mobilenet_checkpoint(path: Path) -> Checkpoint:
+    """A MobileNetV3-Small saved at `path`; its BatchNorm knows noise, without which the logits would be about 1e-15."""
+    torch.manual_seed(0)
+    model = architectures.build("mobilenetv3")
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        model(torch.randn(4, 3, 224, 224))
+    model.eval()
+    checkpoints.save(path, "mobilenetv3", model, NoData(), {"fingerprint": ""})
+    return Checkpoint(path, model, checkpoints.sha256_of(path), {"fingerprint": ""})
+
+
+class FakeWorker:
+    """Says what it is asked to do and answers at once: the candidate takes 10 ms a run, eager FP32 30, another engine 20."""
+
+    log: list = []  # noqa: RUF012
+
+    def __init__(self, backend, path, device, threads, cuda_graph=False):
+        self.name, self.waiting = backend, None
+        self.log.append((backend, "start", path, device, threads, cuda_graph))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.log.append((self.name, "end"))
+
+    def send(self, name, *arguments):
+        self.waiting = name, arguments
+        self.log.append((self.name, name, *arguments))
+
+    def receive(self):
+        (name, arguments), self.waiting = self.waiting, None
+        if name == "time":
+            return [{"fbgemm": 0.01, "native": 0.03}.get(self.name, 0.02)] * arguments[0]
+        return {"load_s": 0.5, "cold_start_s": 0.75, "peak_memory_mb": 300} if name == "cost" else None
+
+    def call(self, name, *arguments):
+        self.send(name, *arguments)
+        return self.receive()
+
+
+def torchrun(processes: int, *command, cwd: Path) -> subprocess.CompletedProcess:
+    """Run a Python file with its options in `processes` processes that train together; returns the finished launcher."""
+    alone = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return subprocess.run([*start, *map(str, command)], cwd=cwd, env=alone, capture_output=True, text=True, timeout=600)
+
+
+TRAINING_OPTIONS = ("--smoke", "--batch-sizes", "1,3", "--results", "out", "--checkpoints", "weights")
+
+
+@functools.cache
+def trained_scripts(tmp_path_factory) -> tuple[Path, dict[str, subprocess.CompletedProcess]]:
+    """Run every training script of every model under `torchrun`, once in a test session, whoever asks for it.
+
+    Returns the folder they ran in, with `out` and `weights`, and the finished launchers by script. Baselines come first; after
+    them, two scripts run at a time.
+    """
+    home, finished = tmp_path_factory.mktemp("trained"), {}
+
+    def trained(script: str) -> subprocess.CompletedProcess:
+        return torchrun(2, paths.ROOT / script, *TRAINING_OPTIONS, cwd=home)
+
+    with ThreadPoolExecutor(2) as pool:
+        for method in ("fp32", "qat"):
+            scripts = [run.script for run in catalog.runs() if run.method == method]
+            finished |= zip(scripts, pool.map(trained, scripts), strict=True)
+    return home, finished

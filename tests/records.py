@@ -1,20 +1,73 @@
-"""A made-up run, as `utils.results` stores it."""
+"""Made-up runs, as `utils.results` stores them."""
 
 import numpy as np
 
-from utils import results
+from utils import metrics, results, stats
 
 LOGITS, Y = np.array([[0.5, -1], [2, 3]], np.float32), np.array([0, 1])
+CLASSES = ("cat", "dog")
 
 
 def record(seed=0, model="resnet18", backend="fbgemm", batches=(1, 8), **metrics):
-    """A whole record whose every number is another."""
+    """Make a whole record in which no two numbers are equal."""
     numbers = iter(range(10 * seed + 1, 10_000))
-    found = {section: {name: next(numbers) + 0.25 for name in names} for section, names in results.SECTIONS}
+    content = {section: {name: next(numbers) + 0.25 for name in names} for section, names in results.SECTIONS}
     run = dict(study="drawn", model=model, method="ptq", dtype="int8", backend=backend, device="cpu", simulated=False, seed=seed)
     timing = {name: next(numbers) + 0.5 for section, names in results.SECTIONS if section == "timing" for name in names}
-    found |= {"run": run, "timing": [timing | {"batch_size": batch, "contended": True} for batch in batches]}
-    found["metrics"] |= {"sqnr_db": None} | metrics
-    found["environment"] |= {"isa": ["avx2", "avx512_vnni"], "git_dirty": None}
-    found["provenance"] |= {"data_sha256": "a" * 64}
-    return found
+    content |= {"run": run, "timing": [timing | {"batch_size": batch, "contended": True} for batch in batches]}
+    content["data"] = {"classes": list(CLASSES), "negative_class": CLASSES[0], "positive_class": CLASSES[1]}
+    content["metrics"] |= {"sqnr_db": None} | metrics
+    content["environment"] |= {"isa": ["avx2", "avx512_vnni"], "git_dirty": None}
+    content["provenance"] |= {"data_sha256": "a" * 64}
+    return content
+
+
+def write_run(
+    folder, model, method, dtype, backend, study="cats_and_dogs", *, seed=0, threads=(1, 2), classes=CLASSES, cpu="a processor",
+    images=80,
+):  # fmt: skip
+    """Write a small run whose numbers follow from its names; its baseline is always right."""
+    rng = np.random.default_rng([len(model), len(method), len(backend), seed])
+    y = np.arange(images) % 2
+    logits = rng.normal(0, 1, (images, 2)).astype(np.float32) + 3 * np.eye(2, dtype=np.float32)[y]
+    simulated, fast = backend == "simulated", {"fp32": 10.0, "int8": 4.0, "fp16": 60.0, "int16": 1.0}[dtype]
+    names = dict(study=study, model=model, method=method, dtype=dtype, backend=backend, device="cpu", simulated=simulated)
+    history = [{"epoch": n, "train_loss": 1 / (n + 1), "validation_loss": 1.1 / (n + 1), "validation_accuracy": 0.8 + n / 20,
+                "seconds": 1.0} for n in range(3)]  # fmt: skip
+    layer = {"kind": "Conv2d", "parameters": 9, "weight_sqnr_db": 40.0 + seed, "output_sqnr_db": None}
+    content = {
+        "run": names | {"seed": seed}, "metrics": quality(method, logits, y),
+        "data": {"classes": list(classes), "negative_class": classes[0], "positive_class": classes[1]},
+        "footprint": {"size_mb": fast, "theoretical_mb": 0.9 * fast},
+        "training": {"history": history, "best_epoch": 1},
+        "environment": {"cpu": cpu, "isa": ["avx2"], "torch": "2.13.0", "git_commit": "c" * 40, "git_dirty": False,
+                        "time_utc": "2026-01-02T03:04:05"},
+        "provenance": {"data_sha256": "a" * 64},
+        "layers": [{**layer, "layer": "conv1"}, {**layer, "layer": "fc", "output_sqnr_db": 20.0}],
+        "timing": [{"batch_size": None, "threads": max(threads)}] if simulated
+        else [timed(rng, batch, n, fast) for n in threads for batch in (1, 8)],
+    }  # fmt: skip
+    return results.write(content, logits, y, folder)
+
+
+def quality(method, logits, y):
+    """Metrics of a run."""
+    content = metrics.classification(logits, y)
+    low, high = stats.wilson(round(len(y) * content["accuracy"]), len(y))
+    content |= {"accuracy_ci_low": low, "accuracy_ci_high": high, "mcnemar_p": None}
+    if method != "fp32":
+        content |= stats.against(logits.argmax(1) == y, y == y)
+    return content | {"accuracy_fake_quant": 0.9} if method == "qat" else content
+
+
+def timed(rng, batch, threads, fast):
+    """A timing entry, its times drawn around `fast` ms."""
+    samples = fast * batch / threads * (1 + rng.gamma(1, 0.05, (2, 3, 4)))
+    p50, p90, p99 = (float(value) for value in np.quantile(samples, [0.5, 0.9, 0.99]))
+    entry = {"threads": threads, "batch_size": batch, "contended": threads == 1, "best_fp32": "compile"}
+    entry |= {"latency_ms_p50": p50, "latency_ms_ci_low": 0.98 * p50, "latency_ms_ci_high": 1.02 * p50, "latency_ms_p90": p90}
+    entry |= {"latency_ms_p99": p99, "throughput_ips": 1000 * batch / p50, "samples_ms": samples.tolist()}
+    for side, value in (("eager", 10 / fast), ("best", 7 / fast)):
+        name = f"speedup_vs_{side}_fp32"
+        entry |= {name: value, f"{name}_ci_low": 0.95 * value, f"{name}_ci_high": 1.05 * value}
+    return entry

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from utils import cli, results
+from utils import catalog, cli, results
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -31,10 +31,7 @@ def test_a_command_of_the_readme_is_accepted(words, tmp_path):
     script, options = words[0], [str(tmp_path) if word == "PATH" else word for word in words[1:]]
     assert (ROOT / script).is_file()
     if script.startswith(("models", "quantization")):
-        name = Path(script).stem.split("_")
-        run = cli.Run(name[0], *(("fp32", "fp32") if name[1] == "fp32" else name[1:]))
-        assert run.script == script
-        cli.parse("", run, options)
+        cli.parse("", catalog.of_script(script), options)
     else:
         command = [sys.executable, ROOT / script, *options, "--help"]
         assert subprocess.run(command, capture_output=True, timeout=60).returncode == 0
@@ -42,7 +39,7 @@ def test_a_command_of_the_readme_is_accepted(words, tmp_path):
 
 def test_reproduce_lists_each_script_of_the_readme():
     done = subprocess.run([sys.executable, ROOT / "reproduce.py", "--list"], capture_output=True, text=True, check=True)
-    listed = {shlex.split(line)[1] for line in done.stdout.splitlines()}
+    listed = {Path(shlex.split(line)[1]).relative_to(ROOT).as_posix() for line in done.stdout.splitlines()}
     scripts = {
         path.relative_to(ROOT).as_posix() for folder in ("models", "quantization") for path in (ROOT / folder).rglob("*.py")
     }
@@ -57,7 +54,7 @@ def test_a_make_target_of_the_readme_exists(command):
 
 def test_the_layout_names_every_module():
     layout = re.search(r"## Layout\n\n```\n(.*?)```", README, re.DOTALL)[1]
-    names = {path.stem for path in (ROOT / "utils").glob("*.py")} - {"__init__"}
+    names = {path.stem for path in (ROOT / "utils").rglob("*.py")} - {"__init__"}
     assert names <= set(re.findall(r"\w+", layout))
 
 

@@ -1,6 +1,5 @@
 """`utils.results` and `utils.paths.atomic`: what is written can be read again, whoever else writes and whatever fails."""
 
-import argparse
 import copy
 import csv
 import json
@@ -11,7 +10,9 @@ import numpy as np
 import pytest
 
 from tests.records import LOGITS, Y, record
-from utils import cli, paths, results
+from utils import paths, results
+from utils.catalog import Run
+from utils.cli import Options
 from utils.errors import UserError
 
 
@@ -55,10 +56,10 @@ def test_every_cell_is_its_runs_value(tmp_path):
     results.write(given, LOGITS, Y, tmp_path)
     row = rows(tmp_path)[1]
     for section, names in results.SECTIONS:
-        own = given[section][1] if section == "timing" else given[section]
+        values = given[section][1] if section == "timing" else given[section]
         for name in names:
-            if type(own[name]) is float and name != "mcnemar_p_holm":  # that one is made from all runs
-                assert float(row[name]) == own[name], name
+            if type(values[name]) is float and name != "mcnemar_p_holm":  # which all runs together decide
+                assert float(row[name]) == values[name], name
     cells = {name: row[name] for name in ("sqnr_db", "git_dirty", "simulated", "contended", "isa", "seed", "model")}
     assert cells == dict(sqnr_db="", git_dirty="", simulated="false", contended="true", isa="avx2 avx512_vnni", seed="0",
                          model="resnet18")  # fmt: skip
@@ -134,12 +135,18 @@ def test_names_of_runs(run, name):
     assert results.run_id(run) == name
 
 
-def test_describe_names_the_run():
-    args = argparse.Namespace(device="cpu", seed=4)
-    found = results.describe(cli.Run("alexnet", "ptq", "int8"), "drawn", "x86", False, args)
-    assert found == dict(study="drawn", model="alexnet", method="ptq", dtype="int8", backend="x86", device="cpu",
-                         simulated=False, seed=4)  # fmt: skip
-    assert set(found) == {name for section, names in results.SECTIONS if section == "run" for name in names}
+@pytest.mark.parametrize(("method", "backend"), [("ptq", "x86"), ("qat", "native")])
+def test_describe_names_the_run(method, backend):
+    run = results.describe(Run("alexnet", method, "int8"), "drawn", backend, Options((backend,), seed=4))
+    kind = dict(method="control", dtype="fp32") if backend == "native" else dict(method=method, dtype="int8")
+    assert run == dict(study="drawn", model="alexnet", **kind, backend=backend, device="cpu", simulated=False, seed=4)
+    assert set(run) == {name for section, names in results.SECTIONS if section == "run" for name in names}
+
+
+def test_only_one_data_set_is_compared_with_the_dissertation():
+    yes = ("cats_and_dogs", "cats_and_dogs_1a2b3c4d", "cats_and_dogs_smoke")
+    no = ("drawn", "drawn_smoke", "pets", "data_cats_and_dogs", "petimages", "dogs_vs_cats")
+    assert all(map(results.is_dissertations, yes)) and not any(map(results.is_dissertations, no))
 
 
 # ---- what goes wrong
@@ -158,18 +165,8 @@ def test_a_damaged_run_is_named(tmp_path, content):
     path = write(tmp_path)
     path.write_bytes(content)
     for work in (lambda: results.read(path), lambda: results.rebuild(tmp_path / "drawn"), lambda: write(tmp_path, seed=1)):
-        with pytest.raises(UserError, match=r"resnet18_ptq_int8_fbgemm_cpu_seed0\.json is no JSON"):
+        with pytest.raises(UserError, match=r"resnet18_ptq_int8_fbgemm_cpu_seed0\.json is not valid JSON"):
             work()
-
-
-def test_results_about_other_images_are_not_mixed(tmp_path):
-    args = argparse.Namespace(results=tmp_path)
-    results.check("drawn", "b" * 64, args)  # nothing there yet
-    write(tmp_path)
-    results.check("drawn", "a" * 64, args)
-    results.check("drawn_smoke", "b" * 64, args)
-    with pytest.raises(UserError, match="--results"):
-        results.check("drawn", "b" * 64, args)
 
 
 # ---- writing beside others

@@ -33,30 +33,11 @@ def test_wilson_by_its_formula():
     assert stats.wilson(930, 1000) == pytest.approx(((centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n)))
 
 
-def test_median_interval_covers_the_true_median_about_95_times_in_100():
-    generator = np.random.default_rng(1)
-    repeats, truth = 300, np.log(2)  # the median of the exponential distribution
-    intervals = np.array([stats.median_interval(generator.exponential(size=25)) for _ in range(repeats)])
-    covered = ((intervals[:, 0] <= truth) & (truth <= intervals[:, 1])).mean()
-    assert 0.91 <= covered <= 0.985  # within three standard errors, and a little below 0.95 as it is for small samples
-
-
-def test_median_interval_holds_the_median_and_narrows():
-    values = np.random.default_rng(2).normal(5, 1, 400)
-    low, high = stats.median_interval(values)
-    assert low < np.median(values) < high
-    few = stats.median_interval(values[:25])
-    assert 2 < (few[1] - few[0]) / (high - low) < 8  # by about four, the root of 16
-
-
-def test_median_interval_is_the_same_each_time_and_follows_the_unit():
-    values = np.random.default_rng(3).exponential(size=30)
-    assert stats.median_interval(values) == stats.median_interval(values.copy())
-    assert stats.median_interval(1000 * values) == pytest.approx(tuple(1000 * end for end in stats.median_interval(values)))
-
-
-def test_one_value_is_its_own_interval():
-    assert stats.median_interval(np.array([3.5])) == (3.5, 3.5)
+@pytest.mark.parametrize(("q", "fewest"), [(90, 10), (95, 20), (99, 100)])
+def test_percentile_needs_enough_values_to_be_more_than_the_largest(q, fewest):
+    values = np.arange(fewest, dtype=float)
+    assert stats.percentile(values[1:], q) is None
+    assert stats.percentile(values, q) == np.percentile(values, q) < values.max()
 
 
 def test_mean_interval_covers_the_mean_of_few_values_about_95_times_in_100():

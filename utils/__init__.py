@@ -1,1 +1,1 @@
-"""What the experiment scripts share: one noun per module, imports going one way."""
+"""Modules that the scripts share: each named by one noun, with imports going one way."""

@@ -2,7 +2,8 @@
 
 
 class UserError(Exception):
-    """Something the user can mend: what is wrong, where, and what to do next, in one or two lines.
+    """A problem that the user can solve.
 
-    `utils.cli.run` prints it without a traceback and exits with status 2.
+    The message says in one or two lines what is wrong, where, and what to do next. `utils.cli.run`
+    prints it without a traceback and exits with status 2.
     """

@@ -1,4 +1,4 @@
-"""What a classifier's logits are worth, alone and beside the FP32 network's. Positive class: the second (dog)."""
+"""Metrics of a classifier's logits, alone and compared with FP32. Label 1 is positive."""
 
 import numpy as np
 from scipy.special import log_softmax, softmax
@@ -8,10 +8,11 @@ ECE_BINS = 15
 
 
 def classification(logits: np.ndarray, y: np.ndarray) -> dict[str, float | int]:
-    """Metrics of logits (n, 2) against labels `y` (n,), each a share or probability from 0 to 1 unless said otherwise.
+    """Compute the metrics of logits (n, 2) against labels `y` (n,) of 0 and 1.
 
-    `log_loss` is in nats; `tn`, `fp`, `fn`, `tp` count images. Everything but `ece` is scikit-learn's.
-    Raises `ValueError` when a logit is not finite.
+    `n_test`, `tn`, `fp`, `fn` and `tp` count images, `log_loss` is in nats, and all others range
+    from 0 to 1. All but `ece` are defined as in scikit-learn, with label 1 as the positive class.
+    Raises `ValueError` if a logit is not finite.
     """
     if not np.isfinite(logits).all():
         bad = int((~np.isfinite(logits)).any(axis=1).sum())
@@ -19,7 +20,7 @@ def classification(logits: np.ndarray, y: np.ndarray) -> dict[str, float | int]:
     probability = softmax(logits.astype(np.float64), axis=1)[:, 1]
     predicted = logits.argmax(1)
     tn, fp, fn, tp = (int(n) for n in sk.confusion_matrix(y, predicted, labels=[0, 1]).ravel())
-    found = {
+    scores = {
         "n_test": len(y),
         "accuracy": sk.accuracy_score(y, predicted),
         "precision": sk.precision_score(y, predicted, zero_division=0),
@@ -34,14 +35,15 @@ def classification(logits: np.ndarray, y: np.ndarray) -> dict[str, float | int]:
         "ece": ece(np.where(predicted == 1, probability, 1 - probability), predicted == y),
     }
     counts = {"tn": tn, "fp": fp, "fn": fn, "tp": tp}
-    return {name: value if isinstance(value, int) else float(value) for name, value in (found | counts).items()}
+    return {name: value if isinstance(value, int) else float(value) for name, value in (scores | counts).items()}
 
 
 def ece(confidence: np.ndarray, correct: np.ndarray, bins: int = ECE_BINS) -> float:
-    """Expected calibration error: the gap between confidence and accuracy, averaged over the images of equal-width bins.
+    """Expected calibration error, from 0 to 1, of `confidence` (n,) against `correct` (n,).
 
-    Guo et al., "On Calibration of Modern Neural Networks", 2017, equation 5; bins are open on the left, so a confidence on an
-    edge belongs to the bin below it.
+    This is the gap between mean confidence and accuracy in each of `bins` equal-width bins,
+    averaged over the images (Guo et al. 2017, "On Calibration of Modern Neural Networks",
+    equation 5). Bins are open on the left, so a confidence on an edge belongs to the bin below it.
     """
     edges = np.linspace(0, 1, bins + 1)
     bin_of = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
@@ -51,17 +53,21 @@ def ece(confidence: np.ndarray, correct: np.ndarray, bins: int = ECE_BINS) -> fl
 
 
 def sqnr_db(reference: np.ndarray, quantized: np.ndarray) -> float | None:
-    """Signal-to-quantization-noise ratio in dB: power of `reference` over power of the difference; None without any noise."""
+    """Signal-to-quantization-noise ratio in dB; None if both arrays are equal.
+
+    This is the power of `reference` over the power of its difference to `quantized`.
+    """
     reference, quantized = reference.astype(np.float64), quantized.astype(np.float64)
     noise = np.square(reference - quantized).sum()
     return None if noise == 0 else float(10 * np.log10(np.square(reference).sum() / noise))
 
 
 def fidelity(logits: np.ndarray, reference: np.ndarray) -> dict[str, float | None]:
-    """How closely logits (n, 2) follow the FP32 network's on the same images.
+    """Compare logits (n, 2) with the FP32 network's logits `reference` on the same images.
 
-    `agreement_fp32`: share of images with the same decision. `logit_cosine`: mean over images of the cosine between the two
-    logit vectors. `sqnr_db`: over all logits. `kl_mean`: mean KL divergence from the FP32 class probabilities, in nats.
+    `agreement_fp32`: share of images with the same decision. `logit_cosine`: cosine between the two
+    logit vectors, averaged over images. `sqnr_db`: over all logits. `kl_mean`: KL divergence of the
+    class probabilities from those of FP32 in nats, averaged over images.
     """
     a, b = reference.astype(np.float64), logits.astype(np.float64)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)

@@ -1,4 +1,4 @@
-"""Where things lie: the repository's own folders, and files written so that no reader ever sees half of one."""
+"""Folders of the repository, and writing of files of which no reader ever sees half."""
 
 import os
 from contextlib import contextmanager
@@ -12,12 +12,12 @@ CHECKPOINTS = ROOT / "checkpoints"
 
 @contextmanager
 def atomic(path: Path):
-    """Yield a temporary path beside `path`, moved over it only if the block succeeds.
+    """Yield a temporary path beside `path`, and move its file to `path` if the block succeeds.
 
-    A crash, a full disk or a Ctrl-C leaves the old file (or none), never a torn one: `os.replace` is atomic within one
-    file system, and the temporary file is flushed to disk first.
+    A crash, a full disk or Ctrl-C leaves the old file (or none), never half a file: `os.replace` is
+    atomic within one file system, and the temporary file is flushed to disk first.
     """
-    import tempfile  # and with it random and shutil, which `--help` has no use for
+    import tempfile  # also imports random and shutil, which `--help` does not need
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,6 +35,6 @@ def atomic(path: Path):
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 with Unix line ends, atomically."""
+    """Write `text` atomically, as UTF-8 with Unix line ends."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")

@@ -1,6 +1,6 @@
 """Progress of long work: a bar with an ETA on a terminal, plain lines in a log.
 
-tqdm is imported by what draws: `--help` draws nothing.
+tqdm is imported by the functions that draw, because `--help` draws nothing.
 """
 
 import sys
@@ -12,7 +12,10 @@ LOG_EVERY_S = 15.0
 
 
 def say(text: str) -> None:
-    """Print one line now, above any bar that is being drawn; of processes that train together, only the first does."""
+    """Print one line now, above any bar that is being drawn.
+
+    If several processes train together, only the first prints.
+    """
     if environment.group()[0] > 0:
         return
     from tqdm import tqdm
@@ -22,10 +25,11 @@ def say(text: str) -> None:
 
 
 class Bar:
-    """Count `total` steps of work named `what`; use as a context manager and call `step` as they are done.
+    """Count `total` steps of the work `what`; use it as a context manager and call `step`.
 
-    On a terminal this is a tqdm bar that clears itself. Anywhere else (a log file, CI) a plain line is printed at most every
-    `LOG_EVERY_S` seconds, so a log stays readable and work of a few seconds prints nothing.
+    On a terminal this is a tqdm bar that clears itself. Anywhere else (a log file, CI) it prints a
+    plain line at most every `LOG_EVERY_S` seconds, so a log stays readable and work of a few
+    seconds prints nothing.
     """
 
     def __init__(self, what: str, total: int, unit: str = "it"):
@@ -48,7 +52,7 @@ class Bar:
             self.bar.close()
 
     def step(self, n: int = 1, note: str = "") -> None:
-        """Record `n` more steps, with an optional short note such as the current loss."""
+        """Record `n` more steps, with an optional short note, for example the current loss."""
         self.done += n
         if self.bar is not None:
             if note:

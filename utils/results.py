@@ -1,6 +1,7 @@
-"""Results on disk: one JSON a run, which holds everything, and results.csv, which is rebuilt from them. No torch.
+"""Results on disk: one JSON per run, which holds everything, and results.csv of all runs.
 
-NumPy, scipy and filelock are imported by what needs them: `reproduce.py --help` does not wait for them.
+No torch. NumPy, scipy and filelock are imported by the functions that need them, so that
+`reproduce.py --help` does not wait for them.
 """
 
 import csv
@@ -10,16 +11,21 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import cli, paths
+from utils import catalog, paths
+from utils.catalog import Run
+from utils.cli import Options
 from utils.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
 
-FORMAT = 2
-# Where each column of results.csv comes from in a run's JSON; results/README.md explains them in this order.
+FORMAT = 3
+DISSERTATIONS = "cats_and_dogs"
+# The section of a run's JSON that each column of results.csv comes from. results/README.md explains
+# the columns in this order.
 SECTIONS = (
     ("run", ("study", "model", "method", "dtype", "backend", "device", "simulated", "seed")),
+    ("data", ("negative_class", "positive_class")),
     ("timing", ("threads", "batch_size")),
     ("metrics", (
         "n_test", "accuracy", "accuracy_ci_low", "accuracy_ci_high", "precision", "recall", "specificity", "f1",
@@ -30,7 +36,8 @@ SECTIONS = (
     )),
     ("timing", (
         "latency_ms_p50", "latency_ms_mean", "latency_ms_std", "latency_ms_ci_low", "latency_ms_ci_high", "latency_ms_p90",
-        "latency_ms_p95", "latency_ms_p99", "single_stream_p90_ms", "multi_stream_p99_ms", "throughput_ips", "offline_ips",
+        "latency_ms_p95", "latency_ms_p99", "eager_fp32_ms", "best_fp32_ms", "single_stream_p90_ms", "multi_stream_p99_ms",
+        "throughput_ips", "offline_ips",
         "speedup_vs_eager_fp32", "speedup_vs_eager_fp32_ci_low", "speedup_vs_eager_fp32_ci_high",
         "speedup_vs_best_fp32", "speedup_vs_best_fp32_ci_low", "speedup_vs_best_fp32_ci_high", "best_fp32",
         "n_timed", "n_launches", "n_rounds", "n_repeated", "contended", "load_s", "cold_start_s", "peak_memory_mb",
@@ -45,29 +52,43 @@ SECTIONS = (
     ("provenance", ("code_sha256", "data_sha256", "baseline_sha256", "artifact_sha256")),
 )  # fmt: skip
 COLUMNS = tuple(column for _, columns in SECTIONS for column in columns)
-KEY = ("model", "method", "dtype", "backend", "device", "seed", "threads", "batch_size")  # rows are sorted by these
+# Rows are sorted by these columns.
+KEY = ("model", "method", "dtype", "backend", "device", "seed", "threads", "batch_size")
 
 
 def run_id(run: dict) -> str:
-    """Name of a run's files: `resnet18_ptq_int8_fbgemm_cpu_seed0`."""
+    """Name of a run's files, for example `resnet18_ptq_int8_fbgemm_cpu_seed0`."""
     method = "fp32" if run["method"] == "fp32" else f"{run['method']}_{run['dtype']}"
     return f"{run['model']}_{method}_{run['backend']}_{run['device']}_seed{run['seed']}"
 
 
-def check(study: str, digest: str, args) -> None:
-    """Raise `UserError` when this study's results are about other images: rows of one table must be comparable."""
-    for path in sorted((args.results / study / "runs").glob("*.json")):
-        if read(path)["provenance"]["data_sha256"] != digest:
-            raise UserError(
-                f"{path.parent} holds runs on other images than these. Give another folder with --results, or move it away."
-            )
-        return
+def study_name(study: str, digest: str, results: Path) -> str:
+    """Name the folder in `results` for runs on the images with the hexadecimal hash `digest`.
+
+    This is `study`, unless that folder holds runs on other images; then the first 8 digits of
+    `digest` are appended. So all rows of a table are about the same images, and no study has to be
+    moved away first. Raises `UserError` if the JSON that it reads is damaged or of another version.
+    """
+    path = min((results / study / "runs").glob("*.json"), default=None)
+    if path is None or read(path)["provenance"]["data_sha256"] == digest:
+        return study
+    return f"{study}_{digest[:8]}"
+
+
+def is_dissertations(study: str) -> bool:
+    """Whether a study uses the dissertation's data set, Kaggle's "Cat and Dog".
+
+    Its figures can be compared with the published ones.
+    """
+    return study.startswith(DISSERTATIONS)  # no other data set gets this name: see `layouts.find`
 
 
 def write(record: dict, logits: "np.ndarray", y: "np.ndarray", results: Path) -> Path:
-    """Store a run and rebuild results.csv; returns the JSON's path. Scripts running at once wait for each other.
+    """Store a run, rebuild results.csv and return the JSON's path.
 
-    Beside the JSON goes an .npz with `logits` float32 (n, 2) and `y` int64 (n,) of the test images in their fixed order.
+    An .npz beside the JSON holds `logits` float32 (n, 2) and `y` int64 (n,) of the test images in
+    their fixed order. Scripts that run at once wait for each other. Raises `ValueError`, before
+    anything is written, if a number in the record is not finite.
     """
     import numpy as np
     from filelock import FileLock
@@ -85,24 +106,30 @@ def write(record: dict, logits: "np.ndarray", y: "np.ndarray", results: Path) ->
 
 
 def as_json(record: dict) -> str:
-    """A record as indented JSON, lists of numbers on one line; raises `ValueError` for what is not finite."""
+    """A record as indented JSON, with each list of numbers on one line.
+
+    Raises `ValueError` if a number is not finite.
+    """
     text = json.dumps(record, indent=1, allow_nan=False)
-    return re.sub(r"\[\n[\s\d.,eE+-]+\]", lambda found: re.sub(r"\s+", " ", found[0]), text) + "\n"
+    return re.sub(r"\[\n[\s\d.,eE+-]+\]", lambda numbers: re.sub(r"\s+", " ", numbers[0]), text) + "\n"
 
 
 def read(path: Path) -> dict:
-    """A run's JSON; raises `UserError` when it is damaged, or of a version that this code does not write."""
+    """Read a run's JSON; raises `UserError` if it is damaged or of another version."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is no JSON ({error}); delete it and run its script again.") from None
+        raise UserError(f"{path} is not valid JSON ({error}); delete it and run its script again.") from None
     if record.get("format") != FORMAT:
-        raise UserError(f"{path} was written by another version of this code; move its study away, or delete it.")
+        raise UserError(f"{path} was written by another version of this code; move its study elsewhere, or delete it.")
     return record
 
 
 def rebuild(folder: Path) -> Path:
-    """Write results.csv of a study from its runs; the same runs give the same bytes."""
+    """Write results.csv of a study from its runs, and return its path.
+
+    The same runs give the same bytes.
+    """
     rows = adjusted([rows_of(read(path)) for path in sorted((folder / "runs").glob("*.json"))])
     rows.sort(key=lambda row: tuple((row[column] is not None, row[column]) for column in KEY))
     text = io.StringIO()
@@ -115,7 +142,10 @@ def rebuild(folder: Path) -> Path:
 
 
 def rows_of(record: dict) -> list[dict]:
-    """The rows of a run: one for each batch size that was timed, or one without where none was."""
+    """The rows of a run, as {column: value}: one for each entry of its timing.
+
+    That is one for each number of threads and batch size, or a single one if nothing was timed.
+    """
     rows = []
     for timing in record["timing"]:
         parts = {**record, "timing": timing}
@@ -124,7 +154,10 @@ def rows_of(record: dict) -> list[dict]:
 
 
 def adjusted(runs: list[list[dict]]) -> list[dict]:
-    """All rows of a study from those of each run, McNemar's p-values adjusted for as many tests as there are variants (Holm)."""
+    """Join the rows of all runs of a study, with McNemar's p-values adjusted by Holm's method.
+
+    `runs` has the rows of each run. Each run with a p-value counts as one test.
+    """
     import numpy as np
 
     from utils import stats
@@ -138,7 +171,11 @@ def adjusted(runs: list[list[dict]]) -> list[dict]:
 
 
 def _cell(value) -> str:
-    """A value as text: floats with six significant digits (the JSON has all), nothing for None, lists by spaces."""
+    """A value as text for results.csv.
+
+    Floats have six significant digits (the JSON has all), None is empty, and spaces separate the
+    items of a list.
+    """
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -148,8 +185,15 @@ def _cell(value) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def describe(run: cli.Run, study: str, backend: str, simulated: bool, args) -> dict:
-    """The part of a record that says what was run."""
+def describe(run: Run, study: str, backend: str, options: Options) -> dict:
+    """Say what was run: the section `run` of a record."""
     run = run.on(backend)
     names = {"study": study, "model": run.model, "method": run.method, "dtype": run.dtype}
-    return names | {"backend": backend, "device": args.device, "simulated": simulated, "seed": args.seed}
+    simulated = catalog.BACKENDS[backend].simulated
+    return names | {"backend": backend, "device": options.device, "simulated": simulated, "seed": options.seed}
+
+
+def find(run: Run, study: str, backend: str, options: Options) -> dict | None:
+    """The record of `run` on `backend`, None if missing; raises `UserError` as `read` does."""
+    path = options.results / study / "runs" / f"{run_id(describe(run, study, backend, options))}.json"
+    return read(path) if path.exists() else None

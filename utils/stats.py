@@ -1,12 +1,16 @@
-"""What a measured difference is worth: intervals, tests, verdicts. scipy does the statistics, this module fixes the choices."""
+"""Intervals, tests and verdicts for measured differences.
+
+scipy does the statistics; this module fixes the choices.
+"""
 
 import numpy as np
 from scipy import stats
 
 LEVEL = 0.95
 RESAMPLES = 2000
-CONFIDENCE_RISK = 0.01  # of a percentile's bound, as MLPerf has it
-MARGIN = 0.005  # of accuracy, declared before anything was measured: what quantization may lose and still count as held
+CONFIDENCE_RISK = 0.01  # probability that a percentile exceeds its bound, as in MLPerf
+# Accuracy that quantization may lose and still count as held; declared before any measurement.
+MARGIN = 0.005
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
@@ -16,9 +20,11 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
 
 def newcombe(successes: int, n: int, other_successes: int, other_n: int) -> tuple[float, float]:
-    """Interval of the difference of two independent shares, successes / n - other_successes / other_n, at `LEVEL`.
+    """Interval of the difference of two independent shares, at `LEVEL`.
 
-    Newcombe 1998, "Interval estimation for the difference between independent proportions", method 10, of Wilson intervals.
+    The difference is successes / n - other_successes / other_n. Method 10 of Newcombe 1998,
+    "Interval estimation for the difference between independent proportions", which combines two
+    Wilson intervals.
     """
     first, second = successes / n, other_successes / other_n
     (low, high), (other_low, other_high) = wilson(successes, n), wilson(other_successes, other_n)
@@ -27,21 +33,13 @@ def newcombe(successes: int, n: int, other_successes: int, other_n: int) -> tupl
     return float(first - second - below), float(first - second + above)
 
 
-def median_interval(values: np.ndarray) -> tuple[float, float]:
-    """Percentile bootstrap interval of the median of `values` (n,), at `LEVEL`, resampled from a fixed seed."""
-    if len(values) < 2:
-        return float(values[0]), float(values[0])
-    generator = np.random.default_rng(0)
-    resampled = np.median(generator.choice(values, (RESAMPLES, len(values))), axis=1)
-    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
-
-
 def mean_interval(values: np.ndarray) -> tuple[float, float]:
-    """Expanded percentile bootstrap interval of the mean of a few `values` (n,), at `LEVEL`, resampled from a fixed seed.
+    """Expanded percentile bootstrap interval of the mean of a few `values` (n,), at `LEVEL`.
 
-    The plain percentile interval is too narrow for small n, where it takes no account of the spread being estimated; the levels
-    are moved out by as much as Student's t would (Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section 4.6).
+    The plain percentile interval is too narrow for small n, because it ignores that the spread is
+    only estimated. The levels are moved outwards as Student's t would move them (Hesterberg 2015,
+    "What Teachers Should Know About the Bootstrap", section 4.6). The resampling has a fixed seed.
+    A single value is both bounds.
     """
     n = len(values)
     if n < 2:
@@ -52,12 +50,23 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def percentile_bound(latencies: np.ndarray, percentile: float) -> float | None:
-    """What a percentile of the latencies (n,) is at most, with 99 % confidence; None where n is too small to tell.
+def percentile(values: np.ndarray, q: int) -> float | None:
+    """The q-th percentile of `values` (n,); None if there are too few values.
 
-    The early-stopping estimate of MLPerf's LoadGen (mlcommons/inference, loadgen/results.cc), at tolerance 0: the t-th highest
-    latency, with the largest t for which so few of n queries would be slower than the true percentile with a probability of at
-    most 1 %. It needs 64 queries for a p90 and 662 for a p99.
+    With fewer than 100 / (100 - q) values it would be just the largest one. So a p90 needs 10
+    values, a p95 20 and a p99 100.
+    """
+    return float(np.percentile(values, q)) if len(values) * (100 - q) >= 100 else None
+
+
+def percentile_bound(latencies: np.ndarray, percentile: float) -> float | None:
+    """Upper bound, with 99 % confidence, of a percentile of `latencies` (n,).
+
+    `percentile` is from 0 to 1. The bound is the early-stopping estimate of MLPerf's LoadGen
+    (mlcommons/inference, loadgen/results.cc) at tolerance 0: the t-th highest latency. t is the
+    largest number for which the probability that t or fewer of n queries are slower than the true
+    percentile is at most 1 %. This needs 64 queries for a p90 and 662 for a p99; with fewer, the
+    bound is None.
     """
     n = len(latencies)
     counts = np.arange(1, n + 1)
@@ -66,25 +75,28 @@ def percentile_bound(latencies: np.ndarray, percentile: float) -> float | None:
 
 
 def fewest_queries(percentile: float) -> int:
-    """How many latencies `percentile_bound` needs."""
+    """Smallest number of latencies for which `percentile_bound` gives a bound."""
     n = np.arange(2, 10_000)
     return int(n[stats.binom.cdf(1, n, 1 - percentile) <= CONFIDENCE_RISK].min())
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Two-sided exact McNemar test of two classifiers on the same images (McNemar 1947; binomial, not its approximation).
+    """p-value of the two-sided exact McNemar test of two classifiers on the same images.
 
-    `gained` images are right only with the candidate, `lost` only with the baseline; 1.0 when there are none of either.
+    `gained` images are right only with the candidate, `lost` only with the baseline. Without either
+    the p-value is 1.0. McNemar 1947, with the binomial distribution, not its approximation.
     """
     return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
 def paired_difference(gained: int, lost: int, n: int) -> tuple[float, float]:
-    """Paired bootstrap interval of the difference of two accuracies on the same `n` images, at `LEVEL`.
+    """Paired bootstrap interval of the difference of two accuracies, at `LEVEL`.
 
-    Resampling images is drawing how many of them the candidate gains, loses and neither: a multinomial. Half an image more in
-    each cell of the 2x2 table keeps the interval from closing on 0 where the two never differed (Agresti and Min 2005,
-    "Simple improved confidence intervals for comparing matched proportions").
+    Both are of the same `n` images; `gained` and `lost` are those of `mcnemar`. To resample the
+    images is to draw from a multinomial how many of them are gained, lost and neither. Half an
+    image more in each cell of the 2x2 table keeps the interval from shrinking to 0 if the two never
+    differed (Agresti and Min 2005, "Simple improved confidence intervals for comparing matched
+    proportions").
     """
     shares = np.array([gained + 0.5, lost + 0.5, n - gained - lost + 1]) / (n + 2)
     drawn = np.random.default_rng(0).multinomial(n, shares, 10 * RESAMPLES)
@@ -93,7 +105,10 @@ def paired_difference(gained: int, lost: int, n: int) -> tuple[float, float]:
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
-    """p-values (n,) adjusted for having made n tests (Holm 1979, step-down): below 0.05 means significant among all of them."""
+    """Adjust p-values (n,) for n tests by Holm's step-down method (Holm 1979).
+
+    An adjusted value below 0.05 is significant among all of them.
+    """
     order = np.argsort(p_values)
     stepped = np.maximum.accumulate(np.asarray(p_values)[order] * (len(order) - np.arange(len(order))))
     adjusted = np.empty(len(order))
@@ -102,16 +117,20 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 
 
 def verdict(low: float, high: float, margin: float = MARGIN) -> str:
-    """Non-inferiority of an accuracy, from the interval of its difference to the baseline's.
+    """Judge the non-inferiority of an accuracy from the interval of its difference to FP32.
 
-    "held": not worse by more than `margin`; "lost": worse by more; "undecided": the interval contains -margin. (Piaggio et al.
-    2012, JAMA 308:2594, figure 1.)
+    "held": not worse by more than `margin`. "lost": worse by more. "undecided": the interval
+    contains -margin. (Piaggio et al. 2012, JAMA 308:2594, figure 1.)
     """
     return "held" if low > -margin else "lost" if high < -margin else "undecided"
 
 
 def against(right: np.ndarray, baseline_right: np.ndarray) -> dict:
-    """How a candidate's decisions compare with the baseline's, from which of the same images each gets right, bool (n,)."""
+    """Compare a candidate's decisions with the baseline's on the same images.
+
+    `right` and `baseline_right`, bool (n,), say which images each decides correctly. Returns
+    columns of results.csv.
+    """
     gained, lost = int((right & ~baseline_right).sum()), int((~right & baseline_right).sum())
     low, high = paired_difference(gained, lost, len(right))
     return {

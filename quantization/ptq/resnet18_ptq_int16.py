@@ -1,34 +1,33 @@
-"""ResNet-18, INT16 by post-training quantization, simulated: calibrate the FP32 checkpoint, round to integers, measure.
+"""ResNet-18, INT16 by post-training quantization: calibrate, simulate, measure.
 
     python quantization/ptq/resnet18_ptq_int16.py --data PATH
 
-Weights, activations and biases become exactly the integers that 16-bit hardware would hold (32 bits for biases), carried in FP32.
-The file stores the integers; no speed is claimed.
+The FP32 checkpoint is calibrated on training images. Weights, activations and biases then become
+exactly the integers that 16-bit hardware would hold (32 bits for biases), carried in FP32. The file
+stores the integers. A simulation says nothing about speed, so none is measured.
 """
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from utils import cli
+from utils import backends, cli, experiments, measure
+from utils.catalog import Run
 
-RUN = cli.Run(model="resnet18", method="ptq", dtype="int16")
+RUN = Run(model="resnet18", method="ptq", dtype="int16")
 RECIPE = dict(
-    activations="minmax",  # or percentile, mse, entropy: with 65,536 values there is no need to clip
-    headroom=4.0,  # two of the 16 bits, against clipping what calibration did not see
+    activations="minmax",  # or "percentile", "mse"; with 65,536 levels there is no need to clip
+    headroom=4.0,  # 2 of the 16 bits, so that values beyond the calibrated range do not clip
     calibration_images=256,
 )
 
 
-def main(args):
-    from utils import backends, checkpoints, data, measure  # torch: after --help has answered
-
-    images = data.load(args)
-    baseline = checkpoints.load(RUN, images, args)
-    calibration = images.train.calibration(RECIPE["calibration_images"])
-    for backend in backends.select(args):
-        deployed = backend.quantize(baseline.model, calibration, RECIPE)
-        measure.run(RUN, RECIPE, deployed, images, baseline, args)
+def main(options):
+    experiment = experiments.begin(RUN, options)
+    calibration = experiment.data.train.calibration(RECIPE["calibration_images"])
+    for backend in backends.select(options):
+        deployed = backend.quantize(experiment.baseline.model, calibration, RECIPE)
+        measure.run(experiment, RECIPE, deployed)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,20 @@
-"""ResNet-18, INT8 by post-training quantization: calibrate the FP32 checkpoint on training images, convert, measure.
+"""ResNet-18, INT8 by post-training quantization: calibrate, convert, measure.
 
     python quantization/ptq/resnet18_ptq_int8.py --data PATH --backend all
 
-Every convolution and the linear layer are quantized. Weights have a scale for each output channel; activations one for each
-tensor, from the histogram range that loses least in the squared error.
+The FP32 checkpoint is calibrated on training images. Every convolution and the linear layer are
+quantized. Weights have one scale for each output channel. Activations have one for each tensor,
+from the histogram range with the smallest squared error.
 """
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from utils import cli
+from utils import backends, cli, experiments, measure, quantize
+from utils.catalog import Run
 
-RUN = cli.Run(model="resnet18", method="ptq", dtype="int8")
+RUN = Run(model="resnet18", method="ptq", dtype="int8")
 RECIPE = dict(
     weights="per_channel_symmetric",
     activations="histogram",
@@ -22,16 +24,14 @@ RECIPE = dict(
 )
 
 
-def main(args):
-    from utils import backends, checkpoints, data, measure, sensitivity  # torch: after --help has answered
-
-    images = data.load(args)
-    baseline = checkpoints.load(RUN, images, args)
+def main(options):
+    experiment = experiments.begin(RUN, options)
+    model, images = experiment.baseline.model, experiment.data
     calibration = images.train.calibration(RECIPE["calibration_images"])
-    for backend in backends.select(args):
-        recipe = sensitivity.resolve(backend, baseline.model, calibration, images.validation, RECIPE)
-        deployed = backend.quantize(baseline.model, calibration, recipe)
-        measure.run(RUN, recipe, deployed, images, baseline, args)
+    for backend in backends.select(options):
+        recipe = quantize.choose_fp32_blocks(backend, model, calibration, images.validation, RECIPE)
+        deployed = backend.quantize(model, calibration, recipe)
+        measure.run(experiment, recipe, deployed)
 
 
 if __name__ == "__main__":

@@ -1,46 +1,46 @@
-"""MobileNetV3-Small, INT16 by quantization-aware training, simulated: fine-tune with 16-bit rounding, store integers, measure.
+"""MobileNetV3-Small, INT16 by quantization-aware training: fine-tune, simulate, measure.
 
     python quantization/qat/mobilenetv3_qat_int16.py --data PATH
 
-Forward passes see weights and activations as 16-bit hardware would hold them, gradients pass straight through the rounding. The
-schedule is that of the control (mobilenetv3_qat_int8.py --backend native), so the two can be compared.
+The FP32 checkpoint is fine-tuned with weights and activations rounded as 16-bit hardware would hold
+them; gradients pass straight through the rounding. The file stores the integers. The schedule is
+that of the control (mobilenetv3_qat_int8.py --backend native), so the two can be compared.
 """
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from utils import cli
+from utils import backends, cli, experiments, measure, training
+from utils.catalog import Run
 
-RUN = cli.Run(model="mobilenetv3", method="qat", dtype="int16")
+RUN = Run(model="mobilenetv3", method="qat", dtype="int16")
 RECIPE = dict(
     training=dict(
-        epochs=3, batch_size=32, keep="last", patience=0,  # no early stop: the schedule is the point
-        backbone_lr=5e-5, head_lr=5e-5, schedule="cosine", warmup_epochs=0.5,
+        epochs=3, batch_size=32, keep="last", patience=0,  # no early stopping: all runs train alike
+        backbone_lr=5e-5, head_lr=5e-5, warmup_epochs=0.5,
         weight_decay=0.01, label_smoothing=0.0, clip_norm=1.0,
-        distill=True,  # learn the answers of the FP32 network, not the labels: nothing but living with the rounding
-        dropout=False,  # as the teacher answers
+        distill=True,  # match the FP32 network, not the labels: adapt to the rounding only
+        dropout=False,  # as in the teacher
         augment=dict(crop=0.7, degrees=15),  # smallest crop as a share of the side; rotation
-        bn_momentum=0.1, freeze_bn=1, freeze_observers=0,  # from which epoch on, counted from 0
+        bn_momentum=0.1, freeze_bn=1, freeze_observers=0,  # epochs, from 0, at which these freeze
         amp=False,
     ),
-    activations="minmax",  # or percentile, mse, entropy: with 65,536 values there is no need to clip
-    headroom=4.0,  # two of the 16 bits, against clipping what calibration did not see
+    activations="minmax",  # or "percentile", "mse"; with 65,536 levels there is no need to clip
+    headroom=4.0,  # 2 of the 16 bits, so that values beyond the calibrated range do not clip
     calibration_images=256,
 )  # fmt: skip
 
 
-def main(args):
-    from utils import backends, checkpoints, data, measure, train  # torch: after --help has answered
-
-    images = data.load(args)
-    baseline = checkpoints.load(RUN, images, args)
-    calibration = images.train.calibration(RECIPE["calibration_images"])
-    for backend in backends.select(args):
-        prepared = backend.prepare(baseline.model, calibration, RECIPE)
-        trained = train.finetune(RUN, backend, prepared, baseline, images, RECIPE, args)
-        deployed = backend.convert(trained, baseline.model, calibration, RECIPE)
-        measure.run(RUN, RECIPE, deployed, images, baseline, args, trained)
+def main(options):
+    experiment = experiments.begin(RUN, options)
+    model = experiment.baseline.model
+    calibration = experiment.data.train.calibration(RECIPE["calibration_images"])
+    for backend in backends.select(options):
+        prepared = backend.prepare(model, calibration, RECIPE)
+        trained = training.finetune(experiment, backend, prepared, RECIPE)
+        deployed = backend.convert(trained, model, calibration, RECIPE)
+        measure.run(experiment, RECIPE, deployed, trained)
 
 
 if __name__ == "__main__":

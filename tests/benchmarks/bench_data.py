@@ -1,4 +1,7 @@
-"""Loading images: the cache against torchvision's ImageFolder, with as many processes as we have threads."""
+"""Benchmark of image loading: the cache against torchvision's ImageFolder.
+
+ImageFolder's loader gets one process for each of our threads.
+"""
 
 import itertools
 import shutil
@@ -13,12 +16,12 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from models.resnet18_fp32 import RECIPE
-from utils import data
+from utils.data import augmentation
 
 BATCH = 32
-EPOCHS = 5  # of ours a turn, or it would be over before caches and memory are ours again
+EPOCHS = 5  # in a turn of ours; one would end before the processor's caches are ours again
 AUGMENT = RECIPE["pretrained"]["augment"]
-# One affine resampling like ours: flips, rotations, and what a crop shows made larger by as much.
+# One affine resampling, as in ours: flips, rotations, and the enlargement that a crop causes.
 AUGMENTED = [
     transforms.RandomHorizontalFlip(),
     transforms.RandomAffine(
@@ -31,14 +34,14 @@ AUGMENTED = [
 
 
 def data_loading(settings: paired.Settings) -> Iterator[paired.Row]:
-    """Epochs of shuffled, normalised batches."""
+    """Time epochs of shuffled, normalised batches, and the first pass over the files."""
     torch.set_num_threads(paired.THREADS)
     count, rounds = (32, 1) if settings.smoke else (512, 10)
     root, seeds = pictures.files(settings, count), itertools.count()
     split = pictures.cached(root, settings.folder / "images")
 
-    def epoch(augmentation: dict | None) -> paired.Turn:
-        return paired.turn(lambda: consume(split.shuffled(BATCH, next(seeds), augmentation=augmentation)), EPOCHS)
+    def epoch(settings: dict | None) -> paired.Turn:
+        return paired.turn(lambda: consume(split.shuffled(BATCH, next(seeds), augmentation=settings)), EPOCHS)
 
     for what, ours, theirs in (("not augmented", None, []), ("augmented", AUGMENT, AUGMENTED)):
         what = f"second epoch, {what}, times faster than ImageFolder"
@@ -57,21 +60,26 @@ def consume(batches) -> None:
         pass
 
 
-def image_folder(root: Path, augmentation: list) -> DataLoader:
-    """torchvision's way, as its users write it."""
-    steps = [transforms.Resize((224, 224)), *augmentation, transforms.ToTensor(), transforms.Normalize(data.MEAN, data.STD)]
+def image_folder(root: Path, augmenting: list) -> DataLoader:
+    """Build the loader that users of torchvision would write."""
+    steps = [
+        transforms.Resize((224, 224)),
+        *augmenting,
+        transforms.ToTensor(),
+        transforms.Normalize(augmentation.MEAN, augmentation.STD),
+    ]
     images = ImageFolder(str(root), transforms.Compose(steps))
     return DataLoader(images, BATCH, shuffle=True, drop_last=True, num_workers=paired.THREADS, persistent_workers=True)
 
 
 def second_epoch(loader: DataLoader) -> paired.Turn:
-    """Any epoch but the first: its processes stay, as ours have nothing to start."""
+    """A turn of one epoch after the first, when the loader's processes are running already."""
     consume(loader)
     return paired.turn(lambda: consume(loader))
 
 
 def first_pass(root: Path, folder: Path) -> paired.Turn:
-    """From files to the last batch of the first epoch, with nothing known before."""
+    """A turn from the files to the last batch of the first epoch, without a cache to start from."""
     directory = folder / "first"
     work = paired.turn(lambda: consume(pictures.cached(root, directory).shuffled(BATCH, 0)))
 

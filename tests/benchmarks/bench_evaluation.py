@@ -1,4 +1,4 @@
-"""The evaluation of a deployed model on its test images: what it costs beyond the forward passes."""
+"""Benchmark of evaluation on test images: its cost beyond the forward passes."""
 
 from collections.abc import Iterator
 
@@ -6,17 +6,20 @@ import numpy as np
 import paired
 import pictures
 
-from utils import architectures, checkpoints, metrics, stats
-from utils.data import Split
-from utils.worker import EVAL_BATCH, Worker
+from utils import metrics, stats
+from utils.data.splits import Split
+from utils.timing.worker import EVAL_BATCH, Worker
+from utils.training import architectures, checkpoints
 
-IMAGES = {"resnet18": 64, "mobilenetv3": 512}  # for seconds of either
+IMAGES = {"resnet18": 64, "mobilenetv3": 512}  # so that each takes seconds
 
 
 def evaluation(settings: paired.Settings) -> Iterator[paired.Row]:
-    """Images from the cache, logits from another process and metrics, over the forward passes alone in the same process.
+    """Time an evaluation against its forward passes alone, in the same process.
 
-    These run on a batch that the process holds, as often as there are batches.
+    The evaluation loads images from the cache, gets logits from another process and computes
+    metrics. The forward passes run on a batch that this process holds, once for each batch of the
+    evaluation.
     """
     few = pictures.prepared(settings, 2 * EVAL_BATCH)
     for name, count in IMAGES.items():
@@ -33,13 +36,13 @@ def evaluation(settings: paired.Settings) -> Iterator[paired.Row]:
 
 
 def whole(worker: Worker, split: Split):
-    """All that a script does with its test images."""
+    """Make a call that does everything a script does with its test images."""
 
     def work() -> None:
         logits = worker.call("logits", split, EVAL_BATCH)
         right = logits.argmax(1) == split.y
-        found = metrics.classification(logits, split.y) | metrics.fidelity(logits, logits[::-1])
-        stats.wilson(round(found["accuracy"] * len(split)), len(split))
+        quality = metrics.classification(logits, split.y) | metrics.fidelity(logits, logits[::-1])
+        stats.wilson(round(quality["accuracy"] * len(split)), len(split))
         stats.against(right, right[::-1])
 
     return work

@@ -1,4 +1,4 @@
-"""How soon --help answers, over a Python that does nothing."""
+"""Benchmark of --help: its time over that of a Python that does nothing."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from utils import paths
 
 
 def help(settings: paired.Settings) -> Iterator[paired.Row]:
-    """The first of the scripts, which are alike, and the one that runs them all."""
+    """Time one of the scripts, which are alike, and the one that runs them all."""
     for script in ("models/resnet18_fp32.py", "reproduce.py"):
         what = f"{script} --help, over python -c pass"
         yield paired.cost(what, starts([script, "--help"]), starts(["-c", "pass"]), 5, 1 if settings.smoke else 10)

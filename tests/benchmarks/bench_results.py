@@ -1,4 +1,4 @@
-"""results.csv, rebuilt after every run: its time for each run must not grow with their number."""
+"""Benchmark of results.csv: rebuilding must not take longer per run as runs accumulate."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,13 +8,14 @@ import paired
 from tests.records import record
 from utils import results
 
-FEW, MANY = 100, {1_000: 5, 10_000: 2}  # runs, and for many the rounds that take a minute or two
+FEW, MANY = 100, {1_000: 5, 10_000: 2}  # runs, and for MANY the rounds, which take a minute or two
 BATCHES = (1, 8, 16, 32, 64)
-ROUNDS, RUNS = 56, 10  # of each batch size and side: about 50 KB of JSON a run, 10,000 of which fit on a disk
+# For each batch size and side: about 50 KB of JSON per run, 10,000 of which fit on a disk.
+ROUNDS, RUNS = 56, 10
 
 
 def results_csv(settings: paired.Settings) -> Iterator[paired.Row]:
-    """Seconds a run of `rebuild`, of many runs over few, with files of the same length."""
+    """Time `rebuild` per run, for many runs against few; all JSON files have the same length."""
     few, many = (2, {4: 1, 8: 1}) if settings.smoke else (FEW, MANY)
     small = study(settings.folder / "few", few)
     for count, rounds in many.items():
@@ -24,7 +25,7 @@ def results_csv(settings: paired.Settings) -> Iterator[paired.Row]:
 
 
 def study(folder: Path, count: int) -> Path:
-    """A study of `count` runs that differ in their seed."""
+    """Write a study of `count` runs that differ only in their seed."""
     given = record(batches=BATCHES)
     samples = [[round(1 + number / 7, 4) for number in range(RUNS)]] * ROUNDS
     given["timing"] = [entry | {"samples_ms": samples, "eager_samples_ms": samples} for entry in given["timing"]]
@@ -38,6 +39,6 @@ def study(folder: Path, count: int) -> Path:
 
 
 def rebuilds(folder: Path, count: int, times: int) -> paired.Turn:
-    """A turn of so many `times`; seconds a run."""
+    """A turn of `times` rebuilds, which returns seconds per run."""
     turn = paired.turn(lambda: results.rebuild(folder), times)
     return lambda: [seconds / count for seconds in turn()]

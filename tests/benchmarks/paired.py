@@ -1,4 +1,4 @@
-"""What all benchmarks share: two pieces of work timed in turns, and the row of the table that their ratio makes."""
+"""Time two pieces of work in alternating turns, and show their ratio as a row of the table."""
 
 import time
 from collections.abc import Callable
@@ -6,19 +6,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 
-from utils import cli, rounds, stats
+from utils import cli
+from utils.timing import rounds
 
 THREADS = cli.cpu_count()
 WHAT, RATIO, GOAL = 66, 22, 7  # widths of the columns
 HEAD = f"{'what':{WHAT}} {'ratio [95 % interval]':{RATIO}} {'goal':{GOAL}} met"
 
-Turn = Callable[[], list[float]]  # does a side's work once or more often; seconds of each
+Turn = Callable[[], list[float]]  # does a side's work at least once; returns seconds for each time
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a benchmark may use: a folder of its own, and the images at `data`, or drawn ones; little of it in a smoke run."""
+    """Resources of a benchmark.
+
+    `folder` is for its files. `data` has the images to use, or is None for drawn ones. `smoke` asks
+    for the least possible work.
+    """
 
     folder: Path
     data: Path | None
@@ -27,7 +33,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; `sign` says whether the ratio is to be at least (">=") or at most ("<=") `goal`."""
+    """One line of the table.
+
+    `sign` says whether the ratio should be at least (">=") or at most ("<=") `goal`.
+    """
 
     what: str
     ratio: float
@@ -38,7 +47,7 @@ class Row:
 
     @property
     def met(self) -> str:
-        """Whether the goal is met, as far as the interval tells."""
+        """Whether the whole interval meets the goal: yes, no or unclear."""
         reached = [value >= self.goal if self.sign == ">=" else value <= self.goal for value in (self.low, self.high)]
         return "yes" if all(reached) else "unclear" if any(reached) else "no"
 
@@ -48,7 +57,7 @@ class Row:
 
 
 def turn(work: Callable[[], object], times: int = 1) -> Turn:
-    """A turn in which `work` is done so many `times`."""
+    """A turn that repeats `work` a number of `times`."""
     return lambda: [seconds(work) for _ in range(times)]
 
 
@@ -59,16 +68,25 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def faster(what: str, ours: Turn, reference: Turn, goal: float, count: int) -> Row:
-    """How many times faster we are than the reference: at least `goal`."""
+    """Row for how many times faster we are than the reference, at least `goal`."""
     return _row(what, reference, ours, ">=", goal, count)
 
 
 def cost(what: str, ours: Turn, reference: Turn, goal: float, count: int) -> Row:
-    """How many times the reference's time we take: at most `goal`."""
+    """Row for our time over that of the reference, at most `goal`."""
     return _row(what, ours, reference, "<=", goal, count)
 
 
 def _row(what: str, above: Turn, below: Turn, sign: str, goal: float, count: int) -> Row:
     kept, _, _ = rounds.alternate([above, below], count)
     ratios = np.array([np.median(first) / np.median(second) for first, second in kept])
-    return Row(what, float(np.median(ratios)), *stats.median_interval(ratios), sign, goal)
+    return Row(what, float(np.median(ratios)), *interval(ratios), sign, goal)
+
+
+def interval(ratios: np.ndarray) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the median of `ratios` (n,), from a fixed seed."""
+    if np.ptp(ratios) == 0:
+        return float(ratios[0]), float(ratios[0])
+    how = dict(method="percentile", rng=np.random.default_rng(0), n_resamples=2000)
+    low, high = stats.bootstrap((ratios,), np.median, **how).confidence_interval
+    return float(low), float(high)

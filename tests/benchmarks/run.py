@@ -1,10 +1,11 @@
-"""Ratios of the costs of this code and of its plain counterpart, each measured in one run by alternating the two.
+"""Benchmark this code against plain counterparts, each in one run that alternates the two.
 
     python tests/benchmarks/run.py --data PATH
     python tests/benchmarks/run.py help results_csv
 
-A ratio has a bootstrap interval over its rounds, and its goal is met ("yes") or missed ("no") if all of the interval says so.
-Nothing here is a test: on a busy machine a time proves nothing. Without --data, the images are drawn.
+Each row is a ratio with a bootstrap interval over its rounds. Its goal is met ("yes") or missed
+("no") if the whole interval says so. Nothing here is a test: on a busy machine a time proves
+nothing. Without --data, the images are drawn.
 """
 
 import argparse
@@ -28,10 +29,10 @@ BENCHMARKS = {  # name of the function -> its module
 
 def parse() -> argparse.Namespace:
     parser = cli.Parser("tests/benchmarks/run.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which ones (default: all): {' '.join(BENCHMARKS)}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"benchmarks to run (default: all): {' '.join(BENCHMARKS)}")
     parser.add_argument("--data", type=Path, metavar="PATH", help="folder of images; default: drawn ones")
     parser.add_argument("--list", action="store_true", help="print the names and measure nothing")
-    parser.add_argument("--smoke", action="store_true", help="the least of everything: checks that each works, measures nothing")
+    parser.add_argument("--smoke", action="store_true", help="do as little as possible: checks that each works, measures nothing")
     args = parser.parse_intermixed_args()
     for name in args.names:
         if name not in BENCHMARKS:
@@ -45,7 +46,7 @@ def main(args: argparse.Namespace) -> None:
     if args.list:
         print("\n".join(BENCHMARKS))
         return
-    import paired  # NumPy and scipy: after --help has answered
+    import paired  # imports NumPy and scipy: only after --help has answered
 
     print(paired.HEAD, flush=True)
     for name in args.names or BENCHMARKS:

@@ -1,4 +1,4 @@
-"""What every backend provides."""
+"""The interface of a backend, and its description of a deployed network."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,57 +8,102 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from utils.checkpoints import Checkpoint
+from utils.quantize.layers import WEIGHTED, weighted
+from utils.training.checkpoints import Checkpoint
+from utils.training.loop import Predictor
 
-Predictor = Callable[[torch.Tensor], torch.Tensor]  # float32 (n, 3, 224, 224), normalised -> float32 logits (n, 2)
+__all__ = ["Backend", "Deployed", "Layer", "Predictor", "Stored", "plain_layers", "stored_parameters"]
 
 
-def weight_modules(model: nn.Module) -> list[str]:
-    """Names of the convolutions and linear layers of a float model."""
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+@dataclass(frozen=True)
+class Stored:
+    """A group of numbers in an artifact's file: weights, biases or normalisation parameters."""
+
+    count: int
+    bits: int  # of each number
+    layer: str | None = None  # convolution or linear layer of these weights; None for other numbers
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A deployed convolution or linear layer, to compare with the float layer of its name."""
+
+    module: nn.Module  # its output is the layer's output
+    weight: torch.Tensor | None  # values of the rounded weights, float32; None if inaccessible
+    relu: bool = False  # whether the output includes the layer's ReLU
 
 
 @dataclass(frozen=True)
 class Deployed:
-    """A model as a backend would run it, before it is written to its file."""
+    """A network as a backend runs it, before it is written to a file."""
 
     backend: "Backend"
     predict: Predictor
-    save: Callable[[Path], None] | Path  # writes the artifact to a path, or says where it lies already
-    network: nn.Module  # what `predict` runs, its layers named as in the float model
-    reference: nn.Module | None  # the same in FP32, layer for layer; None where nothing was converted
-    weight_modules: int  # convolutions and linear layers in the network
-    quantized_modules: int  # of these, how many compute on quantized weights
-    parameters: int  # numbers in weights and biases, packed ones included
-    quantized_parameters: int  # of these, how many are stored quantized
-    weight_bytes: int  # that these numbers take, each in its own format: what a file without anything else would have
+    save: Callable[[Path], None] | Path  # writes the artifact to a path, or is its path
+    network: nn.Module  # what `predict` runs
+    layers: dict[str, Layer]  # of `network`, by their names in the float network
+    stored: tuple[Stored, ...]  # all numbers in the file
+    reference: nn.Module | None = None  # the same layers in FP32; None if nothing was converted
     fake_quant: nn.Module | None = None  # the network that QAT trained, rounding in FP32
-    facts: dict = field(default_factory=dict)  # what else a reader should know, JSON-able
+    facts: dict = field(default_factory=dict)  # further facts for the record, JSON-serializable
 
 
 class Backend(Protocol):
-    """An engine. `name` is what `--backend` takes, `suffix` ends its artifacts' names."""
+    """An engine that deploys networks and runs them.
+
+    `name` is the value of `--backend`; `suffix` ends the file names of its artifacts.
+    """
 
     name: str
     suffix: str
-    layout: torch.memory_format  # of the images it runs fastest on; what timing gives it
-    simulated: bool  # computes what other hardware would, in float: accuracy counts, speed says nothing
-    watched: bool  # its number format overflows early: every layer's output is checked while the test images run
+    layout: torch.memory_format  # fastest memory layout of images, used for timing
+    # Whether its number format overflows early. If so, the outputs of all layers are checked while
+    # the test images run.
+    watched: bool
 
-    def problem(self, device: str) -> str | None:
-        """Why this backend cannot run here, in a few words; None if it can."""
+    def problem(self) -> str | None:
+        """Return why this backend cannot run on this machine, in a few words; None if it can."""
 
     def quantize(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> Deployed:
-        """PTQ: convert a float `model` as `recipe` says, with ranges from calibration `images` (n, 3, 224, 224)."""
+        """Convert a float `model` by PTQ as `recipe` says.
+
+        Ranges come from the calibration `images`, float32 (n, 3, 224, 224), normalised.
+        """
 
     def training(self, recipe: dict) -> tuple[str, dict]:
-        """QAT: a short tag, and all settings of this backend that decide what is trained; equal ones share one training."""
+        """Return a short tag, and all settings of this backend that decide the result of QAT.
+
+        Backends with equal settings share one training. The tag is part of the checkpoint's name.
+        """
 
     def prepare(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> nn.Module:
-        """QAT: a trainable copy of `model` that rounds as the deployed network will; ranges start from `images`."""
+        """Return a trainable copy of `model` that rounds as the deployed network will (QAT).
+
+        Ranges start from the calibration `images`, float32 (n, 3, 224, 224), normalised.
+        """
 
     def convert(self, trained: Checkpoint, model: nn.Module, images: torch.Tensor, recipe: dict) -> Deployed:
-        """QAT: convert what `prepare` gave, trained; of the float `model` only the structure is used."""
+        """Convert the network that `prepare` returned, once QAT has trained it.
+
+        Only the structure of the float `model` is used, not its weights. `images` are those for
+        calibration, as in `prepare`.
+        """
 
     def load(self, path: Path, device: str) -> Predictor:
-        """The artifact at `path`, ready to run."""
+        """Load the artifact at `path` on `device`, ready to run."""
+
+
+def plain_layers(network: nn.Module) -> dict[str, Layer]:
+    """Return the layers of a network that has the modules of the float network."""
+    return {name: Layer(module, module.weight) for name, module in weighted(network).items()}
+
+
+def stored_parameters(network: nn.Module) -> tuple[Stored, ...]:
+    """Return the parameters of a network as `Stored`, in their present number formats."""
+    return tuple(
+        Stored(
+            parameter.numel(), 8 * parameter.element_size(), path if isinstance(module, WEIGHTED) and name == "weight" else None
+        )
+        for path, module in network.named_modules()
+        for name, parameter in module.named_parameters(recurse=False)
+    )

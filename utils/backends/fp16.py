@@ -1,8 +1,9 @@
-"""FP16 in PyTorch, in two ways: `half` stores and computes everything in FP16, `amp` casts where autocast finds it safe.
+"""FP16 in PyTorch: `half` stores and computes all in FP16, `amp` casts where autocast does.
 
-`half` is the dissertation's "direct": `.half()`, a file of half the size. `amp` keeps FP32 weights in the file and converts them
-in every run; softmax-like operations and sums stay in FP32 (torch.autocast). A processor without FP16 arithmetic emulates both,
-at up to a hundredth of its FP32 speed: that is measured and tagged, never hidden.
+`half` is the dissertation's "direct": `.half()`, with a file of half the size. `amp` keeps FP32
+weights in the file and converts them in every run; softmax-like operations and sums stay in FP32
+(torch.autocast). A processor without FP16 arithmetic emulates both, at as little as a hundredth of
+its FP32 speed; that speed is measured and tagged, never hidden.
 """
 
 import copy
@@ -11,23 +12,24 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils import architectures, environment
-from utils.backends.base import Deployed, Predictor, weight_modules
-from utils.checkpoints import Checkpoint
+from utils import environment
+from utils.backends.base import Deployed, Predictor, plain_layers, stored_parameters
+from utils.training import architectures
+from utils.training.checkpoints import Checkpoint
 
 NATIVE_CPU = {"avx512_fp16", "amx_fp16", "asimdhp"}
-NATIVE_CUDA = (5, 3)  # compute capability: the first with FP16 arithmetic
+NATIVE_CUDA = (5, 3)  # the first compute capability with FP16 arithmetic
 
 
 def native(device: str) -> bool:
-    """Whether `device` computes in FP16 itself."""
+    """Return whether `device` has FP16 arithmetic in hardware."""
     if device == "cuda":
         return torch.cuda.get_device_capability() >= NATIVE_CUDA
     return bool(NATIVE_CPU & set(environment.cpu()[1]))
 
 
 class Half(nn.Module):
-    """A network in FP16 that takes and gives FP32."""
+    """A network in FP16 with FP32 inputs and outputs."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -38,7 +40,7 @@ class Half(nn.Module):
 
 
 class Autocast(nn.Module):
-    """An FP32 network that autocast runs in FP16 where that is safe."""
+    """An FP32 network whose operators run in FP16 where autocast considers it safe."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -50,42 +52,40 @@ class Autocast(nn.Module):
 
 
 class FP16:
-    """FP16 on CPU or CUDA, by `half` or by `amp`."""
+    """The backends `half` and `amp`: FP16 on CPU or CUDA."""
 
-    simulated, watched = False, True  # FP16 ends at 65,504
+    watched = True  # the largest FP16 number is 65,504
     layout = torch.channels_last
 
     def __init__(self, name: str, wrapper: type[nn.Module]):
         self.name, self.wrapper, self.suffix = name, wrapper, f".{name}.pt"
 
-    def problem(self, device: str) -> str | None:
+    def problem(self) -> str | None:
         return None
 
     def quantize(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> Deployed:
-        """Convert `model`; neither `images` nor a recipe are needed."""
+        """Convert a float `model`; `images` and `recipe` are not used."""
         reference = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
         network = self.wrapper(copy.deepcopy(reference))
         weights = {key: value.detach().cpu().contiguous() for key, value in network.network.state_dict().items()}
-        layers = len(weight_modules(model))
-        numbers = sum(parameter.numel() for parameter in model.parameters())
         return Deployed(
             backend=self,
             predict=network,
             save=lambda path: torch.save({"architecture": model.architecture, "state_dict": weights}, path),
             network=network.network,
+            layers=plain_layers(network.network),
+            stored=stored_parameters(network.network),
             reference=reference,
-            weight_modules=layers,
-            quantized_modules=layers,
-            parameters=numbers,
-            quantized_parameters=numbers,
-            weight_bytes=sum(value.numel() * value.element_size() for value in network.parameters()),
         )
 
     def training(self, recipe: dict) -> tuple[str, dict]:
         return "", {}
 
     def prepare(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> nn.Module:
-        """`model` itself: autocast, which the recipe's `amp` asks for, is the rounding that it learns to live with."""
+        """Return a copy of `model`.
+
+        Training rounds through autocast, which the recipe's `amp` turns on.
+        """
         return copy.deepcopy(model)
 
     def convert(self, trained: Checkpoint, model: nn.Module, images: torch.Tensor, recipe: dict) -> Deployed:
@@ -93,6 +93,7 @@ class FP16:
 
     def load(self, path: Path, device: str) -> Predictor:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        network = self.wrapper(architectures.build(content["architecture"]))
-        network.network.load_state_dict(content["state_dict"])
-        return network.eval().to(device, memory_format=torch.channels_last)
+        return self.wrapper(architectures.rebuild(content)).eval().to(device, memory_format=torch.channels_last)
+
+
+ENGINES = {engine.name: engine for engine in (FP16("half", Half), FP16("amp", Autocast))}

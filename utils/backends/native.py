@@ -1,4 +1,4 @@
-"""Eager FP32 PyTorch: the baseline that everything else is compared with, and the control of QAT."""
+"""Eager FP32 PyTorch: the baseline of all comparisons, and the control of QAT."""
 
 import copy
 from pathlib import Path
@@ -6,48 +6,44 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils import architectures, checkpoints
-from utils.backends.base import Deployed, Predictor, weight_modules
-from utils.checkpoints import Checkpoint
+from utils.backends.base import Deployed, Predictor, plain_layers, stored_parameters
+from utils.training import architectures, checkpoints
+from utils.training.checkpoints import Checkpoint
 
 
 class Native:
-    """Eager FP32 with the memory layout (channels last) that is the faster one on CPU and GPU alike."""
+    """Eager FP32 with channels-last memory layout, which is faster on both CPU and GPU."""
 
-    name, suffix, simulated, watched = "native", ".pt", False, False
+    name, suffix, watched = "native", ".pt", False
     layout = torch.channels_last
 
-    def problem(self, device: str) -> str | None:
+    def problem(self) -> str | None:
         return None
 
     def deploy(self, trained: Checkpoint) -> Deployed:
-        """A trained FP32 model as it is: its artifact is its checkpoint."""
+        """Deploy a trained FP32 model as it is; its artifact is its checkpoint."""
         model = copy.deepcopy(trained.model).to(memory_format=torch.channels_last)
         return Deployed(
             backend=self,
             predict=model,
             save=trained.path,
             network=model,
-            reference=None,
-            weight_modules=len(weight_modules(model)),
-            quantized_modules=0,
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
-            quantized_parameters=0,
-            weight_bytes=sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
+            layers=plain_layers(model),
+            stored=stored_parameters(model),
         )
 
     def training(self, recipe: dict) -> tuple[str, dict]:
         return "", {}
 
     def prepare(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> nn.Module:
-        """The control: `model` itself, to be fine-tuned in FP32 by the schedule of its quantized siblings."""
+        """Return a copy of `model`: the control, fine-tuned in FP32 by the schedule of QAT."""
         return copy.deepcopy(model)
 
     def convert(self, trained: Checkpoint, model: nn.Module, images: torch.Tensor, recipe: dict) -> Deployed:
         return self.deploy(trained)
 
     def load(self, path: Path, device: str) -> Predictor:
-        content = checkpoints.read(path)
-        model = architectures.build(content["architecture"])
-        model.load_state_dict(content["state_dict"])
-        return model.eval().to(device, memory_format=torch.channels_last)
+        return architectures.rebuild(checkpoints.read(path)).eval().to(device, memory_format=torch.channels_last)
+
+
+ENGINES = {"native": Native()}

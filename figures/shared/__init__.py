@@ -1,0 +1,1 @@
+"""What several figure scripts share; no module here is a script."""

@@ -1,0 +1,153 @@
+"""Differences between two networks: QAT and PTQ image by image, ours and published ones.
+
+No torch.
+"""
+
+if __name__ == "__main__":
+    import no_script  # noqa: F401
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from figures.shared import published, runs
+from figures.shared.cells import POINTS, RATIO, number, p_value, percent, plain, text, with_interval
+from utils import catalog, caveats, stats
+from utils.errors import UserError
+
+PAIRS = (("qat", "ptq"), ("qat", "control"), ("ptq", "control"))
+PUBLISHED_IMAGES = 2000  # test images behind the dissertation's accuracies
+GAIN = (
+    "Accuracy of the first minus that of the second, in points, on the same images (paired bootstrap interval). The control is "
+    "FP32 fine-tuned as QAT is: it shows what more training alone gives. p: exact McNemar test, Holm-adjusted over this table."
+)
+
+
+def gain(frame: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """Compare QAT, PTQ and the control in pairs, as far as they were run.
+
+    `frame` has one row for each run of one model. Both sides have the same deployment, seed and
+    device. They answered the same images, so the interval is a paired one, made from the logits
+    and labels in `folder`.
+    """
+    key = ["dtype", "backend", "device", "seed"]
+    names = frame.set_index(["method", *key])["run"].to_dict()
+    quantized = frame[frame["method"].isin(["ptq", "qat"])].drop_duplicates(key).sort_values(key)
+    rows = []
+    for _, row in quantized.iterrows():
+        same = row["device"], row["seed"]
+        sides = {method: names.get((method, row["dtype"], row["backend"], *same)) for method in ("ptq", "qat")}
+        sides["control"] = names.get(("control", "fp32", "native", *same))
+        for pair in PAIRS:
+            if all(sides[side] for side in pair):
+                difference = " minus ".join(catalog.METHODS[side].label for side in pair)
+                first, second = (folder / f"{sides[side]}.npz" for side in pair)
+                rows.append({"variant": row["deployed"], "difference": difference, **decisions(first, second)})
+    return gain_cells(pd.DataFrame(rows)) if rows else pd.DataFrame()
+
+
+def gain_cells(differences: pd.DataFrame) -> pd.DataFrame:
+    """Format the differences, their p-values adjusted for the number of tests."""
+    return pd.DataFrame({
+        "variant": differences["variant"],
+        "difference": differences["difference"],
+        "first %": percent(differences["first"]),
+        "second %": percent(differences["second"]),
+        "points": with_interval(differences, "accuracy_difference", POINTS, 100),
+        "only first right": text(differences["gained"], "{}"),
+        "only second right": text(differences["lost"], "{}"),
+        "p": p_value(pd.Series(stats.holm(differences["mcnemar_p"].to_numpy()))),
+    })  # fmt: skip
+
+
+def decisions(first: Path, second: Path) -> dict:
+    """Accuracy of two runs, and how the decisions of the first compare with those of the second."""
+    (logits, y), (other, other_y) = runs.answers(first), runs.answers(second)
+    if not np.array_equal(y, other_y):
+        raise UserError(f"{first.name} and {second.name} are about other test images; run the older one's script again.")
+    right, other_right = logits.argmax(1) == y, other.argmax(1) == y
+    return {"first": right.mean(), "second": other_right.mean()} | stats.against(right, other_right)
+
+
+def against_published(one: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """Note and cells of the table with a row for each of the dissertation's rows."""
+    cells = pd.DataFrame([beside(row, published.match(row, one)) for _, row in published.load().iterrows()])
+    counts = ", ".join(f"{n} {verdict}" for verdict, n in sorted(Counter(cells["verdict"]).items()))
+    note = (
+        f"Every row of the dissertation's tables: {counts}. Points: ours minus published; reproduced: the interval contains 0. "
+        f"The interval is of independent shares (Newcombe), the published one of {PUBLISHED_IMAGES:,} images; it covers the "
+        "choice of test images, but neither another training nor the number of rows. Much of a difference comes from how well "
+        "the FP32 network was trained; the reason says what quantization itself changed in ours. x: times faster than eager "
+        "FP32 on a CPU, ours at the smallest batch size timed. Figures of a GPU are not compared."
+    )
+    return note, cells
+
+
+def beside(row: pd.Series, ours: pd.Series | None) -> dict[str, str]:
+    """Format a published row and our run, if there is one."""
+    cells = {
+        "table": row["table"],
+        "published": label(row, row["variant"], row["backend"]),
+        "ours": "",
+        "published %": number(row["accuracy_pct"]),
+        "ours %": "",
+        "points": "",
+        "verdict": "not run",
+        "published x": number(row["cpu_speedup"], "{:g}"),
+        "ours x": "",
+        "published MiB": number(row["size_mb"], "{:g}"),
+        "ours MiB": "",
+        "reason": "; ".join([row["remark"], *remarks(row, ours)]),
+    }
+    if ours is None:
+        return cells
+    points, low, high = difference(ours, row["accuracy_pct"])
+    timed = pd.notna(row["cpu_speedup"]) and ours["device"] == "cpu"
+    return cells | {
+        "ours": ours["series"],
+        "ours %": number(100 * ours["accuracy"]),
+        "points": f"{points:+.2f} [{low:+.2f}, {high:+.2f}]",
+        "verdict": "higher here" if low > 0 else "lower here" if high < 0 else "reproduced",
+        "ours x": number(ours["speedup_vs_eager_fp32"], RATIO) if timed else "",
+        "ours MiB": number(ours["size_mb"]) if pd.notna(row["size_mb"]) else "",
+    }
+
+
+def label(row: pd.Series, *more: str) -> str:
+    """Name a published row with its model."""
+    return f"{catalog.MODELS[row['model']].label} {published.label(row, *more)}"
+
+
+def difference(ours: pd.Series, published_pct: float) -> tuple[float, float, float]:
+    """Subtract the published accuracy from ours, in points, with the interval of the difference.
+
+    Some published accuracies are no whole number of images: the interval is of the nearest one.
+    """
+    n = int(ours["n_test"])
+    theirs = round(published_pct / 100 * PUBLISHED_IMAGES)
+    low, high = stats.newcombe(round(ours["accuracy"] * n), n, theirs, PUBLISHED_IMAGES)
+    points = round(100 * ours["accuracy"] - published_pct, 6) + 0.0  # the sum makes 0 of -0
+    return points, 100 * low, 100 * high
+
+
+def remarks(row: pd.Series, ours: pd.Series | None) -> list[str]:
+    """List what this study can say about a published row.
+
+    Caveats on the speed count only where a speed was published.
+    """
+    if ours is None:
+        variant = label(row, row["backend_here"])
+        reason = "TensorRT needs an NVIDIA GPU" if row["backend_here"] == "tensorrt" else f"{variant} is not in this study"
+        return [f"not run: {reason}"]
+    speeds = row.filter(regex="latency|throughput|speedup").dropna().index
+    fast = pd.notna(row["cpu_speedup"])
+    says = {
+        "ours: all of a model start from one FP32 network": ours["method"] == "fp32",
+        f"ours: {100 * ours['accuracy_difference']:+.2f} points to its FP32 ({ours['verdict']})": pd.notna(ours["verdict"]),
+        "the published speed is a GPU's": len(speeds) > 0 and speeds.str.startswith("gpu").all(),
+    }
+    known = {"simulated": "no speed, as simulated"}
+    notes = [words for words in caveats.of(plain(ours.to_dict())) if fast or words in caveats.ACCURACY]
+    return [text for text, true in says.items() if true] + [f"ours: {known.get(words, words)}" for words in notes]

@@ -1,0 +1,64 @@
+"""Tables as LaTeX: rules of booktabs in a longtable, which breaks over pages. No torch."""
+
+if __name__ == "__main__":
+    import no_script  # noqa: F401
+
+import re
+import textwrap
+
+import pandas as pd
+
+from figures.shared.cells import numeric
+
+SPECIAL = {character: f"\\{character}" for character in "&%$#_{}"}
+SPECIAL |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+SPECIAL |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}  # other characters in TeX's default font encoding
+LONG = 32  # characters of a cell beyond which its column is a paragraph, broken into lines
+PORTRAIT = 100  # characters of a row that fit on an upright page
+
+
+def table(frame: pd.DataFrame, title: str, note: str, label: str) -> str:
+    """Format a frame of strings for \\input; a wide one is small and on a landscape page."""
+    widths = {name: max(map(len, (*name.split(), *frame[name]))) for name in frame}
+    wide = sum(min(width, LONG) + 2 for width in widths.values()) > PORTRAIT
+    size, begin, end = (r"\tiny", "begin{landscape}", "end{landscape}") if wide else (r"\footnotesize", "begingroup", "endgroup")
+    names = " & ".join(stacked(name, width, "r" if numeric(frame[name]) else "l") for name, width in widths.items())
+    between = "\n\\addlinespace\n" if max(widths.values()) > LONG else "\n"
+    head = rf"\toprule {names} \\ \midrule"
+    lines = [
+        r"% needs \usepackage{array, booktabs, longtable, pdflscape}",
+        rf"\{begin}{size}\setlength{{\tabcolsep}}{{2pt}}",
+        rf"\begin{{longtable}}{{@{{}}{''.join(kind(frame[name], width) for name, width in widths.items())}@{{}}}}",
+        rf"\caption[{escape(title)}]{{{escape(title)}. {escape(note)}}} \label{{{label}}} \\",
+        rf"{head} \endfirsthead",
+        rf"{head} \endhead",
+        r"\bottomrule \endfoot",
+        between.join(row(cells) for cells in frame.to_numpy()),
+        r"\end{longtable}",
+        rf"\{end}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def kind(column: pd.Series, width: int) -> str:
+    """Column specification: a paragraph for long texts, right for numbers, else left."""
+    if width > LONG:
+        return r">{\raggedright\arraybackslash}p{45mm}"
+    return "r" if numeric(column) else "l"
+
+
+def row(cells) -> str:
+    """Format one row."""
+    return " & ".join(escape(cell) for cell in cells) + r" \\"
+
+
+def stacked(name: str, width: int, side: str) -> str:
+    """Break a column's name into lines no wider than its cells."""
+    lines = r"\\".join(escape(line) for line in textwrap.wrap(name, width))
+    return rf"\shortstack[{side}]{{{lines}}}"
+
+
+def escape(text: str) -> str:
+    """Escape a text for LaTeX; the sign of a negative number becomes a minus."""
+    escaped = "".join(SPECIAL.get(character, character) for character in text)
+    return re.sub(r"(?<![\w-])-(?=\d)", "$-$", escaped)

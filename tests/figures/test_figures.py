@@ -1,0 +1,234 @@
+"""The figure scripts, on a small study made up for them."""
+
+import argparse
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from records import write_run
+
+from figures import accuracy_vs_latency, confusion_matrices, reliability, training_curves
+from figures.shared import frames, published, script, style
+from utils import paths, results, stats
+from utils.errors import UserError
+
+SCRIPTS = sorted(path.stem for path in paths.FIGURES.glob("*.py") if "style.save(" in path.read_text(encoding="utf-8"))
+RUNS = [
+    ("resnet18", "fp32", "fp32", "native"), ("resnet18", "control", "fp32", "native"), ("resnet18", "ptq", "int8", "fbgemm"),
+    ("resnet18", "ptq", "int16", "simulated"), ("resnet18", "qat", "int8", "fbgemm"), ("resnet18", "qat", "int8", "qnnpack"),
+    ("mobilenetv3", "fp32", "fp32", "native"), ("mobilenetv3", "ptq", "int8", "fbgemm"), ("mobilenetv3", "ptq", "fp16", "half"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Results of four studies: one with several models, methods and seeds, three with few runs."""
+    folder = tmp_path_factory.mktemp("results")
+    for run in RUNS:
+        write_run(folder, *run)
+    write_run(folder, *RUNS[2], seed=1)
+    for run in RUNS[-3:-1]:
+        write_run(folder, *run, study="drawn", threads=(2,))
+    write_run(folder, *RUNS[0], study="only_fp32")
+    write_run(folder, *RUNS[3], study="only_simulated")
+    return folder
+
+
+def draw(folder, name, study, out):
+    args = argparse.Namespace(results=folder, study=study, out=out)
+    import_module(f"figures.{name}").make(script.read(args), args)
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def texts(monkeypatch, folder, name, study, out):
+    """All texts of a figure, as it is saved."""
+    saved = []
+    monkeypatch.setattr(style, "save", lambda figure, args, name: saved.append(figure))
+    args = argparse.Namespace(results=folder, study=study, out=out)
+    import_module(f"figures.{name}").make(script.read(args), args)
+    (figure,) = saved
+    figure.draw_without_rendering()
+    content = [text.get_text() for text in figure.findobj(style.Text)]
+    style.plt.close(figure)
+    return "\n".join(content)
+
+
+def frame_of(folder, study="cats_and_dogs"):
+    return frames.read(folder / study / "results.csv")
+
+
+# ---- every script
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_figure_is_drawn_the_same_each_time(folder, tmp_path, name):
+    first, second = (draw(folder, name, "cats_and_dogs", tmp_path / n) for n in "ab")
+    assert set(first) == {f"{name}.png", f"{name}.pdf"}
+    assert first[f"{name}.png"].startswith(b"\x89PNG") and first[f"{name}.pdf"].startswith(b"%PDF")
+    assert first == second
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name != published.FIGURE])
+def test_two_runs_of_one_model_are_enough(folder, tmp_path, name):
+    assert len(draw(folder, name, "drawn", tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "study", "message"),
+    [
+        ("published_vs_reproduced", "drawn", "the published figures are of cats_and_dogs"),
+        ("ptq_vs_qat", "only_fp32", "study only_fp32 has no quantized runs"),
+        ("throughput", "only_simulated", "study only_simulated has no timed runs"),
+        ("accuracy_vs_latency", "only_simulated", "study only_simulated has no timed runs"),
+        ("training_curves", "only_simulated", "study only_simulated has no training to draw"),
+        ("layer_sqnr", "only_fp32", "study only_fp32 has no quantized runs"),
+        ("size", "typo", r"there is no .*results\.csv\. Run the scripts first, or give --study; studies there: cats_and_dogs"),
+    ],
+)
+def test_a_study_that_lacks_the_runs_is_refused_in_one_line(folder, tmp_path, name, study, message):
+    with pytest.raises(UserError, match=f"^{message}") as error:
+        draw(folder, name, study, tmp_path)
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+WITHOUT_TORCH = """
+import runpy, sys
+sys.path.insert(0, sys.argv.pop(1))
+runpy.run_module("size", run_name="__main__")
+assert "torch" not in sys.modules
+"""
+
+
+def test_a_script_runs_from_another_folder_and_without_torch(folder, tmp_path):
+    options = ["--results", folder, "--study", "cats_and_dogs", "--out", "here"]
+    how = dict(cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, paths.FIGURES, *options], **how)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"written: {Path('here') / name}" for name in ("size.png", "size.pdf")]
+
+
+# ---- classes and processors
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name != published.FIGURE])
+def test_a_figure_names_the_classes_of_its_study(monkeypatch, tmp_path, name):
+    for run in RUNS[:5]:
+        write_run(tmp_path, *run, study="fruit", classes=("apples", "pears"))
+    words = texts(monkeypatch, tmp_path, name, "fruit", tmp_path)
+    assert not [word for word in ("cat", "dog", "animal") if word in words.lower()]
+    if name == "confusion_matrices":
+        assert words.count("apples") == words.count("pears") == 20  # both sides of two ticks, of five panels
+    if name == "reliability":
+        assert "share of class pears" in words
+
+
+def test_a_long_class_name_keeps_both_its_ends():
+    assert confusion_matrices.shortened("apples") == "apples"
+    assert confusion_matrices.shortened("fruit_apples") == "fruit…pples"
+
+
+@pytest.mark.parametrize("name", ["size", "accuracy_vs_latency", "reliability"])
+def test_a_figure_names_all_processors_of_its_runs(monkeypatch, tmp_path, name):
+    for run in RUNS[:3]:
+        write_run(tmp_path, *run, cpu="AMD EPYC")
+    write_run(tmp_path, *RUNS[4], cpu="Intel Xeon")
+    assert "AMD EPYC (3 runs), Intel Xeon (1 run), 2 threads" in texts(monkeypatch, tmp_path, name, "cats_and_dogs", tmp_path)
+
+
+def test_percentiles_of_too_few_runs_are_left_out(monkeypatch, tmp_path):
+    write_run(tmp_path, *RUNS[0])
+    path = write_run(tmp_path, *RUNS[2])
+    record = results.read(path)
+    for timing in record["timing"]:
+        timing["latency_ms_p99"] = None
+    path.write_text(results.as_json(record))
+    results.rebuild(tmp_path / "cats_and_dogs")
+    words = texts(monkeypatch, tmp_path, "latency_distributions", "cats_and_dogs", tmp_path)
+    assert re.search(r"^[\d.]+ / [\d.]+ / –$", words, re.M) and re.search(r"^[\d.]+ / [\d.]+ / [\d.]+$", words, re.M)
+    assert "–: too few runs" in words
+
+
+# ---- what they are made of
+
+
+def test_the_front_holds_what_nothing_else_beats():
+    table = pd.DataFrame({"latency_ms_p50": [5, 1, 3, 2, 2, 9, 3], "accuracy": [0.9, 0.5, 0.7, 0.6, 0.65, 0.9, 0.6]})
+    assert accuracy_vs_latency.front(table).index.tolist() == [1, 4, 2, 0]  # 5: as accurate as 0, slower
+
+
+def test_bins_of_a_reliability_diagram():
+    probability = np.array([0.0, 1 / 15, 0.07, 0.5, 0.99, 1.0])  # an edge belongs to the bin below it
+    bins = reliability.bins(probability, np.array([0, 1, 0, 1, 1, 1]))
+    assert [(positives, n) for _, positives, n in bins] == [(1, 2), (0, 1), (1, 1), (2, 2)]
+    assert np.allclose([mean for mean, _, _ in bins], [1 / 30, 0.07, 0.5, 0.995])
+
+
+def test_a_confusion_matrix_has_true_classes_in_rows():
+    assert confusion_matrices.matrix({"tn": 1, "fp": 2, "fn": 3, "tp": 4}).tolist() == [[1, 2], [3, 4]]
+
+
+def test_engines_that_share_a_training_are_drawn_once(folder):
+    frame = frames.first_seed(frame_of(folder))
+    histories = training_curves.histories(frame, argparse.Namespace(results=folder, study="cats_and_dogs"))
+    names = [name for row, _, name in histories if row["model"] == "resnet18"]
+    assert names == ["FP32 native", "FP32 control native", "INT8 QAT"]
+
+
+def test_a_training_is_named_by_what_tells_it_from_its_kin():
+    def row(model, backend):
+        return dict(model=model, method="qat", dtype="int8", backend=backend, series=f"INT8 QAT {backend}")
+
+    fbgemm, qnnpack, other = row("resnet18", "fbgemm"), row("resnet18", "qnnpack"), row("alexnet", "fbgemm")
+    alone, shared = (fbgemm, {}, ["fbgemm"]), (other, {}, ["fbgemm", "qnnpack"])
+    assert training_curves.named(fbgemm, ["fbgemm"], [alone]) == "INT8 QAT fbgemm"
+    assert training_curves.named(fbgemm, ["fbgemm"], [alone, shared]) == "INT8 QAT"
+    kin = [alone, (qnnpack, {}, ["qnnpack"]), shared]
+    names = [training_curves.named(row, engines, kin) for row, _, engines in kin]
+    assert names == ["INT8 QAT fbgemm", "INT8 QAT qnnpack", "INT8 QAT fbgemm/qnnpack"]
+
+
+# ---- the dissertation's figures
+
+
+def row_of(**given):
+    row = dict(model="resnet18", method="qat", dtype="int8", variant="", backend_here="fbgemm") | given
+    return pd.Series(row)
+
+
+@pytest.mark.parametrize(
+    ("given", "series"),
+    [
+        (dict(), "INT8 QAT fbgemm"),
+        (dict(method="baseline", dtype="fp32", backend_here="native"), "FP32 native"),  # not the control
+        (dict(method="ptq", dtype="int16", backend_here="simulated"), "INT16 PTQ simulated"),
+        (dict(method="ptq", dtype="fp16", backend_here="tensorrt"), None),
+        (dict(model="alexnet"), None),
+    ],
+)
+def test_a_published_row_has_its_run(folder, given, series):
+    run = published.match(row_of(**given), frames.one_batch(frame_of(folder))[0])
+    assert (run if series is None else run["series"]) == series
+
+
+def test_of_several_seeds_the_lowest_is_compared(folder):
+    frame = frames.one_batch(frame_of(folder))[0]
+    assert published.match(row_of(method="ptq"), frame)["seed"] == 0
+    assert published.match(row_of(method="ptq"), frame[frame["seed"] == 1])["seed"] == 1
+
+
+def test_fake_quant_is_the_network_before_conversion(folder):
+    run = published.match(row_of(variant="fake-quant"), frames.one_batch(frame_of(folder))[0])
+    assert run["accuracy"] == 0.9 and run["simulated"] and run["series"] == "INT8 QAT fake-quant (simulated)"
+    assert (run["accuracy_ci_low"], run["accuracy_ci_high"]) == pytest.approx(stats.wilson(72, 80))
+    assert pd.isna(run["latency_ms_p50"]) and pd.isna(run["size_mb"])
+
+
+def test_every_published_row_is_read():
+    table = published.load()
+    assert len(table) == len((paths.RESULTS / "published.csv").read_text().splitlines()) - 1
+    assert table["accuracy_pct"].notna().all() and (table["variant"] == "fake-quant").sum() == 1

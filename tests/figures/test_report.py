@@ -1,0 +1,291 @@
+"""The report page of a made-up study in a browser: complete, sortable, self-contained."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from records import LOGITS, Y, record, write_run
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.wait import WebDriverWait
+
+from utils import caveats, results
+
+ROOT = Path(__file__).resolve().parents[2]
+PIXEL = bytes.fromhex(  # a PNG of one pixel
+    "89504e470d0a1a0a0000000d4948445200000001000000010806000000"
+    "1f15c4890000000d49444154789c6360606060000000050001a5f645400000000049454e44ae426082"
+)
+# What a cell may hold: nothing of it may become markup.
+NASTY = '<img src="https://example.org/x.png" onerror="alert(1)"> & EPYC'
+FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", "--window-size=1400,1000")  # fmt: skip
+RUNS = (  # model, method, dtype, backend, latency at batch 1, difference to FP32, verdict, speed-ups, MiB
+    ("resnet18", "fp32", "fp32", "native", 100.5, None, None, 1.0, 0.75, 42.5),
+    ("resnet18", "ptq", "int8", "fbgemm", 9.5, -0.002, "held", 10.5, 7.125, 10.75),
+    ("resnet18", "qat", "int8", "fbgemm", 20.25, -0.02, "lost", 4.5, 3.5, 10.5),
+    ("resnet18", "ptq", "int16", "simulated", None, 0.001, "held", None, None, 21.5),
+    ("alexnet", "fp32", "fp32", "native", 200.5, None, None, 1.0, 0.5, 217.5),
+    ("alexnet", "ptq", "int8", "fbgemm", 30.75, -0.004, "undecided", 6.5, 3.25, 54.5),
+)
+
+
+def write_row(folder, model, method, dtype, backend, latency, difference, verdict, eager, best, size):
+    given = record(model=model, backend=backend, batches=(1, 8))
+    simulated = backend == "simulated"
+    given["run"] |= dict(method=method, dtype=dtype, simulated=simulated)
+    ends = dict(accuracy_difference_ci_low=None, accuracy_difference_ci_high=None, mcnemar_p=None)
+    if verdict:
+        ends = dict(accuracy_difference_ci_low=difference - 0.01, accuracy_difference_ci_high=difference + 0.01, mcnemar_p=0.25)
+    given["metrics"] |= ends | dict(accuracy_difference=difference, margin=verdict and 0.005, verdict=verdict, accuracy=0.9625,
+                                    n_test=2000, tn=960, fp=40, fn=35, tp=965)  # fmt: skip
+    given["footprint"]["size_mb"] = size
+    given["environment"] |= dict(cpu=NASTY, native_fp16=None, torch="2.13.0", git_commit="c" * 40, time_utc="2026-01-02T03:04:05")
+    for n, timing in enumerate(given["timing"]):
+        timing |= dict(threads=2, best_fp32="onnxruntime", contended=False, protocol="rounds", n_launches=6)
+        for name, value in (("vs_eager_fp32", eager), ("vs_best_fp32", best)):
+            timing |= {f"speedup_{name}{end}": value and value + shift for end, shift in
+                       (("", 0), ("_ci_low", -0.25), ("_ci_high", 0.25))}  # fmt: skip
+        timing |= dict(latency_ms_p50=latency and latency * (1 + 7 * n))
+    if simulated:
+        given["timing"] = [dict(threads=2, batch_size=None)]
+    results.write(given, LOGITS, Y, folder)
+
+
+def render(folder, *options):
+    command = [sys.executable, ROOT / "figures/report.py", "--results", folder / "results", "--out", folder / "out", *options]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A folder with results/drawn/ and the page made from it by a user who is somewhere else."""
+    folder = tmp_path_factory.mktemp("study")
+    for run in RUNS:
+        write_row(folder / "results", *run)
+    (folder / "out").mkdir()
+    (folder / "out/accuracy_by_dtype.png").write_bytes(PIXEL)
+    done = render(folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"written: {folder / 'out/report.html'}\n"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    names = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    if not all(names):
+        pytest.fail("the report page is tested in Chromium: apt-get install chromium chromium-driver", pytrace=False)
+    options = webdriver.ChromeOptions()
+    options.binary_location = names[0]
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(executable_path=names[1]))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def page(study, browser):
+    browser.get((study / "out/report.html").as_uri())
+    return browser
+
+
+def table(study):
+    with (study / "results/drawn/results.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def heading(page, name):
+    return next(head for head in page.find_elements(By.CSS_SELECTOR, "#results-table thead th") if head.text.split()[0] == name)
+
+
+def column(page, name):
+    """Cells of a column, of the rows that are to be seen, from above."""
+    script = """
+        const heads = [...document.querySelectorAll("#results-table thead th")];
+        const place = heads.findIndex(head => head.textContent === arguments[0]);
+        return [...document.querySelectorAll("#results-table tbody tr:not([hidden])")].map(row => row.cells[place].textContent);
+    """
+    return page.execute_script(script, name)
+
+
+def text(page, selector):
+    return page.find_element(By.CSS_SELECTOR, selector).text
+
+
+# ---- what it says
+
+
+def test_every_cell_of_the_table_is_in_the_page_as_it_is(study, page):
+    rows = table(study)
+    assert list(rows[0]) == list(results.COLUMNS)
+    for name in results.COLUMNS:
+        assert column(page, name) == [row[name] for row in rows], name
+
+
+def test_the_findings_are_those_of_the_numbers(page):
+    lead = text(page, ".lead")
+    assert "Of 3 INT8 variants, 1 held the accuracy of FP32 within 0.5 points, 1 lost more and 1 remain undecided" in lead
+    assert "Largest speed-up: 10.50 times over eager FP32, 7.12 times over the best FP32." in lead
+    findings = text(page, "main > dl")
+    for part in ("held: ResNet-18 (PTQ fbgemm)", "undecided: AlexNet (PTQ fbgemm)", "lost: ResNet-18 (QAT fbgemm)",
+                 "95 % interval 10.25 to 10.75", "above 1 (faster) for 3 of 3 variants, below 1 (slower) for 0",
+                 "The best FP32 was onnxruntime", "10.50 MiB: ResNet-18 INT8 QAT fbgemm; 0.25 of its FP32 file"):  # fmt: skip
+        assert part in findings
+
+
+def test_simulated_rows_are_marked_and_the_page_says_why_they_have_no_speed(page):
+    marked = page.find_elements(By.CSS_SELECTOR, "#results-table tr.simulated")
+    assert [row.text.split()[:4] for row in marked] == [["resnet18", "ptq", "int16", "simulated"]]
+    assert f"{caveats.MEANING['simulated']} This concerns 1 of 11 rows." in text(page, "main")
+
+
+def test_the_figure_has_its_scripts_caption_and_an_alternative(page):
+    (image,) = page.find_elements(By.CSS_SELECTOR, "figure img")
+    assert page.execute_script("return arguments[0].naturalWidth", image) == 1
+    assert "ResNet-18" in image.get_attribute("alt")
+    assert text(page, "figcaption").startswith("Figure 1. Test accuracy")
+
+
+def test_what_a_cell_holds_is_shown_not_obeyed(study, page):
+    assert NASTY in text(page, "#hardware + .scroll")
+    assert not page.find_elements(By.CSS_SELECTOR, "img[src^=http], [onerror]")
+
+
+# ---- what it does
+
+
+def test_a_heading_sorts_by_numbers_up_then_down_with_empty_cells_last(study, page):
+    given = [row["latency_ms_p50"] for row in table(study)]
+    numbers = sorted((cell for cell in given if cell), key=float)
+    assert numbers != sorted(numbers), "as text they would sort otherwise"
+    head = heading(page, "latency_ms_p50")
+    assert head.get_attribute("aria-sort") is None and "" in given
+    for order, expected in (("ascending", numbers), ("descending", numbers[::-1])):
+        head.find_element(By.TAG_NAME, "button").click()
+        assert column(page, "latency_ms_p50") == [*expected, *[""] * given.count("")]
+        assert head.get_attribute("aria-sort") == order
+        assert text(page, "#state") == f"11 rows, sorted by latency_ms_p50, {order}"
+    assert (column(page, "model")[0], column(page, "size_mb")[0]) == ("alexnet", "217.5")  # rows stay whole
+
+
+def test_the_keyboard_sorts_too(page):
+    heading(page, "size_mb").find_element(By.TAG_NAME, "button").send_keys(Keys.ENTER)
+    assert column(page, "size_mb") == sorted(column(page, "size_mb"), key=float)
+    heading(page, "verdict").find_element(By.TAG_NAME, "button").send_keys(Keys.SPACE)
+    assert column(page, "verdict") == sorted(column(page, "verdict"), key=lambda cell: (cell == "", cell))
+    assert [head.get_attribute("aria-sort") for head in page.find_elements(By.CSS_SELECTOR, "th[aria-sort]")] == ["ascending"]
+
+
+def test_rows_are_filtered_by_model_by_words_and_by_both(page):
+    model = page.find_element(By.XPATH, "//label[starts-with(normalize-space(), 'model')]/select")
+    model.send_keys("alexnet")
+    assert column(page, "model") == ["alexnet"] * 4
+    assert text(page, "#state") == "4 of 11 rows"
+    words = page.find_element(By.CSS_SELECTOR, "input[type=search]")
+    words.send_keys("INT8 undecided")
+    assert column(page, "dtype") == ["int8"] * 2
+    words.send_keys(" nonsense")
+    assert column(page, "dtype") == []
+    page.find_element(By.CSS_SELECTOR, "button[type=reset]").click()
+    WebDriverWait(page, 30).until(lambda _: len(column(page, "model")) == 11)  # filtered once the fields have been emptied
+    assert text(page, "#state") == "11 rows"
+
+
+def test_a_switch_shows_the_other_columns(page):
+    def seen():
+        return [head.text for head in page.find_elements(By.CSS_SELECTOR, "#results-table thead th") if head.is_displayed()]
+
+    assert {"model", "accuracy", "verdict", "size_mb"} <= set(seen()) and len(seen()) < 20
+    page.find_element(By.ID, "all-columns").click()
+    assert sorted(seen()) == sorted(results.COLUMNS)
+
+
+# ---- what it is
+
+
+def test_nothing_is_asked_of_a_network_and_nothing_goes_wrong(study, page):
+    source = (study / "out/report.html").read_text(encoding="utf-8")
+    tags = re.findall(r"<[a-z][^>]*>", source)
+    links = [link for tag in tags for link in re.findall(r'\b(?:src|href|srcset|action|data)="([^"]*)"', tag)]
+    assert links and all(link.startswith(("#", "data:")) for link in links)
+    assert "@import" not in source and "url(" not in source
+    page.get_log("performance")  # thrown away: the browser's own first page
+    page.refresh()
+    for head in page.find_elements(By.CSS_SELECTOR, "#results-table thead button")[:3]:
+        head.click()
+    sent = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
+    asked = [event["params"]["request"]["url"] for event in sent if event["method"] == "Network.requestWillBeSent"]
+    assert asked and all(url.startswith(("file:", "data:")) for url in asked)
+    assert page.get_log("browser") == []
+
+
+def test_the_page_fits_a_phone_and_is_in_order(page):
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", dict(width=390, height=844, deviceScaleFactor=1, mobile=True))
+    assert page.execute_script("return document.documentElement.scrollWidth") == 390
+    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    levels = [head.tag_name for head in page.find_elements(By.CSS_SELECTOR, "h1, h2, h3, h4")]
+    assert levels == ["h1"] + ["h2"] * (len(levels) - 1)
+    assert page.find_element(By.TAG_NAME, "html").get_attribute("lang") == "en"
+    assert all(len(table.find_elements(By.TAG_NAME, "caption")) == 1 for table in page.find_elements(By.TAG_NAME, "table"))
+
+
+def test_the_same_results_give_the_same_bytes(study):
+    before = (study / "out/report.html").read_bytes()
+    assert render(study).returncode == 0
+    assert (study / "out/report.html").read_bytes() == before
+
+
+def test_a_study_that_is_not_there_is_named_in_one_line(study):
+    done = render(study, "--study", "nowhere")
+    assert done.returncode == 2 and not done.stdout
+    assert re.fullmatch(r"error: there is no .*nowhere.*\n", done.stderr)
+
+
+# ---- caveats, classes and processors
+
+
+def plain(folder):
+    """The page without its pictures."""
+    return re.sub(r"base64,[\w+/=]*", "", (folder / "out/report.html").read_text(encoding="utf-8"))
+
+
+def page_of(folder, study, *runs):
+    for run, changes in runs:
+        write_run(folder / "results", *run, study=study, **changes)
+    done = render(folder, "--study", study)
+    assert done.returncode == 0, done.stderr
+    return plain(folder)
+
+
+BASELINE, PTQ = ("resnet18", "fp32", "fp32", "native"), ("resnet18", "ptq", "int8", "fbgemm")
+
+
+def test_the_page_names_the_classes_of_its_study(tmp_path):
+    for name in ("confusion_matrices", "reliability"):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / f"out/{name}.png").write_bytes(PIXEL)
+    page = page_of(tmp_path, "fruit", *((run, dict(classes=("apples", "pears"))) for run in (BASELINE, PTQ)))
+    assert "those of the class pears" in page and page.count("<figcaption>") == 2
+    assert not re.search(r"\b(cat|dog|animal)s?\b", page, re.I)
+
+
+def test_a_smoke_study_with_a_few_images_says_what_it_is_worth(tmp_path):
+    page = page_of(tmp_path, "pets_smoke", (BASELINE, {}), (PTQ, {}))
+    assert f'<p class="warning">{caveats.MEANING["smoke"]}</p>' in page
+    assert f"held needs at least {caveats.fewest_images(0.005)} test images. This concerns 4 of 8 rows." in page
+
+
+def test_a_page_names_all_processors(tmp_path):
+    page = page_of(tmp_path, "pets", (BASELINE, dict(cpu="AMD EPYC")), (PTQ, dict(cpu="Intel Xeon")))
+    assert "AMD EPYC (1 run), Intel Xeon (1 run)" in page
+    assert "speed-ups are ratios on the same machine. This concerns 4 of 8 rows." in page

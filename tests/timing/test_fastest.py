@@ -1,0 +1,68 @@
+"""The fastest FP32 of a machine is searched once for everything that is compared with it, and kept beside the checkpoint."""
+
+import json
+
+import pytest
+from helpers import FakeWorker
+
+from utils.backends import registry
+from utils.cli import Options
+from utils.timing import fastest, rounds
+from utils.training.checkpoints import Checkpoint
+
+OPTIONS = Options(("native",), threads=2)
+
+
+@pytest.fixture
+def find(monkeypatch, tmp_path):
+    """Search with faked processes; returns what `find` returned and the names of the engines that were started."""
+    monkeypatch.setattr(fastest, "Worker", FakeWorker)
+    monkeypatch.setattr(rounds, "WARMUP_S", 0)
+    monkeypatch.setattr(registry, "problem", lambda name, device: "no compiler" if name == "compile" else None)
+
+    def find(batch_sizes, sha256="abc", **changes):
+        FakeWorker.log.clear()
+        baseline = Checkpoint(tmp_path / "b.pt", None, sha256, {})
+        best = fastest.find(baseline, "images", batch_sizes, OPTIONS.replace(**changes))
+        return best, [call[0] for call in FakeWorker.log if call[1] == "start"]
+
+    return find
+
+
+def test_all_engines_that_can_run_are_timed_and_the_fastest_is_named(find):
+    best, started = find([1, 8])
+    assert started == ["native", "frozen", "onnxruntime"]
+    for size in (1, 8):
+        assert best[size]["fp32_ms"] == pytest.approx({"native": 30, "frozen": 20, "onnxruntime": 20})
+        assert best[size]["best_fp32"] in ("frozen", "onnxruntime")
+        assert best[size]["fp32_missing"] == {"compile": "no compiler"}
+
+
+def test_a_batch_size_is_searched_once(find):
+    first, _ = find([1])
+    again, started = find([1])
+    assert again == first and started == []
+    both, started = find([1, 8])
+    assert started and both[1] == first[1]
+    assert {call[3] for call in FakeWorker.log if call[1] == "hold"} == {8}
+
+
+@pytest.mark.parametrize("change", [{"threads": 1}, {"sha256": "other weights"}, {"cuda_graph": True}])
+def test_other_threads_weights_or_graphs_are_another_search_that_overwrites_nothing(find, tmp_path, change):
+    find([1])
+    assert find([1], **change)[1]
+    assert len(json.loads((tmp_path / "b.fastest.json").read_text())) == 2
+    assert find([1])[1] == find([1], **change)[1] == []
+
+
+def test_a_damaged_file_is_searched_anew(find, tmp_path):
+    first, _ = find([1])
+    (tmp_path / "b.fastest.json").write_text("{")
+    again, started = find([1])
+    assert started and again == first
+
+
+def test_a_smoke_run_searches_nothing_and_keeps_nothing(find, tmp_path):
+    best, started = find([1], smoke=True)
+    assert started == [] and list(tmp_path.iterdir()) == []
+    assert best == {1: {"best_fp32": "native", "fp32_ms": {}, "fp32_missing": {}}}

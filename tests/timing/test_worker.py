@@ -1,0 +1,114 @@
+"""The process that loads an artifact and answers for it, until it is ended or killed."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import small_depthwise, split_of, uneven_images
+
+from utils.backends import registry
+from utils.errors import UserError
+from utils.timing.worker import Worker, fastest_cpu
+
+RECIPE = dict(weights="per_channel_symmetric", activations="minmax", bias_correction=False, keep_fp32=())
+
+
+@pytest.fixture(scope="module")
+def deployed():
+    return registry.get("fbgemm").quantize(small_depthwise(), uneven_images(8), RECIPE)
+
+
+@torch.inference_mode()
+def answer(deployed, x):
+    torch.backends.quantized.engine = "fbgemm"
+    return deployed.predict(x)
+
+
+@pytest.fixture
+def split(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 64, 64, 3), np.uint8)
+    return split_of(tmp_path / "images", pixels, [0, 1, 0, 1, 0, 1, 0])
+
+
+@pytest.fixture
+def artifact(tmp_path, deployed):
+    deployed.save(tmp_path / "small.torchscript")
+    return tmp_path / "small.torchscript"
+
+
+def kill(worker):
+    os.kill(worker.process.pid, signal.SIGKILL)
+    worker.process.join()
+
+
+def test_a_worker_answers_as_this_process_does_until_it_is_killed(artifact, split, deployed):
+    with Worker("fbgemm", artifact, "cpu", 1) as worker:
+        expected = torch.cat([answer(deployed, x) for x, _ in split.batches(3)]).numpy()
+        logits = worker.call("logits", split, 3)
+        assert logits.dtype == np.float32 and np.array_equal(logits, expected)
+        x = next(split.batches(7))[0]
+        assert np.array_equal(worker.call("run", x), answer(deployed, x).numpy())
+        # A batch of more images than there are repeats them.
+        worker.call("hold", split, 20)
+        times = worker.call("time", 3)
+        assert len(times) == 3 and min(times) > 0
+        cost = worker.call("cost")
+        assert 0 < cost["load_s"] < 60 and 20 < cost["peak_memory_mb"] < 20_000
+        with pytest.raises(RuntimeError, match=r"in the measuring process:\n.*Traceback"):
+            worker.call("time", "many")
+        assert len(worker.call("time", 1)) == 1  # an error there does not end it
+        worker.send("time", 10**9)
+        time.sleep(0.3)
+        kill(worker)  # as the system does when memory runs out
+        with pytest.raises(UserError, match=r"exit status -9.*smaller --batch-sizes"):
+            worker.receive()
+        with pytest.raises(UserError, match="exit status -9"):  # while it is the other side's turn
+            worker.call("time", 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux keeps a thread on a CPU")
+def test_what_is_timed_is_called_on_the_same_cpu_in_every_process(artifact, split):
+    mine = os.sched_getaffinity(0)
+    with Worker("fbgemm", artifact, "cpu", 2) as worker, Worker("fbgemm", artifact, "cpu", 1) as other:
+        for size in (1, 4):
+            for side in (worker, other):
+                side.call("hold", split, size)
+            kept = os.sched_getaffinity(worker.process.pid)
+            assert len(kept) == 1 and kept == os.sched_getaffinity(other.process.pid)
+            threads = [int(path.name) for path in Path(f"/proc/{worker.process.pid}/task").iterdir()]
+            helpers = [os.sched_getaffinity(thread) for thread in threads if thread != worker.process.pid]
+            assert helpers and all(cpus == mine for cpus in helpers)  # the second thread may run beside it
+    assert os.sched_getaffinity(0) == mine
+
+
+def test_the_fastest_cpu_is_the_last_of_those_with_the_highest_clock(tmp_path):
+    assert fastest_cpu({0, 1, 5}, tmp_path) == 5  # nothing is known of their clocks
+    for cpu, clock in enumerate((5_200_000, 5_200_000, 3_900_000)):
+        (tmp_path / f"cpu{cpu}/cpufreq").mkdir(parents=True)
+        (tmp_path / f"cpu{cpu}/cpufreq/cpuinfo_max_freq").write_text(f"{clock}\n")
+    assert fastest_cpu({0, 1, 2}, tmp_path) == 1
+    assert fastest_cpu({2}, tmp_path) == 2
+
+
+def test_a_worker_killed_before_it_has_loaded_anything_is_reported_the_same(artifact, split):
+    with Worker("fbgemm", artifact, "cpu", 1) as worker:
+        worker.send("hold", split, 1)
+        kill(worker)
+        with pytest.raises(UserError, match="exit status -9"):
+            worker.receive()
+
+
+def test_a_worker_that_cannot_load_says_so(tmp_path):
+    (tmp_path / "empty.pt").touch()
+    with Worker("native", tmp_path / "empty.pt", "cpu", 1) as worker, pytest.raises(RuntimeError, match="damaged"):
+        worker.call("cost")
+
+
+def test_a_worker_ends_with_its_block(artifact):
+    with Worker("fbgemm", artifact, "cpu", 1) as worker:
+        assert worker.process.is_alive()
+    assert not worker.process.is_alive()

@@ -1,0 +1,94 @@
+"""Trained weights on disk: names, damage, and the baseline that a quantized script asks for."""
+
+import dataclasses
+
+import pytest
+import torch
+from helpers import bright_and_dark
+from torch import nn
+
+from utils.catalog import Run
+from utils.cli import Options
+from utils.errors import UserError
+from utils.training import architectures, checkpoints
+
+RUN = Run("resnet18", "ptq", "int8")
+
+
+@pytest.fixture
+def options(tmp_path):
+    return Options(("fbgemm",), checkpoints=tmp_path, results=tmp_path)
+
+
+@pytest.fixture
+def images(tmp_path):
+    return bright_and_dark(tmp_path / "images")
+
+
+@pytest.fixture
+def baseline(monkeypatch, options, images):
+    """The path of a baseline on `images`, of a small network."""
+    monkeypatch.setattr(architectures, "build", lambda name: nn.Linear(2, 2))
+    torch.manual_seed(0)
+    path = checkpoints.path_of(RUN.baseline, images.study, options)
+    checkpoints.save(path, "resnet18", nn.Linear(2, 2), images, {"fingerprint": "f", "training_dtype": "fp32"})
+    return path
+
+
+def test_names_say_run_seed_and_what_was_trained_for_whom(options):
+    qat = Run("resnet18", "qat", "int8")
+    assert checkpoints.path_of(qat, "drawn", options).name == "resnet18_qat_int8_seed0.pt"
+    assert checkpoints.path_of(qat, "drawn", options.replace(seed=3), "7bit").name == "resnet18_qat_int8_7bit_seed3.pt"
+    assert checkpoints.path_of(qat.on("native"), "drawn", options).name == "resnet18_control_fp32_seed0.pt"
+    assert checkpoints.path_of(qat.baseline, "drawn", options) == options.checkpoints / "drawn/resnet18_fp32_seed0.pt"
+
+
+def test_a_fingerprint_is_of_values_not_of_their_order():
+    assert checkpoints.fingerprint(a=1, b=(2, 3)) == checkpoints.fingerprint(b=[2, 3], a=1)
+    assert checkpoints.fingerprint(a=1) != checkpoints.fingerprint(a=2)
+
+
+def test_what_is_saved_comes_back(baseline, images):
+    content = checkpoints.read(baseline)
+    assert set(content) == {"state_dict", "format", "architecture", "data", "training"}
+    assert content["data"] == images.describe()
+    assert content["training"] == {"fingerprint": "f", "training_dtype": "fp32"}
+    assert set(content["state_dict"]) == {"weight", "bias"}
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-100], lambda content: b"", lambda content: b"no checkpoint"])
+def test_a_damaged_file_is_an_error_that_names_it(baseline, damage):
+    baseline.write_bytes(damage(baseline.read_bytes()))
+    with pytest.raises(UserError, match=r"resnet18_fp32_seed0.pt is damaged .*delete it and train again"):
+        checkpoints.read(baseline)
+
+
+def test_a_damaged_file_is_kept_when_it_is_trained_again(baseline, images):
+    baseline.write_bytes(b"no checkpoint")
+    checkpoints.save(baseline, "resnet18", nn.Linear(2, 2), images, {"fingerprint": "g"})
+    assert baseline.with_name("resnet18_fp32_seed0.unreadab.pt").read_bytes() == b"no checkpoint"
+
+
+def test_weights_of_the_same_settings_are_replaced(baseline, images):
+    checkpoints.save(baseline, "resnet18", nn.Linear(2, 2), images, {"fingerprint": "f"})
+    assert list(baseline.parent.glob("*.pt")) == [baseline]
+
+
+def test_the_baseline_is_loaded_for_evaluation(baseline, options, images):
+    loaded = checkpoints.load_baseline(RUN, images, options)
+    assert (loaded.path, loaded.sha256) == (baseline, checkpoints.sha256_of(baseline))
+    assert not loaded.model.training
+    assert torch.equal(loaded.model.weight, checkpoints.read(baseline)["state_dict"]["weight"])
+    assert loaded.training["training_dtype"] == "fp32"
+
+
+def test_without_a_baseline_the_command_that_makes_it_is_given(options, images):
+    with pytest.raises(UserError, match=r"no FP32 baseline at .*Make it first: python models/resnet18_fp32.py") as caught:
+        checkpoints.load_baseline(RUN, images, options)
+    assert "--backend" not in str(caught.value)  # fbgemm is none of the baseline's
+
+
+def test_a_baseline_of_other_images_is_refused(baseline, options, images):
+    others = dataclasses.replace(images, digest="1" * 64)
+    with pytest.raises(UserError, match=r"trained on other images. Train it on these: python models/resnet18_fp32.py"):
+        checkpoints.load_baseline(RUN, others, options)

@@ -1,0 +1,159 @@
+"""The models, methods, number formats and backends of the study, each listed once. No torch.
+
+Scripts, command lines, tables and figures take their lists, labels, order, colours and markers from
+here. README.md, "Adding a model, a method, a backend or a figure", says what else each needs.
+"""
+
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network architecture."""
+
+    label: str
+    torchvision: str  # name of its builder in torchvision.models
+    head: str  # name of its last layer
+    marker: str  # in figures
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to get from the pretrained network to the deployed one."""
+
+    label: str
+    title: str  # of its table
+    script: str  # path from the repository root, with {model} and {dtype}
+    beside: tuple[str, ...] = ()  # methods that its tables and panels show for comparison
+    native: str | None = None  # method of its runs on the backend `native`, which quantizes nothing
+    filled: bool = True  # whether markers in figures are full
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether its scripts deploy number formats other than FP32."""
+        return "{dtype}" in self.script
+
+
+@dataclass(frozen=True)
+class Format:
+    """A number format of the deployed network, called `dtype` in results.csv."""
+
+    label: str
+    bits: int
+    colour: str  # lightness 0, 46, 70 and 82 of 100, so that figures can be read in grey
+    shape: str = "o"  # marker in panels of a single model
+    dashes: str | tuple = "-"  # line style in these panels
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An engine that runs a deployed network, implemented in utils/backends/MODULE.py."""
+
+    module: str
+    serves: tuple[tuple[str, str], ...] = ()  # (method, dtype) pairs whose scripts offer it
+    devices: tuple[str, ...] = ("cpu",)
+    fp32: bool = False  # whether it competes for the fastest FP32, a reference of speed-ups
+    simulated: bool = False  # imitates other hardware in float: its speed says nothing
+    dashes: str = "-"  # in figures
+
+
+MODELS = {
+    "alexnet": Model("AlexNet", "alexnet", "classifier.6", "s"),
+    "resnet18": Model("ResNet-18", "resnet18", "fc", "o"),
+    "mobilenetv3": Model("MobileNetV3-Small", "mobilenet_v3_small", "classifier.3", "^"),
+}
+METHODS = {
+    "fp32": Method("baseline", "FP32", "models/{model}_fp32.py"),
+    "control": Method("control", "FP32, fine-tuned as QAT is", "quantization/qat/{model}_qat_int8.py"),
+    "ptq": Method(
+        "PTQ", "post-training quantization", "quantization/ptq/{model}_ptq_{dtype}.py", beside=("fp32",)
+    ),
+    "qat": Method(
+        "QAT", "quantization-aware training", "quantization/qat/{model}_qat_{dtype}.py",
+        beside=("fp32", "control"), native="control", filled=False,
+    ),
+}  # fmt: skip
+FORMATS = {
+    "fp32": Format("FP32", 32, "#000000"),
+    "fp16": Format("FP16", 16, "#56b4e9", "v", (0, (5, 1.5))),
+    "int16": Format("INT16", 16, "#f0c808", "D", (0, (1, 1))),
+    "int8": Format("INT8", 8, "#c1440e", "o", "-"),
+}
+INT8 = (("ptq", "int8"), ("qat", "int8"))
+FP16 = (("ptq", "fp16"), ("qat", "fp16"))
+INT16 = (("ptq", "int16"), ("qat", "int16"))
+ANYWHERE = ("cpu", "cuda")
+BACKENDS = {  # the first that serves a script is its default
+    "fbgemm": Backend("torch_ao", INT8),
+    "x86": Backend("torch_ao", INT8, dashes="--"),
+    "onednn": Backend("torch_ao", INT8, dashes="-."),
+    "qnnpack": Backend("torch_ao", INT8, dashes=":"),
+    "half": Backend("fp16", FP16, ANYWHERE),
+    "amp": Backend("fp16", FP16, ANYWHERE, dashes="--"),
+    "simulated": Backend("simulated", INT16, ANYWHERE, simulated=True),
+    "native": Backend("native", (("fp32", "fp32"), ("qat", "int8")), ANYWHERE, fp32=True),
+    "frozen": Backend("frozen", devices=ANYWHERE, fp32=True),
+    "compile": Backend("compile", devices=ANYWHERE, fp32=True),
+    "onnxruntime": Backend("onnxruntime", fp32=True),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """The experiment of one script: a model, a method and a number format."""
+
+    model: str  # of MODELS
+    method: str  # of METHODS
+    dtype: str  # of FORMATS
+
+    @property
+    def name(self) -> str:
+        """Name in file names.
+
+        Examples: `resnet18_ptq_int8`, `resnet18_control_fp32`; of a baseline, `resnet18_fp32`.
+        """
+        return f"{self.model}_fp32" if self.method == "fp32" else f"{self.model}_{self.method}_{self.dtype}"
+
+    @property
+    def script(self) -> str:
+        """Path of its script from the repository root."""
+        return METHODS[self.method].script.format(model=self.model, dtype=self.dtype)
+
+    @property
+    def baseline(self) -> "Run":
+        """The FP32 run that it starts from and is compared with."""
+        return Run(self.model, "fp32", "fp32")
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """Backends that its script accepts, default first."""
+        return tuple(name for name, backend in BACKENDS.items() if (self.method, self.dtype) in backend.serves)
+
+    def on(self, backend: str) -> "Run":
+        """The run that this is on `backend`.
+
+        QAT on `native` quantizes nothing, so it is the control: FP32 fine-tuned by the same recipe.
+        """
+        method = METHODS[self.method].native
+        return Run(self.model, method, "fp32") if method and backend == "native" else self
+
+
+def kinds() -> tuple[tuple[str, str], ...]:
+    """All (method, dtype) pairs that have scripts.
+
+    Baselines come first, then one method after the other, with formats by ascending bits.
+    """
+    served = {kind for backend in BACKENDS.values() for kind in backend.serves}
+    formats = sorted(FORMATS, key=lambda dtype: FORMATS[dtype].bits)
+    return tuple((method, dtype) for method in METHODS for dtype in formats if (method, dtype) in served)
+
+
+def runs() -> tuple[Run, ...]:
+    """The runs of all scripts of the study, baselines first."""
+    return tuple(Run(model, *kind) for kind in kinds() for model in MODELS)
+
+
+def of_script(path: str) -> Run:
+    """The run of the script at `path`; raises `KeyError` if the catalog does not list it."""
+    return {run.script: run for run in runs()}[PurePosixPath(path).as_posix()]

@@ -1,0 +1,281 @@
+"""Discovery of the labelled images of a two-class data set, without flags or a fixed layout.
+
+Folders on the way to an image name its split (train, test_set, ...). The folder that holds the
+image names its class. Only where that folder cannot, the file name does: cat.0.jpg is a cat if it
+lies in the root or in a split's folder, or if one folder that is no class holds all images.
+"""
+
+import os
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from utils.errors import UserError
+from utils.results import DISSERTATIONS
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"})
+SPLITS = {
+    **dict.fromkeys(("train", "training", "training_set"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "validation_set", "dev"), "val"),
+    **dict.fromkeys(("test", "test_set", "testing", "test1"), "test"),
+}
+SINGULAR = {"cats": "cat", "dogs": "dog"}
+CATS_AND_DOGS = ("cat", "dog")
+KAGGLE = "Kaggle Cat and Dog"  # the dissertation's data set, and the only one that may bear its name
+LISTED, OFFERED = 5, 20  # classes that an error names: of a data set with too many, and to choose from
+EXPECTED = (
+    "Expected two classes: folders like cats/ and dogs/, alone or inside train/ and test/, "
+    "or files named like cat.0.jpg and dog.0.jpg."
+)
+
+
+@dataclass(frozen=True)
+class Image:
+    """One labelled image file.
+
+    `path` is absolute; `name` is the path relative to the root of the data set, with forward
+    slashes. `label` is 0 or 1. `split` is "train", "val" or "test", or None in every image of a
+    data set without splits.
+    """
+
+    path: Path
+    name: str
+    label: int
+    split: str | None
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A two-class data set on disk.
+
+    `classes` come in label order (cat 0, dog 1), `images` sorted by name. Each split that occurs
+    has images of both classes; where splits occur, "train" is one of them. `layout` is a name for
+    people, `study` a slug ([a-z0-9_]+) for the folder of results. `ignored` counts the files that
+    are no image of the two classes, hidden files excepted.
+    """
+
+    root: Path
+    layout: str
+    study: str
+    classes: tuple[str, str]
+    images: tuple[Image, ...]
+    ignored: int
+
+
+class _Row(NamedTuple):
+    """What the name of an image says."""
+
+    name: str
+    label: str  # its class
+    split: str | None
+
+
+def find(path: Path, classes: tuple[str, str] | None = None) -> Folder:
+    """Return the data set below `path`, or its images of the two `classes`; open no image.
+
+    `classes` are compared without regard to case or order, and "cats" means "cat". Broken images
+    are still among the images.
+
+    Raises UserError if the folder is missing or cannot be read, if it does not hold exactly two
+    classes and `classes` does not choose two of them, or if a split lacks one of the two.
+    """
+    root = _root(Path(path))
+    files = list(_files(root, "", frozenset({_identity(root)})))
+    names = sorted(name for name, is_file in files if is_file and name.lower().endswith(SUFFIXES))
+    chosen = classes and _chosen(classes)
+    labels = _labels(root, names, chosen)
+    rows, others = _rows(labels), set()
+    if chosen:
+        _check_chosen(root, classes, Counter(labels.values()))
+        others = {row.label for row in rows} - set(chosen)
+        rows = _rows({name: label for name, label in labels.items() if label in chosen})
+    pair = _pair(root, rows)
+    _check_splits(root, rows, pair)
+    layout = _layout(root, rows, pair, whole=not others)
+    study = DISSERTATIONS if layout == KAGGLE else _slug(root.name, *(pair if others else ()))
+    images = tuple(Image(root / row.name, row.name, pair.index(row.label), row.split) for row in rows)
+    return Folder(root, layout, study, pair, images, len(files) - len(images))
+
+
+def _root(path: Path) -> Path:
+    path = path.expanduser()
+    try:
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}.") from error
+    if is_file and path.suffix.lower() in ARCHIVES:
+        raise UserError(f"{path} is an archive: unpack it and give the folder that it unpacks to.")
+    if is_file:
+        raise UserError(f"{path} is a file: give the folder that holds the images.")
+    if not is_folder:
+        raise UserError(f"{path} does not exist: give the folder that holds the images.")
+    # Not resolved in full: the study is named after the link that the user gave, not its target.
+    return path.absolute() if ".." not in path.parts and path.name else path.resolve()
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """Return what tells `folder` from any other, whatever links lead to it."""
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _files(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, bool]]:
+    """Yield the name of everything below `folder` except folders, and whether it is a file.
+
+    `prefix` precedes each name. Links are followed, except those back to a folder `above`.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            for item in entries:
+                # The Path of a dangling link is neither file nor folder; its DirEntry may raise.
+                entry = Path(item.path) if item.is_symlink() else item
+                if entry.name.startswith(".") or entry.name == "__MACOSX":
+                    continue
+                if not entry.is_dir():
+                    yield prefix + entry.name, entry.is_file()
+                elif (identity := _identity(Path(entry))) not in above:
+                    yield from _files(Path(entry), f"{prefix}{entry.name}/", above | {identity})
+    except OSError as error:
+        raise UserError(f"cannot read the folder {folder}: {error.strerror}.") from error
+
+
+def _class(word: str) -> str:
+    return SINGULAR.get(word.lower(), word.lower())
+
+
+def _folder_class(name: str) -> str | None:
+    """Return the class that the holding folder names; None if it is the root or names a split."""
+    *folders, _ = name.split("/")
+    return _class(folders[-1]) if folders and folders[-1].lower() not in SPLITS else None
+
+
+def _file_class(name: str) -> str | None:
+    """Return the class in the first letters of the file's name; None if it starts with none."""
+    letters = re.match(r"[^\W\d_]+", name.rpartition("/")[2].rpartition(".")[0])
+    return letters and _class(letters.group())
+
+
+def _chosen(classes: tuple[str, str]) -> tuple[str, str]:
+    first, second = sorted(map(_class, classes))
+    if first == second:
+        raise UserError(f"--classes {shlex.join(classes)}: give two different classes.")
+    return first, second
+
+
+def _labels(root: Path, names: list[str], chosen: tuple[str, str] | None) -> dict[str, str]:
+    """Return the class of each name that tells it; raise UserError if none does.
+
+    If one folder that is no class holds all images, file names count, provided that they name the
+    `chosen` classes or, where none are chosen, cat and dog: img_1 and dsc_2 are no classes.
+    """
+    if not names:
+        packed = [entry.name for entry in sorted(root.iterdir()) if entry.suffix.lower() in ARCHIVES]
+        hint = f"Unpack {packed[0]} first." if packed else EXPECTED
+        raise UserError(f"no images in {root}.\n{hint}")
+    labels = _known({name: _folder_class(name) or _file_class(name) for name in names})
+    if not labels:
+        raise UserError(f"{root}: {len(names)} images, for example {names[0]}, but none carries a label.\n{EXPECTED}")
+    kinds, wanted = {row.label for row in _rows(labels)}, set(chosen or CATS_AND_DOGS)
+    if len(kinds) == 1 and not kinds & wanted:
+        by_file = _known({name: _file_class(name) for name in names})
+        if {row.label for row in _rows(by_file)} >= wanted:
+            return by_file
+    return labels
+
+
+def _known(labels: dict[str, str | None]) -> dict[str, str]:
+    return {name: label for name, label in labels.items() if label is not None}
+
+
+def _rows(labels: dict[str, str]) -> list[_Row]:
+    """Return a row for each image of the data set; either all rows have a split or none has."""
+    rows = [_Row(name, label, _split(name)) for name, label in labels.items()]
+    splits = {row.split for row in rows}
+    if "train" in splits:  # the rest, like a folder single_prediction, is no part of the data set
+        return [row for row in rows if row.split is not None]
+    if None in splits and len(splits) > 1:  # class folders with a test folder beside them
+        return [row._replace(split=row.split or "train") for row in rows]
+    return rows
+
+
+def _split_folder(name: str) -> str | None:
+    """Return the innermost folder that names a split, in lower case, or None."""
+    return next((part.lower() for part in reversed(name.split("/")[:-1]) if part.lower() in SPLITS), None)
+
+
+def _split(name: str) -> str | None:
+    folder = _split_folder(name)
+    return None if folder is None else SPLITS[folder]
+
+
+def _check_chosen(root: Path, classes: tuple[str, str], counts: Counter[str]) -> None:
+    """Raise UserError if one of the `classes`, as the user gave them, has no image."""
+    missing = " or ".join(name for name in classes if _class(name) not in counts)
+    if missing:
+        message = f"--classes {shlex.join(classes)}: {root} has no images of {missing}, only of {_listed(counts, OFFERED)}."
+        raise UserError(message)
+
+
+def _listed(counts: Counter[str], limit: int) -> str:
+    """Return text on the `limit` largest classes and the number of the others."""
+    listed = ", ".join(f"{name} ({count} image{'s' * (count != 1)})" for name, count in counts.most_common(limit))
+    return f"{listed} and {len(counts) - limit} more" if len(counts) > limit else listed
+
+
+def _pair(root: Path, rows: list[_Row]) -> tuple[str, str]:
+    """Return the two classes, sorted; raise UserError if there are more or fewer."""
+    counts = Counter(row.label for row in rows)
+    if len(counts) == 2:
+        first, second = sorted(counts)
+        return first, second
+    listed = _listed(counts, LISTED)
+    if len(counts) == 1:
+        raise UserError(f"{root}: found 1 class: {listed}.\n{EXPECTED}")
+    example = shlex.join(sorted(name for name, _ in counts.most_common(2)))
+    raise UserError(
+        f"{root}: found {len(counts)} classes: {listed}.\nChoose two with --classes A B, for example --classes {example}"
+    )
+
+
+def _check_splits(root: Path, rows: list[_Row], pair: tuple[str, str]) -> None:
+    """Raise UserError if a split lacks a class, or if there are splits but none to train on."""
+    present = {(row.split, row.label) for row in rows}
+    splits = sorted({row.split for row in rows if row.split})
+    for split in splits:
+        for label in pair:
+            if (split, label) not in present:
+                raise UserError(f"{root}: no {label} images among those for {split}.\n{EXPECTED}")
+    if splits and "train" not in splits:
+        raise UserError(
+            f"{root}: no images for train, only for {' and '.join(splits)}.\n"
+            "Add a folder train/, or give the folder that holds the classes: it is then split anew."
+        )
+
+
+def _layout(root: Path, rows: list[_Row], pair: tuple[str, str], whole: bool) -> str:
+    """Return the layout's name for people; `whole` says that the data set has no other classes."""
+    folders = {_split_folder(row.name) for row in rows} - {None}
+    if all(_folder_class(row.name) != row.label for row in rows):
+        return "Kaggle Dogs vs. Cats" if pair == CATS_AND_DOGS else "files named by class"
+    if whole and pair == CATS_AND_DOGS and folders == {"training_set", "test_set"}:
+        return KAGGLE
+    if folders:
+        return "split and class folders"
+    if pair == CATS_AND_DOGS and all((root / row.name).parent.parent.name.lower() == "petimages" for row in rows):
+        return "Microsoft PetImages"
+    return "class folders"
+
+
+def _slug(*words: str) -> str:
+    """Return `words` as [a-z0-9_]+, clear of the names that the project keeps for its results."""
+    parts = [re.sub(r"[^a-z0-9]+", "_", word.lower()).strip("_") for word in words]
+    slug = "_".join(filter(None, parts)) or "data"
+    # `results.is_dissertations` goes by the first letters of a study's name.
+    if slug == "drawn" or slug.startswith(DISSERTATIONS) or slug.endswith("_smoke"):
+        return "data_" + slug.replace("_smoke", "smoke")
+    return slug

@@ -1,0 +1,134 @@
+"""From the command line to the images of a study, decoded and split.
+
+Errors in the data are raised before torch is imported, which takes seconds.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from utils import progress, results
+from utils.cli import Options
+from utils.data import cache, drawn, layouts, partition
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from utils.data.splits import Data
+
+DRAWN_SEED = 0
+DRAWN_COUNTS = {"train": 1700, "val": 300, "test": 1000}
+SMOKE_COUNTS = {"train": 32, "val": 16, "test": 16}
+KAGGLE_DATASET = "d4rklucif3r/cat-and-dogs"  # the dissertation names this one
+
+
+@dataclass(frozen=True)
+class Source:
+    """The images that the command line asks for, decoded and split, but not yet tensors."""
+
+    study: str  # name of its folder in results, figures and checkpoints
+    classes: tuple[str, str]  # label 0, label 1
+    stored: cache.Cache
+    index: dict[str, np.ndarray]  # "train" | "val" | "test" -> int64 indices into `stored`, ascending
+
+    @property
+    def digest(self) -> str:
+        """64 hexadecimal digits that identify all images, names, labels and splits."""
+        return self.stored.digest
+
+
+def find(options: Options) -> layouts.Folder | None:
+    """Return the data set that `--data` names, no image opened yet; None for the drawn images.
+
+    Downloads "kaggle" first. Raises UserError where there are no images of two classes.
+    """
+    if options.data is None:
+        return None
+    return layouts.find(Path(download() if options.data == "kaggle" else options.data), options.classes)
+
+
+def open_source(options: Options) -> Source:
+    """Return the images that `options` ask for; decode or draw them unless a cache holds them.
+
+    The first line that it prints names the study and its folder of results. Raises UserError where
+    the images are missing, cannot be read, or leave a part without one of the classes.
+    """
+    directory, folder = options.checkpoints / "images", find(options)
+    if folder is None:
+        counts = SMOKE_COUNTS if options.smoke else DRAWN_COUNTS
+        pending = cache.identify_drawn(DRAWN_SEED, counts, directory, drawn.draw, drawn.VERSION)
+        study, classes = _study("drawn", pending.digest, options), drawn.CLASSES
+    else:
+        pending = cache.identify_folder(folder, directory)
+        study, classes = _study(folder.study, pending.digest, options), folder.classes
+    stored = pending.open()
+    progress.say(f"data: {cache.drawn_summary(counts) if folder is None else cache.summary(folder, stored)}")
+    index = _split(stored, options)
+    sizes = ", ".join(f"{len(rows)} {name}" for name, rows in index.items())
+    progress.say(f"data: {sizes} images, sha256 {stored.digest[:12]}")
+    return Source(study, classes, stored, index)
+
+
+def _study(name: str, digest: str, options: Options) -> str:
+    """Return the name of the study and print it, with its folder."""
+    # A smoke run's results mean nothing, whatever the images, so its folder may hold runs of any.
+    study = f"{name}_smoke" if options.smoke else results.study_name(name, digest, options.results)
+    text = f"data: study {study}, "
+    if not options.smoke and study != name:
+        text += f"because {options.results.name}/{name} holds runs of other images; "
+    progress.say(f"{text}results in {options.results / study}")
+    return study
+
+
+def _split(stored: cache.Cache, options: Options) -> dict[str, np.ndarray]:
+    """Return the indices of each part; raise UserError if a part lacks one of the classes."""
+    index = partition.split(stored.names, stored.labels, stored.splits, stored.hashes)
+    for name, rows in index.items():
+        if len(np.unique(stored.labels[rows])) < 2:
+            raise UserError(f"--data {options.data}: the {name} part has {len(rows)} usable images and not both classes.")
+    if options.smoke:
+        return {name: partition.sample(stored, rows, SMOKE_COUNTS[name]) for name, rows in index.items()}
+    return index
+
+
+def load(options: Options) -> "Data":
+    """Return the images that `options` ask for as tensors to train, validate and test on.
+
+    Raises UserError as `open_source` does, and where torch cannot use the device.
+    """
+    source = open_source(options)
+    check_device(options.device)
+    from utils.data.splits import Data, Split  # torch
+
+    stored = source.stored
+    parts = {name: Split(stored.images, stored.labels, stored.names, rows) for name, rows in source.index.items()}
+    broken = len(stored.broken)
+    return Data(source.study, source.classes, source.digest, parts["train"], parts["val"], parts["test"], broken)
+
+
+def check_device(device: str) -> None:
+    """Raise UserError where torch cannot use `device`, "cpu" or "cuda"."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no usable GPU here; leave --device out to run on the CPU.")
+
+
+def download() -> str:
+    """Return the folder of the Kaggle data set, downloaded once by kagglehub.
+
+    Raises UserError where kagglehub is missing or the download fails.
+    """
+    try:
+        import kagglehub
+    except ImportError:
+        raise UserError("--data kaggle needs the package kagglehub: pip install kagglehub") from None
+    try:
+        return kagglehub.dataset_download(KAGGLE_DATASET)
+    except Exception as error:  # kagglehub passes on whatever its HTTP layer raises
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"--data kaggle: the download failed ({reason[:120]}). Check the network and your Kaggle login, or download "
+            f"https://www.kaggle.com/datasets/{KAGGLE_DATASET} by hand and give its folder."
+        ) from None

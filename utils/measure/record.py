@@ -1,0 +1,222 @@
+"""One run, from deployed network to record: save, load again, measure, store, summarize."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from utils import caveats, cli, environment, metrics, paths, progress, results, stats
+from utils.backends import fp16
+from utils.backends.base import Deployed
+from utils.catalog import BACKENDS, Run
+from utils.errors import UserError
+from utils.measure import footprint, layers
+from utils.timing import protocol
+from utils.timing.worker import EVAL_BATCH, Worker
+from utils.training import checkpoints, distributed, loop
+from utils.training.checkpoints import Checkpoint
+from utils.training.sessions import Experiment
+
+RANDOM_SEED, RANDOM_IMAGES = 20261123, 8
+DIAGNOSED, SMOKE_DIAGNOSED = 32, 2  # validation images for the per-layer figures
+
+
+def run(experiment: Experiment, recipe: dict, deployed: Deployed, trained: Checkpoint | None = None) -> None:
+    """Save the artifact, load it in fresh processes, measure it there and write the results.
+
+    Prints the main figures. `trained` is the checkpoint that QAT made from the baseline. If several
+    processes trained together, only the first measures, with all threads of the options. Raises
+    `RuntimeError` if the loaded artifact answers differently from the network before saving, and
+    `UserError` if a logit is not finite.
+    """
+    if distributed.rank():
+        return
+    # Processes that train together share the threads, and sums depend on the number of threads.
+    torch.set_num_threads(experiment.options.threads)
+    run, options, backend = experiment.run.on(deployed.backend.name), experiment.options, deployed.backend
+    progress.say(f"measuring {run.name} on {backend.name}")
+    host = _environment(run, experiment)
+    if host["native_fp16"] is False:
+        device = options.device.upper()
+        progress.say(f"warning: this {device} has no FP16 arithmetic; {backend.name} is emulated and very slow")
+    path = _saved(run, experiment, deployed)
+    logits, numerics = artifact_logits(deployed, path, experiment)
+    reference = baseline_logits(experiment, logits if path == experiment.baseline.path else None)
+    shown = experiment.data.validation.calibration(SMOKE_DIAGNOSED if options.smoke else DIAGNOSED)
+    record = {
+        "run": results.describe(run, experiment.data.study, backend.name, options),
+        "command": cli.published_command(run, options.replace(backends=(backend.name,))),
+        "recipe": recipe,
+        "metrics": _metrics(f"{run.name} on {backend.name}", logits, reference, deployed, experiment),
+        "footprint": _footprint(deployed, path, experiment),
+        "environment": host,
+        "data": experiment.data.describe(),
+        "training": (trained or experiment.baseline).training,
+        "backend": deployed.facts | numerics,
+        "layers": layers.errors(deployed, shown),
+        "timing": _times(deployed, path, experiment),
+    }
+    # Last, because by now all modules that take part are loaded.
+    record["provenance"] = _provenance(run, experiment, path)
+    written = results.write(record, logits, experiment.data.test.y, options.results)
+    progress.say(f"{summary(record)}\nwritten: {written}")
+
+
+def _saved(run: Run, experiment: Experiment, deployed: Deployed) -> Path:
+    """Save the artifact, unless it is a file already; returns its path."""
+    if isinstance(deployed.save, Path):
+        return deployed.save
+    options, backend = experiment.options, deployed.backend
+    folder = options.checkpoints / experiment.data.study
+    path = folder / f"{run.name}_{backend.name}_seed{options.seed}{backend.suffix}"
+    with paths.atomic(path) as temporary:
+        deployed.save(temporary)
+    return path
+
+
+def artifact_logits(deployed: Deployed, path: Path, experiment: Experiment) -> tuple[np.ndarray, dict]:
+    """Compute the artifact's test logits, float32 (n, 2), in a fresh process.
+
+    First checks that saving changed nothing, bit for bit, on test images and on random inputs,
+    which reach values that photographs do not. Raises `RuntimeError` if it did. The second value
+    has the `extremes` of all layers' outputs if the backend is watched for overflow, and is empty
+    if not.
+    """
+    options, test = experiment.options, experiment.data.test
+    generator = torch.Generator().manual_seed(RANDOM_SEED)
+    noise = torch.randn(RANDOM_IMAGES, 3, 224, 224, generator=generator).to(memory_format=torch.channels_last)
+    first = next(test.batches(EVAL_BATCH))[0]
+    for network in filter(None, (deployed.network, deployed.reference)):
+        network.to(options.device)
+    with Worker(deployed.backend.name, path, options.device, options.threads) as worker, torch.inference_mode():
+        for name, x in (("random inputs", noise), ("test images", first)):
+            before = deployed.predict(x.to(options.device)).float().cpu().numpy()
+            if not np.array_equal(before, after := worker.call("run", x), equal_nan=True):
+                largest = np.abs(before - after).max()
+                raise RuntimeError(f"{path} answers {name} differently from the network before saving, by {largest:.3g}")
+        if not deployed.backend.watched:
+            return worker.call("logits", test, EVAL_BATCH), {}
+        logits, extremes = worker.call("watched", test, EVAL_BATCH)
+        return logits, {"extremes": extremes}
+
+
+def baseline_logits(experiment: Experiment, known: np.ndarray | None = None) -> np.ndarray:
+    """Test logits of the FP32 baseline, float32 (n, 2).
+
+    They are computed once, unless `known`, and stored beside the baseline's checkpoint.
+    """
+    baseline, options, test = experiment.baseline, experiment.options, experiment.data.test
+    key = checkpoints.fingerprint(checkpoint=baseline.sha256, index=test.index.tolist(), device=options.device)
+    stored = baseline.path.with_suffix(f".{options.device}.logits.npz")
+    if known is None and stored.exists():
+        with np.load(stored) as content:
+            if str(content["key"]) == key:
+                return content["logits"]
+    if known is None:
+        with Worker("native", baseline.path, options.device, options.threads) as worker:
+            known = worker.call("logits", test, EVAL_BATCH)
+    with paths.atomic(stored) as temporary, temporary.open("wb") as file:
+        np.savez(file, key=np.array(key), logits=known)
+    return known
+
+
+def _metrics(name: str, logits: np.ndarray, reference: np.ndarray, deployed: Deployed, experiment: Experiment) -> dict:
+    test, device = experiment.data.test, experiment.options.device
+    try:
+        quality = metrics.classification(logits, test.y)
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from None
+    low, high = stats.wilson(round(quality["accuracy"] * len(logits)), len(logits))
+    quality |= {"accuracy_ci_low": low, "accuracy_ci_high": high} | metrics.fidelity(logits, reference)
+    if logits is not reference:
+        quality |= stats.against(logits.argmax(1) == test.y, reference.argmax(1) == test.y)
+    if deployed.fake_quant is not None:
+        decisions = loop.predict(deployed.fake_quant.to(device), test, device).argmax(1)
+        quality["accuracy_fake_quant"] = float((decisions == test.y).mean())
+        quality["agreement_fake_quant"] = float((decisions == logits.argmax(1)).mean())
+    return quality
+
+
+def _times(deployed: Deployed, path: Path, experiment: Experiment) -> list[dict]:
+    if BACKENDS[deployed.backend.name].simulated:
+        # Not timed: the speed of a simulation says nothing.
+        return [{"batch_size": None, "threads": experiment.options.threads}]
+    candidate = deployed.backend.name, path
+    return protocol.measure(candidate, experiment.baseline, experiment.data.test, experiment.options)
+
+
+def _footprint(deployed: Deployed, path: Path, experiment: Experiment) -> dict:
+    image = next(experiment.data.test.batches(1, experiment.options.device))[0]
+    simulated = BACKENDS[deployed.backend.name].simulated
+    return {
+        "size_mb": footprint.size_mb(path),
+        "activation_mb": None if simulated else footprint.activation_mb(deployed.predict, deployed.network, image),
+        "macs": footprint.macs(experiment.baseline.model),
+        **footprint.of_numbers(deployed.stored),
+    }
+
+
+def _environment(run: Run, experiment: Experiment) -> dict:
+    device = experiment.options.device
+    return environment.describe(experiment.options.threads) | {
+        "native_fp16": fp16.native(device) if run.dtype == "fp16" else None,
+        "torch": torch.__version__,
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "torch_isa": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def _provenance(run: Run, experiment: Experiment, path: Path) -> dict:
+    code = environment.code(run.script)
+    return {
+        "code_sha256": environment.code_sha256(code),
+        "data_sha256": experiment.data.digest,
+        "baseline_sha256": experiment.baseline.sha256,
+        "artifact_sha256": checkpoints.sha256_of(path),
+        "code": code,
+    }
+
+
+def summary(record: dict) -> str:
+    """Summarize a run in a few lines: its main figures and their caveats."""
+    quality, study = record["metrics"], record["run"]["study"]
+    first = min(range(len(record["timing"])), key=lambda n: _order(record["timing"][n]))
+    row = results.rows_of(record)[first]
+    lines = [_in_short(row)]
+    if row["accuracy_fake_quant"] is not None:
+        accuracy, agreement = 100 * row["accuracy_fake_quant"], 100 * row["agreement_fake_quant"]
+        lines.append(f"before conversion, rounding in FP32: accuracy {accuracy:.2f} %, agrees on {agreement:.2f} %")
+    if seen := record["backend"].get("extremes"):
+        largest = f"largest {seen['largest']:.4g}, in {seen['largest_in']}"
+        lines.append(f"layer outputs on the test images: {seen['nonfinite']} not finite; {largest}")
+    if "verdict" in quality and not study.endswith("_smoke"):
+        lines.append(f"accuracy of FP32 within {100 * quality['margin']:g} points: {quality['verdict']}")
+    words = [words for words in caveats.of(row) if words != "contended"]  # said below, of all rows
+    lines += [f"note: {sentence}" for sentence in caveats.explained(words, row["margin"])]
+    if contended := [entry for entry in record["timing"] if entry.get("contended")]:
+        (meaning,) = caveats.explained(["contended"], row["margin"])
+        where = ", ".join(f"batch {entry['batch_size']} on {entry['threads']} threads" for entry in contended)
+        lines.append(f"note: {meaning} It was at {where}.")
+    return "\n".join(lines)
+
+
+def _order(entry: dict) -> tuple:
+    return -entry["threads"], entry["batch_size"] or 0
+
+
+def _in_short(row: dict) -> str:
+    low, high = 100 * row["accuracy_ci_low"], 100 * row["accuracy_ci_high"]
+    parts = [
+        f"{results.run_id(row)}: accuracy {100 * row['accuracy']:.2f} % [{low:.2f}, {high:.2f}]",
+        f"agrees with FP32 on {100 * row['agreement_fp32']:.2f} %",
+        *([] if row["sqnr_db"] is None else [f"SQNR {row['sqnr_db']:.1f} dB"]),
+        f"{row['size_mb']:.2f} MiB",
+    ]
+    if row["batch_size"] is None:
+        return ", ".join([*parts, "simulated: not timed"])
+    time = f"{row['latency_ms_p50']:.2f} ms at batch {row['batch_size']}"
+    if row["tier"] == "smoke":
+        return ", ".join([*parts, f"{time} (smoke: no measurement)"])
+    contended = "; contended" if row["contended"] else ""
+    eager, best = row["speedup_vs_eager_fp32"], row["speedup_vs_best_fp32"]
+    return ", ".join([*parts, f"{time} ({eager:.2f}x eager FP32, {best:.2f}x the fastest FP32, {row['best_fp32']}{contended})"])

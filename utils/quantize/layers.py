@@ -1,0 +1,95 @@
+"""The weighted layers of a network, and contexts that watch the outputs of its layers."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import nn
+
+WEIGHTED = (nn.Conv2d, nn.Linear)
+
+
+def weighted(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the convolutions and linear layers of a model by name, in definition order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, WEIGHTED)}
+
+
+@contextlib.contextmanager
+def watching(modules: Iterable[tuple[str, nn.Module]], look: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
+    """Call `look(name, output)` on every output of the named `modules` inside this context."""
+
+    def hook(name: str):
+        return lambda _module, _inputs, output: look(name, output)
+
+    hooks = [module.register_forward_hook(hook(name)) for name, module in modules]
+    try:
+        yield
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def outputs(modules: dict[str, nn.Module]) -> Iterator[dict[str, torch.Tensor]]:
+    """Collect the latest output of each of `modules` while images run through their network.
+
+    The yielded dict is in the order of computation. Quantized outputs are dequantized to float32.
+    The others are copied, because activation functions may work in place.
+    """
+    latest: dict[str, torch.Tensor] = {}
+
+    def keep(name: str, output: torch.Tensor) -> None:
+        latest[name] = output.dequantize() if output.is_quantized else output.clone()
+
+    with watching(modules.items(), keep):
+        yield latest
+
+
+@contextlib.contextmanager
+def extremes(network: nn.Module) -> Iterator[dict]:
+    """Report the extreme values in the layers of `network` while images run through it.
+
+    The yielded dict is filled on leaving. `nonfinite`: number of values that were infinite or NaN;
+    `largest`: the largest finite magnitude; `largest_in`: the layer that it occurred in.
+    """
+    worst: dict[str, torch.Tensor] = {}  # float64 (2,): non-finite values, largest finite magnitude
+    report: dict = {}
+
+    def look(name: str, output: torch.Tensor) -> None:
+        finite = torch.isfinite(output)
+        largest = torch.where(finite, output.float().abs(), 0.0).max()
+        now = torch.stack([(~finite).sum().double(), largest.double()])
+        before = worst.get(name, torch.zeros_like(now))
+        worst[name] = torch.stack([before[0] + now[0], torch.maximum(before[1], now[1])])
+
+    leaves = [(name, module) for name, module in network.named_modules() if not any(module.children())]
+    with watching(leaves, look):
+        yield report
+    where = max(worst, key=lambda name: worst[name][1].item())
+    nonfinite = sum(int(counts[0]) for counts in worst.values())
+    report |= {"nonfinite": nonfinite, "largest": worst[where][1].item(), "largest_in": where}
+
+
+@contextlib.contextmanager
+def channel_means(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
+    """Collect the channel means of all weighted layers while images run through `model`.
+
+    A mean is that of a layer's output over images and positions, before the activation function:
+    float32 (channels,). The yielded dict, by layer, is filled on leaving.
+    """
+    sums: dict[str, torch.Tensor] = {}
+    counts: dict[str, int] = {}
+    means: dict[str, torch.Tensor] = {}
+
+    def add(name: str, output: torch.Tensor) -> None:
+        sums[name] = sums.get(name, 0) + mean_by_channel(output) * len(output)
+        counts[name] = counts.get(name, 0) + len(output)
+
+    with watching(weighted(model).items(), add):
+        yield means
+    means.update({name: total / counts[name] for name, total in sums.items()})
+
+
+def mean_by_channel(output: torch.Tensor) -> torch.Tensor:
+    """Return the mean over images and positions of (n, channels) or (n, channels, h, w)."""
+    return output.mean(dim=[dim for dim in range(output.ndim) if dim != 1])

@@ -1,0 +1,72 @@
+"""Find the engine that runs an FP32 network fastest on this machine, and remember it."""
+
+import contextlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from utils import environment, paths, progress
+from utils.backends import registry
+from utils.catalog import BACKENDS
+from utils.cli import Options
+from utils.data.splits import Split
+from utils.timing import rounds
+from utils.timing.worker import Worker
+from utils.training import checkpoints
+from utils.training.checkpoints import Checkpoint
+
+ENGINES = ("native", *(name for name, backend in BACKENDS.items() if backend.fp32 and name != "native"))
+SEARCH_S, MIN_ROUNDS, MAX_ROUNDS = 3.0, 3, 20  # for each batch size, all engines together
+
+
+def find(baseline: Checkpoint, split: Split, batch_sizes: list[int], options: Options) -> dict[int, dict]:
+    """Find the fastest FP32 engine for each of `batch_sizes`.
+
+    Returns for each batch size `best_fp32` (name of the fastest engine), `fp32_ms` (median
+    milliseconds of each engine) and `fp32_missing` (the engines that cannot run here, and why). The
+    first search is stored beside the checkpoint, so every candidate is compared with the same
+    engine. A smoke run searches nothing and takes eager FP32.
+    """
+    if options.smoke:
+        return {size: {"best_fp32": "native", "fp32_ms": {}, "fp32_missing": {}} for size in batch_sizes}
+    missing = {name: reason for name in ENGINES if (reason := registry.problem(name, options.device))}
+    names = [name for name in ENGINES if name not in missing]
+    facts = {"sha256": baseline.sha256, "cpu": environment.cpu()[0], "versions": environment.versions(), "engines": names}
+    where = {"device": options.device, "threads": options.threads, "cuda_graph": options.cuda_graph}
+    key = checkpoints.fingerprint(**facts, **where, rounds=SEARCH_S)
+    stored = _read(path := baseline.path.with_suffix(".fastest.json"))
+    known = stored.setdefault(key, where | {"batch_sizes": {}})["batch_sizes"]
+    if wanted := [size for size in batch_sizes if str(size) not in known]:
+        progress.say(f"looking for the fastest FP32 with {options.threads} threads among {', '.join(names)}")
+        known |= {str(size): medians for size, medians in _search(names, baseline, split, wanted, options).items()}
+        paths.write_text(path, json.dumps(stored, indent=1) + "\n")
+    return {
+        size: {"best_fp32": min(known[str(size)], key=known[str(size)].get), "fp32_ms": known[str(size)], "fp32_missing": missing}
+        for size in batch_sizes
+    }
+
+
+def _read(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _search(names: list[str], baseline: Checkpoint, split: Split, batch_sizes: list[int], options: Options) -> dict:
+    """Time each engine; returns {batch size: {engine: median milliseconds of a batch}}."""
+    medians = {}
+    how = options.device, options.threads, options.cuda_graph
+    with contextlib.ExitStack() as stack, progress.Bar("fastest FP32", len(batch_sizes), "batch sizes") as bar:
+        sides = [stack.enter_context(Worker(name, baseline.path, *how)) for name in names]
+        for size in sorted(batch_sizes):
+            rounds.hold(sides, split, size)
+            runs, round_s = rounds.fill([rounds.warm_up(side) for side in sides])
+            count = min(MAX_ROUNDS, max(MIN_ROUNDS, round(SEARCH_S / round_s)))
+            kept, _, _ = rounds.alternate(rounds.turns(sides, runs), count)
+            medians[size] = {
+                name: float(1e3 * np.median([np.median(times[side]) for times in kept])) for side, name in enumerate(names)
+            }
+            bar.step(note=f"batch {size}: {min(medians[size], key=medians[size].get)}")
+    return medians

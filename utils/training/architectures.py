@@ -1,0 +1,144 @@
+"""The study's networks with a two-class head, and the weights their training starts from."""
+
+import functools
+import hashlib
+import http.client
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from utils import progress
+from utils.catalog import MODELS
+from utils.errors import UserError
+
+NUM_CLASSES = 2
+
+
+@dataclass(frozen=True)
+class Start:
+    """A network at the start of its training."""
+
+    model: nn.Module
+    pretrained: frozenset[str]  # names of the parameters that were not drawn at random
+    digest: str  # identifies the initial weights, see `init_digest`
+
+
+@functools.cache
+def torchvision_models():
+    """Return `torchvision.models`, even if torchvision's compiled extension cannot be loaded.
+
+    A torchvision built for CUDA cannot load its extension beside a CPU build of torch. Its import
+    then fails when it registers fake versions of two detection operators, which the extension would
+    have defined. Defining their schemas is enough, because the study detects no objects.
+    """
+    try:
+        import torchvision.models as models
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        # The operators are removed with their library, so it is kept as an attribute.
+        torchvision_models.library = library = torch.library.Library("torchvision", "DEF")
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import torchvision.models as models
+    return models
+
+
+def build(name: str) -> nn.Module:
+    """Build architecture `name` with random weights and a two-class head, in training mode.
+
+    The model's attribute `architecture` is `name`. The parameter counts with this head are
+    57,012,034 (alexnet), 11,177,538 (resnet18) and 1,519,906 (mobilenetv3).
+    """
+    model = getattr(torchvision_models(), MODELS[name].torchvision)(weights=None, num_classes=NUM_CLASSES)
+    model.architecture = name  # stored in artifacts that hold only weights, for `rebuild`
+    return model
+
+
+def rebuild(content: dict) -> nn.Module:
+    """Rebuild the network stored as {"architecture": name, "state_dict": weights}.
+
+    It is in training mode and in FP32; weights in another precision are converted.
+    """
+    model = build(content["architecture"])
+    model.load_state_dict(content["state_dict"])
+    return model
+
+
+def initialize(name: str, init: str, seed: int) -> Start:
+    """Build architecture `name` with weights from `init`: "scratch", "imagenet" or a file.
+
+    The file holds a state dict. Tensors that fit by name and shape are loaded. The rest keep the
+    values drawn from `seed`, and their names are printed. Raises `UserError` if the weights cannot
+    be downloaded or read, or if no parameter fits.
+    """
+    torch.manual_seed(seed)
+    model = build(name)
+    if init == "scratch":
+        return Start(model, frozenset(), "scratch")
+    source = _imagenet(name) if init == "imagenet" else _read(Path(init))
+    current = model.state_dict()
+    fits = {key: value for key, value in source.items() if key in current and current[key].shape == value.shape}
+    loaded = frozenset(key for key, _ in model.named_parameters() if key in fits)
+    if not loaded:
+        raise UserError(f"--init {init}: none of its {len(source)} tensors fits {name}; is it another architecture's file?")
+    model.load_state_dict(fits, strict=False)
+    _report(init, current, source, fits)
+    return Start(model, loaded, init_digest(init))
+
+
+def init_digest(init: str) -> str:
+    """Return an identifier of the weights that `--init` names: the word, or the file's sha256."""
+    return init if init in ("imagenet", "scratch") else hashlib.sha256(Path(init).read_bytes()).hexdigest()
+
+
+def _imagenet(name: str) -> dict[str, torch.Tensor]:
+    models = torchvision_models()
+    try:
+        return models.get_model_weights(MODELS[name].torchvision)["DEFAULT"].get_state_dict(progress=False)
+    except (OSError, http.client.HTTPException) as error:  # urllib raises subclasses of OSError
+        raise UserError(
+            f"--init imagenet: torchvision could not download the {name} weights ({error}). Without internet access, give "
+            "a state-dict file with --init FILE, or start from random weights with --init scratch."
+        ) from None
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    """Read the state dict in `path`: plain, or under a usual key of a training checkpoint.
+
+    The prefix "module." of DataParallel is removed, and floating-point tensors become FP32.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling an arbitrary file can raise anything
+        raise UserError(
+            f"--init {path}: not a state dict that torch can load safely ({type(error).__name__}). Give a file that was saved "
+            "with torch.save(model.state_dict(), FILE)."
+        ) from None
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict):
+        raise UserError(
+            f"--init {path}: holds a {type(content).__name__}, not a state dict. Give a file that was saved with "
+            "torch.save(model.state_dict(), FILE)."
+        )
+    tensors = {str(key).removeprefix("module."): value for key, value in content.items() if isinstance(value, torch.Tensor)}
+    return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
+
+
+def _report(init: str, current: dict, source: dict, fits: dict) -> None:
+    missing = [key for key in current if key not in fits and not key.endswith("num_batches_tracked")]
+    unused = [key for key in source if key not in fits]
+    progress.say(f"init: {len(fits)} of {len(current)} tensors from {Path(init).name}")
+    if missing:
+        progress.say(f"init: drawn at random: {', '.join(missing)}")
+    if unused:
+        progress.say(f"init: in the file but not used (no such name or another shape): {', '.join(unused)}")
+
+
+def head(model: nn.Module, name: str) -> set[str]:
+    """Return the names of the parameters in the last layer of `model`, of architecture `name`."""
+    return {parameter for parameter, _ in model.named_parameters() if parameter.startswith(MODELS[name].head + ".")}

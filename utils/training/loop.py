@@ -1,0 +1,277 @@
+"""The one training loop: `fit` trains every model, by every method, on every data set.
+
+A killed run continues from its last finished epoch and ends with the same weights. No random
+generator has to be stored for this: order, augmentation and dropout are drawn anew in each epoch,
+from (seed, epoch).
+"""
+
+import contextlib
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from utils import paths, progress
+from utils.data.splits import Data, Split
+from utils.environment import cpu
+from utils.errors import UserError
+from utils.training import distributed
+
+EVAL_BATCH = 64
+# From images float32 (n, 3, 224, 224), normalised, to logits float32 (n, 2).
+Predictor = Callable[[torch.Tensor], torch.Tensor]
+
+
+def autocast(device: str, wanted: bool | str) -> tuple[contextlib.AbstractContextManager, str]:
+    """Return the context of mixed precision and its format: fp16, bf16 or fp32 (none).
+
+    CUDA uses FP16, with loss scaling. A CPU uses BF16, which needs no loss scaling, if it
+    multiplies BF16 natively. Emulated BF16 is slower than FP32 and is used only if `wanted` is
+    "always".
+    """
+    if wanted and device == "cuda":
+        return torch.autocast("cuda", torch.float16), "fp16"
+    if wanted == "always" or (wanted and {"avx512_bf16", "amx_bf16"} & set(cpu()[1])):
+        return torch.autocast("cpu", torch.bfloat16), "bf16"
+    return contextlib.nullcontext(), "fp32"
+
+
+def parameter_groups(model: nn.Module, head: set[str], recipe: dict) -> list[dict]:
+    """Return AdamW's parameter groups: `head` at `head_lr`, the rest at `backbone_lr`.
+
+    Biases and the parameters of normalisation have no weight decay.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        rate = recipe["head_lr"] if name in head else recipe["backbone_lr"]
+        decay = recipe["weight_decay"] if parameter.ndim > 1 else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
+    return [{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()]
+
+
+def cosine(optimizer: torch.optim.Optimizer, recipe: dict, steps_per_epoch: int) -> torch.optim.lr_scheduler.LambdaLR:
+    """Return the learning-rate schedule: linear warm-up, then half a cosine down to zero.
+
+    Rates change at every step; the warm-up lasts `warmup_epochs`. The cosine is that of Loshchilov
+    and Hutter 2017 (arXiv:1608.03983), without restarts.
+    """
+    warmup, total = recipe["warmup_epochs"] * steps_per_epoch, recipe["epochs"] * steps_per_epoch
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return min(1.0, (step + 1) / warmup)
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+@torch.inference_mode()
+def predict(network: Predictor, split: Split, device: str = "cpu") -> np.ndarray:
+    """Return the logits of a split in its order, float32 (len(split), 2).
+
+    A `network` that is a module is put into evaluation mode.
+    """
+    if isinstance(network, nn.Module):
+        network.eval()
+    return np.concatenate([network(x).float().cpu().numpy() for x, _ in split.batches(EVAL_BATCH, device)])
+
+
+def validate(model: nn.Module, split: Split, device: str) -> tuple[float, float]:
+    """Return the cross-entropy in nats and the accuracy (0 to 1) of `model` on a split.
+
+    Each process of a group computes a part of the split.
+    """
+    part = split.part(distributed.rank(), distributed.size())
+    logits, y = torch.from_numpy(predict(model, part, device)), torch.from_numpy(part.y)
+    sums = [F.cross_entropy(logits, y, reduction="sum").item(), float((logits.argmax(1) == y).sum()), float(len(part))]
+    loss, right, count = distributed.total(sums, device)
+    return loss / count, right / count
+
+
+def freeze(model: nn.Module, recipe: dict, epoch: int) -> None:
+    """Freeze BatchNorm statistics, quantization ranges and dropout as `recipe` schedules it.
+
+    BatchNorm is frozen from epoch `freeze_bn` on: it normalises with its running statistics, as it
+    will when deployed (Krishnamoorthi 2018, arXiv:1806.08342, section 3.2.1). Quantization ranges
+    stay as they are from epoch `freeze_observers` on. With `dropout=False`, dropout is off in all
+    epochs.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout) and not recipe.get("dropout", True):
+            module.eval()
+        if isinstance(module, nn.BatchNorm2d) and epoch >= recipe.get("freeze_bn", math.inf):
+            module.eval()
+        if hasattr(module, "freeze") and epoch >= recipe.get("freeze_observers", math.inf):
+            module.freeze()
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The inputs of a training besides its model, data and recipe."""
+
+    head: set[str]  # names of the parameters that learn at `head_lr`
+    seed: int
+    device: str
+    teacher: nn.Module | None = None  # its probabilities replace the labels
+
+
+@dataclass(frozen=True)
+class Resume:
+    """A file with the state of a training after its last finished epoch.
+
+    `fingerprint` identifies the training.
+    """
+
+    path: Path
+    fingerprint: str
+
+    def read(self, device: str) -> dict | None:
+        """Return the state; None if the file is missing, damaged or of another training."""
+        try:
+            stored = torch.load(self.path, map_location=device, weights_only=True)
+        except Exception:  # a damaged file can raise anything; its loss costs only time
+            return None
+        same = isinstance(stored, dict) and stored.get("fingerprint") == self.fingerprint
+        return stored["state"] if same else None
+
+    def write(self, state: dict) -> None:
+        """Store `state` atomically."""
+        with paths.atomic(self.path) as temporary:
+            torch.save({"fingerprint": self.fingerprint, "state": state}, temporary)
+
+
+class Training:
+    """A training in progress; `fit` stores its `state` after every epoch."""
+
+    def __init__(self, model: nn.Module, data: Data, recipe: dict, setup: Setup):
+        self.data, self.recipe, self.seed, self.device = data, recipe, setup.seed, setup.device
+        self.teacher = setup.teacher and copy.deepcopy(setup.teacher).eval().to(self.device, memory_format=torch.channels_last)
+        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.network = distributed.parallel(self.model)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = recipe["bn_momentum"]
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, setup.head, recipe))
+        self.scheduler = cosine(self.optimizer, recipe, max(1, len(data.train) // recipe["batch_size"]))
+        self.autocast, self.amp = autocast(self.device, recipe["amp"])
+        self.scaler = torch.amp.GradScaler(self.device, enabled=self.amp == "fp16")
+        self.history: list[dict] = []
+        self.best: dict = {"epoch": -1, "score": (-1.0, 0.0), "weights": None}
+
+    def state(self) -> dict:
+        """Return everything that the remaining epochs depend on."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "history": self.history,
+            "best": self.best,
+        }
+
+    def restore(self, state: dict) -> None:
+        """Continue from `state`."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.history, self.best = state["history"], state["best"]
+
+    def target(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Return the training target: labels int64 (n,) or teacher probabilities float32 (n, 2).
+
+        Without a teacher, the target is `y`. With one, the network learns by distillation (Hinton
+        et al. 2015, arXiv:1503.02531, at temperature 1), so that QAT learns to compensate for
+        rounding and nothing else. Mishra and Marr 2018 (arXiv:1711.05852) apply it to quantized
+        students.
+        """
+        if self.teacher is None:
+            return y
+        with torch.no_grad():
+            return self.teacher(x).softmax(1)
+
+    def step(self, x: torch.Tensor, y: torch.Tensor) -> float:
+        """Take one optimizer step on a batch and return its loss."""
+        y = self.target(x, y)
+        with self.autocast:
+            loss = F.cross_entropy(self.network(x).float(), y, label_smoothing=self.recipe["label_smoothing"])
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe["clip_norm"])
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.scheduler.step()
+        return loss.item()
+
+    def epoch(self) -> None:
+        """Train one epoch, validate, and keep the weights if they are the best so far.
+
+        Higher validation accuracy is better, then lower validation loss. With `keep="last"` in the
+        recipe, the weights of the latest epoch are kept. Raises `UserError` if a loss is not
+        finite.
+        """
+        number, started = len(self.history), time.perf_counter()
+        entropy = [self.seed, number, *[distributed.rank()] * (distributed.rank() > 0)]
+        torch.manual_seed(np.random.SeedSequence(entropy).generate_state(1)[0].item())  # dropout
+        self.network.train()
+        freeze(self.model, self.recipe, number)
+        losses = []
+        batch_size, augmentation = self.recipe["batch_size"], self.recipe["augment"]
+        label = f"epoch {number + 1}/{self.recipe['epochs']}"
+        with progress.Bar(label, max(1, len(self.data.train) // batch_size), "steps") as bar:
+            seed = np.random.SeedSequence([self.seed, number, 1]).generate_state(1)[0].item()
+            part = distributed.rank(), distributed.size()
+            for x, y in self.data.train.shuffled(batch_size, seed, self.device, augmentation, part):
+                losses.append(self.step(x, y))
+                bar.step(note=f"loss {losses[-1]:.3f}")
+        distributed.share(self.model)
+        train_loss = distributed.total([sum(losses)], self.device)[0] / len(losses) / distributed.size()
+        loss, accuracy = validate(self.model, self.data.validation, self.device)
+        if not math.isfinite(loss) or not math.isfinite(train_loss):
+            raise UserError(f"{label}: the loss is not finite; lower the learning rates in RECIPE.")
+        seconds = time.perf_counter() - started
+        entry = {"epoch": number, "train_loss": train_loss, "validation_loss": loss}
+        self.history.append(entry | {"validation_accuracy": accuracy, "seconds": seconds})
+        score = (accuracy, -loss) if self.recipe.get("keep", "best") == "best" else (number, 0.0)
+        if score > tuple(self.best["score"]):
+            self.best = {"epoch": number, "score": score, "weights": copy.deepcopy(self.model.state_dict())}
+        progress.say(
+            f"{label}: train loss {entry['train_loss']:.4f}, validation loss {loss:.4f}, "
+            f"accuracy {100 * accuracy:.2f} % (epoch {self.best['epoch'] + 1} is kept), {seconds:.0f} s"
+        )
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done, or the last `patience` epochs brought no better weights.
+
+        A `patience` of 0 turns early stopping off.
+        """
+        number = len(self.history)
+        return number >= self.recipe["epochs"] or number - 1 - self.best["epoch"] >= self.recipe["patience"] > 0
+
+
+def fit(model: nn.Module, data: Data, recipe: dict, setup: Setup, resume: Resume) -> dict:
+    """Train `model` in place by `recipe`, and leave it in evaluation mode with the kept weights.
+
+    The state after each epoch is written to `resume`; training continues from a state that is
+    there already. Returns history (one entry per epoch), best_epoch and training_dtype.
+    """
+    training = Training(model, data, recipe, setup)
+    if state := resume.read(setup.device):
+        training.restore(state)
+        progress.say(f"training goes on after epoch {len(training.history)}")
+    while not training.finished:
+        training.epoch()
+        if distributed.rank() == 0:
+            resume.write(training.state())
+    model.load_state_dict(training.best["weights"])
+    model.eval()
+    return {"history": training.history, "best_epoch": training.best["epoch"], "training_dtype": training.amp}
