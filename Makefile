@@ -16,7 +16,7 @@ setup: .venv/.ready
 	@touch $@
 
 # Two at a time: much of such a short run is imports, which keep one core busy.
-SMALL := --smoke --backends native fbgemm half simulated --batch-sizes 1
+SMALL := --smoke --threads 1 --backends native fbgemm half simulated --batch-sizes 1
 
 demo: setup
 	@echo "== MobileNetV3-Small on the drawn images: FP32 from scratch, then INT8 by post-training quantization"
@@ -25,7 +25,7 @@ demo: setup
 	@$(MAKE) --no-print-directory render STUDY=drawn
 	@echo "== all 21 scripts and the control in small form: a few images and steps show that each works, and measure nothing"
 	@for kind in models quantization; do \
-		$(BIN)/python reproduce.py --list --threads 1 $(SMALL) | grep "^python $$kind/" | tr '\n' '\0' \
+		$(BIN)/python reproduce.py --list $(SMALL) | grep "/$$kind/" | tr '\n' '\0' \
 			| PATH="$(CURDIR)/$(BIN):$$PATH" xargs -0 -P 2 -n 1 sh -c || exit 1; \
 	done
 	$(BIN)/python reproduce.py $(SMALL)

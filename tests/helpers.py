@@ -136,6 +136,8 @@ class FakeWorker:
 def torchrun(processes: int, *command, cwd: Path) -> subprocess.CompletedProcess:
     """Run a Python file with its options in `processes` processes that train together; returns the finished launcher."""
     alone = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    # Tests share the CPUs: threads that spin while they wait for others would make each step ten times as long.
+    alone["OMP_WAIT_POLICY"] = "passive"
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     return subprocess.run([*start, *map(str, command)], cwd=cwd, env=alone, capture_output=True, text=True, timeout=600)
 
@@ -144,13 +146,14 @@ TRAINING_OPTIONS = ("--smoke", "--batch-sizes", "1,3", "--results", "out", "--ch
 
 
 @functools.cache
-def trained_scripts(tmp_path_factory) -> tuple[Path, dict[str, subprocess.CompletedProcess]]:
+def trained_scripts(base: Path) -> tuple[Path, dict[str, subprocess.CompletedProcess]]:
     """Run every training script of every model under `torchrun`, once in a test session, whoever asks for it.
 
-    Returns the folder they ran in, with `out` and `weights`, and the finished launchers by script. Baselines come first; after
-    them, two scripts run at a time.
+    `base` is `tmp_path_factory.getbasetemp()`. Returns the folder they ran in, with `out` and `weights`, and the finished
+    launchers by script. Baselines come first; after them, two scripts run at a time.
     """
-    home, finished = tmp_path_factory.mktemp("trained"), {}
+    home, finished = base / "trained", {}
+    home.mkdir()
 
     def trained(script: str) -> subprocess.CompletedProcess:
         return torchrun(2, paths.ROOT / script, *TRAINING_OPTIONS, cwd=home)

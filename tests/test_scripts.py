@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import TRAINING_OPTIONS, trained_scripts
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,17 +44,16 @@ def run(script, *options, cwd, check=True):
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
-    """All 21 scripts, run once with --smoke into folders of their own, two at a time once there are baselines."""
-    home = tmp_path_factory.mktemp("smoke")
-    options = ("--smoke", "--threads", "1", "--batch-sizes", "1,3", "--results", "out", "--checkpoints", "weights")
+    """All 21 scripts, run once with --smoke from another folder: those that train under torchrun, the others two at a time."""
+    home, trained = trained_scripts(tmp_path_factory.getbasetemp())
 
     def output(command):
         script, *backend = command.split()
-        return run(script, *backend, *options, cwd=home).stdout  # folders are relative on purpose
+        return run(script, *backend, "--threads", "1", *TRAINING_OPTIONS, cwd=home).stdout  # folders are relative on purpose
 
+    outputs = {script: done.stdout for script, done in trained.items()}
     with ThreadPoolExecutor(2) as pool:
-        outputs = dict(zip(FP32, pool.map(output, FP32), strict=True))
-        others = [command for command in COMMANDS if command not in FP32]
+        others = [command for command in COMMANDS if command not in outputs]
         return home, outputs | dict(zip(others, pool.map(output, others), strict=True))
 
 
