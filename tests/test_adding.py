@@ -17,7 +17,7 @@ def home(tmp_path_factory):
     """A copy of the code, to which everything has been added."""
     home = tmp_path_factory.mktemp("adding")
     for name in ("models", "quantization", "utils", "figures", "results"):
-        made = shutil.ignore_patterns("__pycache__", "cats_and_dogs*", "drawn*")
+        made = shutil.ignore_patterns("__pycache__", "cats_and_dogs*", "drawn", "drawn_*")
         shutil.copytree(ROOT / name, home / name, ignore=made)
     for name in ("reproduce.py", "README.md"):
         shutil.copy2(ROOT / name, home / name)

@@ -62,7 +62,7 @@ def test_the_process_that_trained_measures_on_all_threads(experiment, deployed, 
     threads = []
     record.run(experiment, {"epochs": 1}, watched(deployed, threads))
     assert threads and set(threads) == {experiment.options.threads}
-    (path,) = (experiment.options.results / "tiny_smoke/runs").glob("*.json")
+    path = experiment.options.results / "tiny_smoke/runs/mobilenetv3_fp32_native_cpu_seed0.json"
     written = json.loads(path.read_text())
     assert f"written: {path}" in capsys.readouterr().out
     assert written["recipe"] == {"epochs": 1} and written["layers"] == []
@@ -71,6 +71,14 @@ def test_the_process_that_trained_measures_on_all_threads(experiment, deployed, 
     assert written["footprint"]["parameters"] == 1_519_906 and written["footprint"]["quantized_share"] == 0
     assert written["provenance"]["artifact_sha256"] == written["provenance"]["baseline_sha256"] == experiment.baseline.sha256
     assert written["metrics"]["agreement_fp32"] == 1 and "verdict" not in written["metrics"]  # it is the baseline itself
+
+
+def test_the_control_is_named_as_such_and_repeated_by_the_command_that_made_it(experiment, deployed):
+    control = dataclasses.replace(experiment, run=Run("mobilenetv3", "qat", "int8"))
+    record.run(control, {}, deployed)
+    path = experiment.options.results / "tiny_smoke/runs/mobilenetv3_control_fp32_native_cpu_seed0.json"
+    command = json.loads(path.read_text())["command"]
+    assert command.startswith("python quantization/qat/mobilenetv3_qat_int8.py --backend native")
 
 
 def test_only_the_first_of_several_processes_measures(experiment, deployed, monkeypatch):
