@@ -4,6 +4,7 @@ import ast
 import csv
 import itertools
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -36,7 +37,8 @@ COMMANDS = [*SCRIPTS, CONTROL, AMP]
 def run(script, *options, cwd, check=True):
     """Run a script of the repository from another folder; returns the finished process."""
     command = [sys.executable, str(ROOT / script), *map(str, options)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
+    environ = os.environ | {"OMP_WAIT_POLICY": "passive"}  # scripts that run beside each other share the CPUs
+    done = subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=600)
     if check:
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
     return done
@@ -49,7 +51,7 @@ def smoke(tmp_path_factory):
 
     def output(command):
         script, *backend = command.split()
-        return run(script, *backend, "--threads", "1", *TRAINING_OPTIONS, cwd=home).stdout  # folders are relative on purpose
+        return run(script, *backend, *TRAINING_OPTIONS, cwd=home).stdout  # folders are relative on purpose
 
     outputs = {script: done.stdout for script, done in trained.items()}
     with ThreadPoolExecutor(2) as pool:
