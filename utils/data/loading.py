@@ -97,8 +97,9 @@ def load(options: Options) -> "Data":
 
     Raises UserError as `open_source` does, and where torch cannot use the device.
     """
+    if options.device != "cpu":  # before minutes of decoding
+        check_device(options.device)
     source = open_source(options)
-    check_device(options.device)
     from utils.data.splits import Data, Split  # torch
 
     stored = source.stored
