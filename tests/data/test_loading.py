@@ -251,9 +251,10 @@ def test_empty_part_is_refused(tmp_path, smoke):
         loading.open_source(options_for(tmp_path, root, smoke=smoke))
 
 
-def test_missing_gpu_is_reported_after_the_data(tmp_path, monkeypatch):
+def test_missing_gpu_is_reported_before_anything_is_decoded(tmp_path, monkeypatch):
     import torch
 
+    monkeypatch.setattr(loading, "open_source", lambda options: pytest.fail("images were decoded"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="--device cuda: torch finds no usable GPU"):
         data.load(options_for(tmp_path, folder_of(tmp_path / "pets", *PETS), device="cuda"))

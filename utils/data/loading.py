@@ -97,8 +97,9 @@ def load(options: Options) -> "Data":
 
     Raises UserError as `open_source` does, and where torch cannot use the device.
     """
-    if options.device != "cpu":  # before minutes of decoding
-        check_device(options.device)
+    if options.device != "cpu":
+        find(options)  # a mistake in the data shows before torch is imported,
+        check_device(options.device)  # and a missing GPU before minutes of decoding
     source = open_source(options)
     from utils.data.splits import Data, Split  # torch
 
