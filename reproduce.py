@@ -22,7 +22,6 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 from utils import catalog, cli, environment, paths, progress
 from utils.catalog import Run
@@ -110,18 +109,11 @@ def done(job: Job, study: str, digest: str) -> bool:
         and (machine["cpu"], tuple(machine["isa"])) == environment.cpu()
         and machine["threads"] == options.threads
         and machine["versions"] == environment.versions()
-        and (job.run.method != "fp32" or record["training"]["init"] == _init_digest(options.init))
+        and (job.run.method != "fp32" or record["training"]["init"] == cli.init_digest(options.init))
         and (record["run"]["simulated"] or wanted <= timed)
         and bool(known.get("code"))  # the committed study has only a digest of all files
         and environment.is_code(known["code"])
     )
-
-
-def _init_digest(init: str) -> str:
-    """The same as `architectures.init_digest`, without importing torch."""
-    import hashlib
-
-    return init if init in ("imagenet", "scratch") else hashlib.sha256(Path(init).read_bytes()).hexdigest()
 
 
 def seconds_left(kinds: list, finished: list[tuple]) -> float | None:

@@ -230,6 +230,13 @@ def absolute_command(run: Run, options: Options) -> str:
     return shlex.join(["python", str(paths.ROOT / run.script), *words(run, options.replace(**full))])
 
 
+def init_digest(init: str) -> str:
+    """Identify the weights that `--init` names: by the word itself, or by the sha256 of the file."""
+    import hashlib  # not at the top: `--help` hashes nothing
+
+    return init if init in ("imagenet", "scratch") else hashlib.sha256(Path(init).read_bytes()).hexdigest()
+
+
 def run(main: Callable[[Options], None], doc: str, run: Run) -> None:
     """Run a script: parse the command line, then call `main(options)`.
 

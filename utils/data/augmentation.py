@@ -22,23 +22,22 @@ def normalize_(images: torch.Tensor) -> torch.Tensor:
     return images
 
 
-def augment(images: torch.Tensor, uniform: torch.Tensor, crop: float, degrees: float, side: int | None = None) -> torch.Tensor:
+def augment(images: torch.Tensor, uniform: torch.Tensor, crop: float, degrees: float) -> torch.Tensor:
     """Return randomly cropped, mirrored and rotated copies of `images`, float (n, 3, h, w).
 
     One affine resampling does it all, so pixels are interpolated once. The side of a crop is
     between `crop` and 1 times that of the image, anywhere inside; the rotation is uniform within
     +-`degrees`; half of the images are mirrored. `uniform`, float32 (n, 5) in [0, 1) on the CPU,
-    holds all random numbers. Reflection fills what lies outside the image. The result is square
-    with `side` pixels, by default of the size of `images`.
+    holds all random numbers. Reflection fills what lies outside the image.
     """
-    shown = crop + (1 - crop) * uniform[:, 0]
+    side = crop + (1 - crop) * uniform[:, 0]
     angle = math.radians(degrees) * (2 * uniform[:, 1] - 1)
     mirror = torch.where(uniform[:, 2] < 0.5, -1.0, 1.0)
-    shift = (2 * uniform[:, 3:] - 1) * (1 - shown)[:, None]
-    cos, sin = shown * angle.cos(), shown * angle.sin()
+    shift = (2 * uniform[:, 3:] - 1) * (1 - side)[:, None]
+    cos, sin = side * angle.cos(), side * angle.sin()
     # Where each pixel of the result lies in the image, whose side goes from -1 to 1.
     # `F.affine_grid` has a matrix product for each pixel, which takes as long as the resampling.
-    height, width = (side, side) if side else images.shape[2:]
+    height, width = images.shape[2:]
     across, down = (((2 * torch.arange(n) + 1) / n - 1).to(images.device) for n in (width, height))
     grid = torch.empty(len(images), height, width, 2, device=images.device)
     for axis, (by_x, by_y) in enumerate([(cos * mirror, -sin), (sin * mirror, cos)]):

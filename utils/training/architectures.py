@@ -1,7 +1,6 @@
 """The study's networks with a two-class head, and the weights their training starts from."""
 
 import functools
-import hashlib
 import http.client
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils import progress
+from utils import cli, progress
 from utils.catalog import MODELS
 from utils.errors import UserError
 
@@ -22,7 +21,7 @@ class Start:
 
     model: nn.Module
     pretrained: frozenset[str]  # names of the parameters that were not drawn at random
-    digest: str  # identifies the initial weights, see `init_digest`
+    digest: str  # identifies the initial weights, see `cli.init_digest`
 
 
 @functools.cache
@@ -86,12 +85,7 @@ def initialize(name: str, init: str, seed: int) -> Start:
         raise UserError(f"--init {init}: none of its {len(source)} tensors fits {name}; is it another architecture's file?")
     model.load_state_dict(fits, strict=False)
     _report(init, current, source, fits)
-    return Start(model, loaded, init_digest(init))
-
-
-def init_digest(init: str) -> str:
-    """Return an identifier of the weights that `--init` names: the word, or the file's sha256."""
-    return init if init in ("imagenet", "scratch") else hashlib.sha256(Path(init).read_bytes()).hexdigest()
+    return Start(model, loaded, cli.init_digest(init))
 
 
 def _imagenet(name: str) -> dict[str, torch.Tensor]:

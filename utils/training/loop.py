@@ -225,8 +225,6 @@ class Training:
         freeze(self.model, self.recipe, number)
         losses = []
         batch_size, augmentation = self.recipe["batch_size"], self.recipe["augment"]
-        if "sides" in self.recipe:  # small images cost less; the last epochs see those of deployment (arXiv:1906.06423)
-            augmentation = augmentation | {"side": self.recipe["sides"][number]}
         label = f"epoch {number + 1}/{self.recipe['epochs']}"
         with progress.Bar(label, max(1, len(self.data.train) // batch_size), "steps") as bar:
             seed = np.random.SeedSequence([self.seed, number, 1]).generate_state(1)[0].item()
