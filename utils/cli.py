@@ -129,10 +129,7 @@ def resolve(backends: tuple[str, ...], given: dict) -> Options:
 
     Raises `UserError` for values that contradict each other, the machine or the disk.
     """
-    defaults = {
-        "batch_sizes": SMOKE_BATCH_SIZES if given["smoke"] else BATCH_SIZES,
-        "init": "scratch" if given["data"] is None or given["smoke"] else "imagenet",
-    }
+    defaults = _depending(given["data"], given["smoke"])
     given = given | {name: given[name] or default for name, default in defaults.items()}
     given |= {name: given[name].resolve() for name in ("results", "checkpoints")}
     given |= {"classes": given["classes"] and tuple(given["classes"])}
@@ -188,12 +185,20 @@ def words(run: Run, options: Options) -> list[str]:
     return words + ["--cuda-graph"] * options.cuda_graph + ["--smoke"] * options.smoke
 
 
-def _defaults(options: Options) -> dict:
-    batch_sizes = SMOKE_BATCH_SIZES if options.smoke else BATCH_SIZES
+def _depending(data: str | None, smoke: bool) -> dict:
+    """Return the defaults that depend on other options."""
     return {
-        "init": "scratch" if options.data is None or options.smoke else "imagenet",
+        "batch_sizes": SMOKE_BATCH_SIZES if smoke else BATCH_SIZES,
+        "init": "scratch" if data is None or smoke else "imagenet",
+    }
+
+
+def _defaults(options: Options) -> dict:
+    depending = _depending(options.data, options.smoke)
+    return {
+        "init": depending["init"],
         "device": "cpu",
-        "batch-sizes": ",".join(map(str, batch_sizes)),
+        "batch-sizes": ",".join(map(str, depending["batch_sizes"])),
         "seed": 0,
         "threads": cpu_count(),
         "timing": TIMING[0],
