@@ -95,7 +95,7 @@ BACKENDS = {  # the first that serves a script is its default
     "native": Backend("native", (("fp32", "fp32"), ("qat", "int8")), ANYWHERE, fp32=True),
     "frozen": Backend("frozen", devices=ANYWHERE, fp32=True),
     "compile": Backend("compile", devices=ANYWHERE, fp32=True),
-    "onnxruntime": Backend("onnxruntime", fp32=True),
+    "onnxruntime": Backend("onnxruntime", INT8, fp32=True, dashes=(0, (3, 1, 1, 1))),
 }
 
 

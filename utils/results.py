@@ -32,6 +32,7 @@ SECTIONS = (
         "balanced_accuracy", "roc_auc", "average_precision", "log_loss", "brier", "ece", "tn", "fp", "fn", "tp",
         "agreement_fp32", "logit_cosine", "sqnr_db", "kl_mean", "accuracy_difference", "accuracy_difference_ci_low",
         "accuracy_difference_ci_high", "gained", "lost", "flip_rate", "mcnemar_p", "mcnemar_p_holm", "margin", "verdict",
+        "accuracy_reference", "sqnr_reference_db", "sqnr_vs_reference_db", "agreement_reference",
         "accuracy_fake_quant", "agreement_fake_quant",
     )),
     ("timing", (

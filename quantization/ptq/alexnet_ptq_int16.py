@@ -16,6 +16,7 @@ from utils.catalog import Run
 
 RUN = Run(model="alexnet", method="ptq", dtype="int16")
 RECIPE = dict(
+    bits=16,
     activations="minmax",  # or "percentile", "mse"; with 65,536 levels there is no need to clip
     headroom=4.0,  # 2 of the 16 bits, so that values beyond the calibrated range do not clip
     calibration_images=256,

@@ -15,8 +15,8 @@ from utils.catalog import Run
 
 RUN = Run(model="alexnet", method="ptq", dtype="int8")
 RECIPE = dict(
-    weights="per_channel_symmetric",
-    activations="histogram",
+    bits=8,
+    activations="mse",
     calibration_images=256,
     bias_correction=False,
     keep_fp32=(),

@@ -18,8 +18,8 @@ from utils.catalog import Run
 
 RUN = Run(model="mobilenetv3", method="ptq", dtype="int8")
 RECIPE = dict(
-    weights="per_channel_symmetric",
-    activations="histogram",
+    bits=8,
+    activations="mse",
     calibration_images=256,
     bias_correction=True,
     keep_fp32=("features.0", "features.1", "features.2", "features.3"),

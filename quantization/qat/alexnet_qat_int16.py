@@ -23,9 +23,10 @@ RECIPE = dict(
         distill=True,  # match the FP32 network, not the labels: adapt to the rounding only
         dropout=False,  # as in the teacher
         augment=dict(crop=0.7, degrees=15),  # smallest crop as a share of the side; rotation
-        bn_momentum=0.1, freeze_bn=1, freeze_observers=0,  # epochs, from 0, at which these freeze
+        bn_momentum=0.1, freeze_bn=1,  # epoch, from 0, at which its statistics freeze
         amp=False,
     ),
+    bits=16,
     activations="minmax",  # or "percentile", "mse"; with 65,536 levels there is no need to clip
     headroom=4.0,  # 2 of the 16 bits, so that values beyond the calibrated range do not clip
     calibration_images=256,

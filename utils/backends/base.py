@@ -1,4 +1,12 @@
-"""The interface of a backend, and its description of a deployed network."""
+"""The roles of a backend, and its description of a deployed network.
+
+A backend plays up to three roles, and has the methods of those it plays:
+- *run*: `problem` and `load`, of `Backend`. Every backend runs artifacts.
+- *lower*: `lower` writes a `Quantized` network to a file; see `Lowering` in lowering.py. Backends of
+  other number formats have `quantize`, which converts a float network.
+- *train*: `training`, `prepare` and `convert`, for QAT.
+None of them needs a `torch.nn.Module` where the engine has none.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,10 +17,11 @@ import torch
 from torch import nn
 
 from utils.quantize.layers import WEIGHTED, weighted
+from utils.quantize.quantized import Quantized
 from utils.training.checkpoints import Checkpoint
 from utils.training.loop import Predictor
 
-__all__ = ["Backend", "Deployed", "Layer", "Predictor", "Stored", "plain_layers", "stored_parameters"]
+__all__ = ["Backend", "Deployed", "Layer", "Predictor", "Quantizing", "Stored", "Training", "plain_layers", "stored_parameters"]
 
 
 @dataclass(frozen=True)
@@ -29,27 +38,31 @@ class Layer:
     """A deployed convolution or linear layer, to compare with the float layer of its name."""
 
     module: nn.Module  # its output is the layer's output
-    weight: torch.Tensor | None  # values of the rounded weights, float32; None if inaccessible
-    relu: bool = False  # whether the output includes the layer's ReLU
+    weight: torch.Tensor  # values of the rounded weights
 
 
 @dataclass(frozen=True)
 class Deployed:
-    """A network as a backend runs it, before it is written to a file."""
+    """A network as a backend runs it, before it is written to a file.
+
+    `predict`, `network` and `layers` are there if torch runs the network. Otherwise the file alone
+    answers, and `quantized` says what it should answer.
+    """
 
     backend: "Backend"
-    predict: Predictor
     save: Callable[[Path], None] | Path  # writes the artifact to a path, or is its path
-    network: nn.Module  # what `predict` runs
-    layers: dict[str, Layer]  # of `network`, by their names in the float network
     stored: tuple[Stored, ...]  # all numbers in the file
+    predict: Predictor | None = None
+    network: nn.Module | None = None  # what `predict` runs
+    layers: dict[str, Layer] = field(default_factory=dict)  # of `network`, by their names in the float network
     reference: nn.Module | None = None  # the same layers in FP32; None if nothing was converted
+    quantized: Quantized | None = None  # what was lowered
     fake_quant: nn.Module | None = None  # the network that QAT trained, rounding in FP32
     facts: dict = field(default_factory=dict)  # further facts for the record, JSON-serializable
 
 
 class Backend(Protocol):
-    """An engine that deploys networks and runs them.
+    """The role *run*: an engine that loads an artifact and runs it.
 
     `name` is the value of `--backend`; `suffix` ends the file names of its artifacts.
     """
@@ -64,11 +77,25 @@ class Backend(Protocol):
     def problem(self) -> str | None:
         """Return why this backend cannot run on this machine, in a few words; None if it can."""
 
+    def load(self, path: Path, device: str) -> Predictor:
+        """Load the artifact at `path` on `device`, ready to run.
+
+        An engine that competes for the fastest FP32 also loads the FP32 checkpoint, a file `.pt`.
+        """
+
+
+class Quantizing(Protocol):
+    """The role of a backend that converts float networks."""
+
     def quantize(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> Deployed:
         """Convert a float `model` by PTQ as `recipe` says.
 
         Ranges come from the calibration `images`, float32 (n, 3, 224, 224), normalised.
         """
+
+
+class Training(Protocol):
+    """The role *train*: a backend whose rounding QAT can learn to live with."""
 
     def training(self, recipe: dict) -> tuple[str, dict]:
         """Return a short tag, and all settings of this backend that decide the result of QAT.
@@ -79,7 +106,7 @@ class Backend(Protocol):
     def prepare(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> nn.Module:
         """Return a trainable copy of `model` that rounds as the deployed network will (QAT).
 
-        Ranges start from the calibration `images`, float32 (n, 3, 224, 224), normalised.
+        Ranges come from the calibration `images`, float32 (n, 3, 224, 224), normalised.
         """
 
     def convert(self, trained: Checkpoint, model: nn.Module, images: torch.Tensor, recipe: dict) -> Deployed:
@@ -88,9 +115,6 @@ class Backend(Protocol):
         Only the structure of the float `model` is used, not its weights. `images` are those for
         calibration, as in `prepare`.
         """
-
-    def load(self, path: Path, device: str) -> Predictor:
-        """Load the artifact at `path` on `device`, ready to run."""
 
 
 def plain_layers(network: nn.Module) -> dict[str, Layer]:

@@ -1,66 +1,73 @@
-"""FP32 through the CPU provider of ONNX Runtime.
+"""The CPU provider of ONNX Runtime, for FP32 and for quantized networks.
 
-The graph is exported once from the FP32 checkpoint and kept beside it.
+The graph of an FP32 network is exported once from its checkpoint and kept beside it. A quantized
+network's graph is its artifact. ONNX Runtime looks for an operator between DequantizeLinear and
+QuantizeLinear, so it wants pairs behind every operator, and rounds biases to 32 bits.
 """
 
 import importlib.util
-import io
-import warnings
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
-from filelock import FileLock
-from torch import nn
 
-from utils import paths
+from utils import environment
+from utils.backends import onnx_export
 from utils.backends.base import Predictor
-from utils.backends.native import Native
-from utils.training import checkpoints
+from utils.backends.lowering import Lowering
+from utils.quantize.placement import Placement
+from utils.quantize.quantized import Quantized
 
-SHAPE = (2, 3, 224, 224)  # of the example; the exporter treats a batch of one as a constant
 
+class OnnxRuntime(Lowering):
+    """The backend of networks on the CPU provider of ONNX Runtime."""
 
-class OnnxRuntime(Native):
-    """The backend of FP32 networks on the CPU provider of ONNX Runtime."""
-
-    name, layout = "onnxruntime", torch.contiguous_format
+    name, suffix, layout = "onnxruntime", ".onnx", torch.contiguous_format
 
     def problem(self) -> str | None:
         missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
-        return f"not installed: {', '.join(missing)}" if missing else None
+        return f"not installed: {', '.join(missing)} (pip install -r requirements.txt)" if missing else None
+
+    def placement(self, bits: int) -> Placement:
+        if bits == 16:
+            # Its 16-bit operators are computed in FP32 between roundings: a second simulation.
+            return Placement("outputs", torch.int16, torch.int8, bias="float", symmetric=True, levels=2**16 - 1)
+        # Without VNNI its kernels add pairs of u8 x s8 products in 16 bits, which overflow.
+        levels = 255 if environment.has_vnni() else 127
+        return Placement("outputs", bias="int32", levels=levels, pooling_keeps_scale=True, unit_gates=True)
+
+    def lower(self, quantized: Quantized, path: Path) -> None:
+        onnx_export.export(quantized.network, path)
 
     def load(self, path: Path, device: str) -> Predictor:
+        session = self.session(path)
+        return lambda x: torch.from_numpy(session.run(None, {"images": x.contiguous().numpy()})[0])
+
+    def session(self, path: Path, optimized: Path | None = None):
+        """Load an artifact or an FP32 checkpoint; write the optimized graph to `optimized`."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         # Without this, its threads keep spinning while the other side of a comparison is timed.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        session = onnxruntime.InferenceSession(self._exported(path), options, providers=["CPUExecutionProvider"])
-        return lambda x: torch.from_numpy(session.run(None, {"images": x.contiguous().numpy()})[0])
+        if optimized is not None:
+            options.optimized_model_filepath = str(optimized)
+            options.log_severity_level = 3  # it warns that the optimized graph is for this machine only
+        graph = onnx_export.of_checkpoint(path) if path.suffix == ".pt" else path
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
-    def _exported(self, path: Path) -> Path:
-        """Return the path of the graph of the checkpoint at `path`; export it if it is missing."""
-        target = path.with_name(f"{path.stem}.{checkpoints.sha256_of(path)[:8]}.onnx")
-        with FileLock(f"{target}.lock"):
-            if not target.exists():
-                with paths.atomic(target) as temporary:
-                    export(super().load(path, "cpu"), temporary)
-        return target
+    def kernels(self, path: Path) -> dict[str, int]:
+        """Count the kernels of the optimized graph by operator, as ONNX Runtime runs them here."""
+        import collections
+        import tempfile
 
+        import onnx
 
-def export(model: nn.Module, path: Path) -> None:
-    """Write `model` as ONNX, with an input "images" and an output "logits".
-
-    "images" is float32 (n, 3, 224, 224) and "logits" float32 (n, 2), with n free.
-    """
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            model, (torch.zeros(SHAPE),), path, dynamo=True, external_data=False, opset_version=18,
-            input_names=["images"], output_names=["logits"], dynamic_shapes=({0: torch.export.Dim("n")},),
-        )  # fmt: skip
+        with tempfile.TemporaryDirectory() as folder:
+            optimized = Path(folder) / "optimized.onnx"
+            self.session(path, optimized)
+            graph = onnx.load(optimized).graph
+        return dict(collections.Counter(node.op_type for node in graph.node))
 
 
 ENGINES = {"onnxruntime": OnnxRuntime()}

@@ -1,11 +1,13 @@
-"""Errors that conversion adds to weights and outputs, layer by layer."""
+"""Errors that quantization adds to weights and outputs, layer by layer."""
 
 import numpy as np
 import torch
 
 from utils import metrics
-from utils.backends.base import Deployed
+from utils.backends.base import Deployed, Layer
 from utils.quantize.layers import outputs, weighted
+from utils.quantize.quantized import Quantized, QuantizedLayer
+from utils.quantize.reference import Reference
 
 
 @torch.inference_mode()
@@ -14,8 +16,10 @@ def errors(deployed: Deployed, images: torch.Tensor) -> list[dict]:
 
     Returns one dict for each layer, in order of computation. `weight_sqnr_db` compares the layer's
     weights with the FP32 weights that they were rounded from. `output_sqnr_db` compares its output
-    on `images` (n, 3, 224, 224), which includes the errors of all layers before it. None means no
-    difference at all, or weights that cannot be read. The list is empty if nothing was converted.
+    on `images` (n, 3, 224, 224), before the activation function; it includes the errors of all
+    layers before it. Of a network that was lowered, outputs are those of its exact execution. None
+    means no difference at all, or weights that cannot be read. The list is empty if nothing was
+    converted.
     """
     if deployed.reference is None:
         return []
@@ -23,21 +27,31 @@ def errors(deployed: Deployed, images: torch.Tensor) -> list[dict]:
     reference = weighted(deployed.reference)
     with outputs(reference) as expected:
         deployed.reference(images)
-    with outputs({name: layer.module for name, layer in deployed.layers.items()}) as actual:
-        deployed.predict(images)
-    rows = []
-    for name, output in expected.items():
-        layer, weight = deployed.layers[name], reference[name].weight
-        if layer.relu:
-            output = output.clamp_min(0)
-        rows.append({
+    if deployed.quantized is not None:
+        actual, layers = _exact(deployed.quantized, images.cpu())
+    else:
+        layers = deployed.layers
+        with outputs({name: layer.module for name, layer in layers.items()}) as actual:
+            deployed.predict(images)
+    return [
+        {
             "layer": name,
             "kind": type(reference[name]).__name__,
-            "parameters": weight.numel(),
-            "weight_sqnr_db": None if layer.weight is None else metrics.sqnr_db(_array(weight), _array(layer.weight)),
+            "parameters": reference[name].weight.numel(),
+            "weight_sqnr_db": metrics.sqnr_db(_array(reference[name].weight), _array(layers[name].weight)),
             "output_sqnr_db": metrics.sqnr_db(_array(output), _array(actual[name])),
-        })  # fmt: skip
-    return rows
+        }
+        for name, output in expected.items()
+    ]
+
+
+def _exact(quantized: Quantized, images: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict[str, Layer]]:
+    """Return the layers' outputs in exact execution, float32, and the layers, by name."""
+    actual = {}
+    Reference(quantized, lambda name, output: actual.update({name: output.float()})).run(images.double())
+    modules = {name: quantized.network.get_submodule(name) for name in actual}
+    values = {name: module.values() if isinstance(module, QuantizedLayer) else module.weight for name, module in modules.items()}
+    return actual, {name: Layer(modules[name], values[name]) for name in modules}
 
 
 def _array(x: torch.Tensor) -> np.ndarray:

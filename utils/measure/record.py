@@ -11,6 +11,7 @@ from utils.backends.base import Deployed
 from utils.catalog import BACKENDS, Run
 from utils.errors import UserError
 from utils.measure import footprint, layers
+from utils.quantize import reference as execution
 from utils.timing import protocol
 from utils.timing.worker import EVAL_BATCH, Worker
 from utils.training import checkpoints, distributed, loop
@@ -42,17 +43,18 @@ def run(experiment: Experiment, recipe: dict, deployed: Deployed, trained: Check
     path = _saved(run, experiment, deployed)
     logits, numerics = artifact_logits(deployed, path, experiment)
     reference = baseline_logits(experiment, logits if path == experiment.baseline.path else None)
+    method = reference_logits(deployed, experiment)
     shown = experiment.data.validation.calibration(SMOKE_DIAGNOSED if options.smoke else DIAGNOSED)
     record = {
         "run": results.describe(run, experiment.data.study, backend.name, options),
         "command": cli.published_command(experiment.run, options.replace(backends=(backend.name,))),
         "recipe": recipe,
-        "metrics": _metrics(f"{run.name} on {backend.name}", logits, reference, deployed, experiment),
+        "metrics": _metrics(logits, reference, method, deployed, experiment),
         "footprint": _footprint(deployed, path, experiment),
         "environment": host,
         "data": experiment.data.describe(),
         "training": (trained or experiment.baseline).training,
-        "backend": deployed.facts | numerics,
+        "backend": deployed.facts | numerics | _kernels(backend, path),
         "layers": layers.errors(deployed, shown),
         "timing": _times(deployed, path, experiment),
     }
@@ -77,8 +79,9 @@ def _saved(run: Run, experiment: Experiment, deployed: Deployed) -> Path:
 def artifact_logits(deployed: Deployed, path: Path, experiment: Experiment) -> tuple[np.ndarray, dict]:
     """Compute the artifact's test logits, float32 (n, 2), in a fresh process.
 
-    First checks that saving changed nothing, bit for bit, on test images and on random inputs,
-    which reach values that photographs do not. Raises `RuntimeError` if it did. The second value
+    If torch runs the network, first checks that saving changed nothing, bit for bit, on test images
+    and on random inputs, which reach values that photographs do not. Raises `RuntimeError` if it
+    did. The second value
     has the `extremes` of all layers' outputs if the backend is watched for overflow, and is empty
     if not.
     """
@@ -89,7 +92,7 @@ def artifact_logits(deployed: Deployed, path: Path, experiment: Experiment) -> t
     for network in filter(None, (deployed.network, deployed.reference)):
         network.to(options.device)
     with Worker(deployed.backend.name, path, options.device, options.threads) as worker, torch.inference_mode():
-        for name, x in (("random inputs", noise), ("test images", first)):
+        for name, x in (("random inputs", noise), ("test images", first)) if deployed.predict else ():
             before = deployed.predict(x.to(options.device)).float().cpu().numpy()
             if not np.array_equal(before, after := worker.call("run", x), equal_nan=True):
                 largest = np.abs(before - after).max()
@@ -120,8 +123,34 @@ def baseline_logits(experiment: Experiment, known: np.ndarray | None = None) -> 
     return known
 
 
-def _metrics(name: str, logits: np.ndarray, reference: np.ndarray, deployed: Deployed, experiment: Experiment) -> dict:
+def reference_logits(deployed: Deployed, experiment: Experiment) -> np.ndarray | None:
+    """Test logits of the method in exact arithmetic, float32 (n, 2); None if nothing was lowered.
+
+    Engines that lower the same network share them: they are stored by its digest.
+    """
+    quantized, test = deployed.quantized, experiment.data.test
+    if quantized is None:
+        return None
+    key = checkpoints.fingerprint(network=quantized.digest(), index=test.index.tolist(), data=experiment.data.digest)
+    path = experiment.baseline.path.parent / "references" / f"{experiment.run.name}_{key[:16]}.npy"
+    if path.exists():
+        return np.load(path)
+    computed = execution.logits(quantized, test)
+    with paths.atomic(path) as temporary, temporary.open("wb") as file:
+        np.save(file, computed)
+    return computed
+
+
+def _kernels(backend, path: Path) -> dict:
+    """Count the kernels of the compiled graph, if the engine tells."""
+    return {"kernels": backend.kernels(path)} if hasattr(backend, "kernels") else {}
+
+
+def _metrics(
+    logits: np.ndarray, reference: np.ndarray, method: np.ndarray | None, deployed: Deployed, experiment: Experiment
+) -> dict:
     test, device = experiment.data.test, experiment.options.device
+    name = f"{experiment.run.name} on {deployed.backend.name}"
     try:
         quality = metrics.classification(logits, test.y)
     except ValueError as error:
@@ -130,6 +159,13 @@ def _metrics(name: str, logits: np.ndarray, reference: np.ndarray, deployed: Dep
     quality |= {"accuracy_ci_low": low, "accuracy_ci_high": high} | metrics.fidelity(logits, reference)
     if logits is not reference:
         quality |= stats.against(logits.argmax(1) == test.y, reference.argmax(1) == test.y)
+    if method is not None:
+        quality |= {
+            "accuracy_reference": float((method.argmax(1) == test.y).mean()),
+            "sqnr_reference_db": metrics.sqnr_db(reference, method),
+            "sqnr_vs_reference_db": metrics.sqnr_db(method, logits),
+            "agreement_reference": float((method.argmax(1) == logits.argmax(1)).mean()),
+        }
     if deployed.fake_quant is not None:
         decisions = loop.predict(deployed.fake_quant.to(device), test, device).argmax(1)
         quality["accuracy_fake_quant"] = float((decisions == test.y).mean())
@@ -147,10 +183,10 @@ def _times(deployed: Deployed, path: Path, experiment: Experiment) -> list[dict]
 
 def _footprint(deployed: Deployed, path: Path, experiment: Experiment) -> dict:
     image = next(experiment.data.test.batches(1, experiment.options.device))[0]
-    simulated = BACKENDS[deployed.backend.name].simulated
+    known = deployed.network is not None and not BACKENDS[deployed.backend.name].simulated
     return {
         "size_mb": footprint.size_mb(path),
-        "activation_mb": None if simulated else footprint.activation_mb(deployed.predict, deployed.network, image),
+        "activation_mb": footprint.activation_mb(deployed.predict, deployed.network, image) if known else None,
         "macs": footprint.macs(experiment.baseline.model),
         **footprint.of_numbers(deployed.stored),
     }

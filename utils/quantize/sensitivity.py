@@ -21,6 +21,7 @@ from utils import metrics, progress
 from utils.data.splits import Split
 from utils.errors import UserError
 from utils.quantize.layers import WEIGHTED
+from utils.quantize.reference import execute
 from utils.training.loop import Predictor, predict
 
 SIZES = {"images": 100, "calibration_images": 64}  # defaults of the recipe's `auto`
@@ -87,15 +88,15 @@ def choose_fp32_blocks(backend, model: nn.Module, calibration: torch.Tensor, val
     # one class.
     count = min(sizes["calibration_images"], len(calibration))
     few = calibration[torch.arange(count) * len(calibration) // count]
-    scanned = scan(lambda keep: backend.quantize(model, few, recipe | {"keep_fp32": keep}).predict, names, reference, images)
+    scanned = scan(lambda keep: _predictor(backend, model, few, recipe | {"keep_fp32": keep}), names, reference, images)
     order = sorted(names, key=lambda name: _worth("sqnr_db", scanned[name]))
     log = {"scan": scanned, "order": order, "tried": [], "budget": budget, "images": len(images)}
     wanted = " and ".join(BUDGETS[key].format(limit) for key, limit in budget.items())
     with progress.Bar("choosing keep_fp32, at most", len(names), "trials") as bar:
         for k in range(len(names)):
             keep = tuple(name for name in names if name in order[:k])
-            deployed = backend.quantize(model, calibration, recipe | {"keep_fp32": keep})
-            trial = _quality(_logits(deployed.predict, images), reference, images.y)
+            predictor = _predictor(backend, model, calibration, recipe | {"keep_fp32": keep})
+            trial = _quality(_logits(predictor, images), reference, images.y)
             log["tried"].append({"keep_fp32": list(keep)} | trial)
             reached = f"{_reached(trial, budget)} on {len(images)} validation images"
             if all(_worth(key, trial[key]) >= _worth(key, limit) for key, limit in budget.items()):
@@ -108,6 +109,12 @@ def choose_fp32_blocks(backend, model: nn.Module, calibration: torch.Tensor, val
         f'keep_fp32="auto" on {backend.name}: {wanted} is not met with up to {len(names) - 1} of {len(names)} blocks in FP32; '
         f"the best is {_reached(best, budget)}, with {len(best['keep_fp32'])}.\nRelax the budget in `auto` of the recipe."
     )
+
+
+def _predictor(backend, model: nn.Module, calibration: torch.Tensor, recipe: dict) -> Predictor:
+    """Quantize `model` and return what answers as it will: torch's network, or the exact execution."""
+    deployed = backend.quantize(model, calibration, recipe)
+    return deployed.predict or (lambda x: execute(deployed.quantized, x))
 
 
 def _settings(auto: dict) -> tuple[dict[str, int], dict[str, float]]:

@@ -96,20 +96,17 @@ def validate(model: nn.Module, split: Split, device: str) -> tuple[float, float]
 
 
 def freeze(model: nn.Module, recipe: dict, epoch: int) -> None:
-    """Freeze BatchNorm statistics, quantization ranges and dropout as `recipe` schedules it.
+    """Freeze BatchNorm statistics and dropout as `recipe` schedules it.
 
     BatchNorm is frozen from epoch `freeze_bn` on: it normalises with its running statistics, as it
-    will when deployed (Krishnamoorthi 2018, arXiv:1806.08342, section 3.2.1). Quantization ranges
-    stay as they are from epoch `freeze_observers` on. With `dropout=False`, dropout is off in all
-    epochs.
+    will when deployed (Krishnamoorthi 2018, arXiv:1806.08342, section 3.2.1). With `dropout=False`,
+    dropout is off in all epochs.
     """
     for module in model.modules():
         if isinstance(module, nn.Dropout) and not recipe.get("dropout", True):
             module.eval()
         if isinstance(module, nn.BatchNorm2d) and epoch >= recipe.get("freeze_bn", math.inf):
             module.eval()
-        if hasattr(module, "freeze") and epoch >= recipe.get("freeze_observers", math.inf):
-            module.freeze()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,77 @@
+"""The part that all backends of integer networks share: PTQ and QAT by the method, then `lower`."""
+
+import dataclasses
+import json
+from abc import ABC, abstractmethod
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from utils.backends.base import Deployed, Stored, stored_parameters
+from utils.quantize import ptq, qat
+from utils.quantize.placement import Placement
+from utils.quantize.quantized import Quantized
+from utils.training.checkpoints import Checkpoint
+
+
+class Lowering(ABC):
+    """A backend that lowers a `Quantized` network to a file and runs that file."""
+
+    watched = False
+
+    @abstractmethod
+    def placement(self, bits: int) -> Placement:
+        """Return the pairs and formats that this backend asks for on this machine.
+
+        `bits` are those of weights and activations, 8 or 16, as the recipe says.
+        """
+
+    @abstractmethod
+    def lower(self, quantized: Quantized, path: Path) -> None:
+        """Write `quantized` to the artifact at `path`.
+
+        Raises `UserError` if this engine could not run it.
+        """
+
+    def deploy(self, quantized: Quantized) -> Deployed:
+        """Describe `quantized` as this backend deploys it."""
+        return Deployed(
+            backend=self,
+            save=lambda path: self.lower(quantized, path),
+            stored=stored(quantized),
+            reference=quantized.reference,
+            quantized=quantized,
+            facts={"placement": quantized.placement.describe(), "quantized": sorted(quantized.layers)},
+        )
+
+    def with_network(self, deployed: Deployed, network: nn.Module) -> Deployed:
+        """Return `deployed` with the module that torch runs, which must answer as the file does."""
+        return dataclasses.replace(deployed, predict=network, network=network)
+
+    def quantize(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> Deployed:
+        """Convert a float `model` by PTQ; see `ptq.quantize`."""
+        return self.deploy(ptq.quantize(model, images, recipe, self.placement(recipe["bits"])))
+
+    def training(self, recipe: dict) -> tuple[str, dict]:
+        settings = {name: recipe[name] for name in qat.SETTINGS if name in recipe}
+        settings["placement"] = self.placement(recipe["bits"]).in_training.describe()
+        return sha256(json.dumps(settings["placement"], sort_keys=True).encode()).hexdigest()[:6], settings
+
+    def prepare(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> nn.Module:
+        """Return a trainable network; see `qat.trainable`."""
+        return qat.trainable(model, images, recipe, self.placement(recipe["bits"]).in_training)
+
+    def convert(self, trained: Checkpoint, model: nn.Module, images: torch.Tensor, recipe: dict) -> Deployed:
+        """Convert a trained network to integers, with the ranges of its training."""
+        quantized = qat.convert(trained.model, model, recipe, self.placement(recipe["bits"]))
+        return dataclasses.replace(self.deploy(quantized), fake_quant=trained.model)
+
+
+def stored(quantized: Quantized) -> tuple[Stored, ...]:
+    """Return the integer weights, the biases and what stays in FP32 as `Stored`."""
+    layers = quantized.layers.items()
+    weights = [Stored(layer.weight.numel(), 8 * layer.weight.element_size(), name) for name, layer in layers]
+    biases = [Stored(layer.bias.numel(), 32) for _, layer in layers]
+    return (*weights, *biases, *stored_parameters(quantized.network))

@@ -1,0 +1,176 @@
+"""Calibration: run images through the float network, and choose the range of every activation."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from utils import progress
+from utils.quantize import placement as placing
+from utils.quantize.operators import folded
+from utils.quantize.placement import INTEGERS, Inserted, Placement
+
+BATCH = 32
+BINS = 2048  # of a histogram
+SHARES = np.linspace(0.01, 1, 100)  # of the calibrated ends, tried by "mse"
+PERCENTILE = 99.999  # percentage of the values that "percentile" keeps
+SILENT = 2.0**-10  # smallest range of a channel, relative to the largest in its tensor
+
+
+@torch.no_grad()
+def observe(network: nn.Module, images: torch.Tensor) -> None:
+    """Run `images` (n, 3, 224, 224), normalised, through a network with observers, in order."""
+    with progress.Bar("calibrating", len(images), "images") as bar:
+        for batch in images.split(BATCH):
+            network(batch)
+            bar.step(len(batch))
+
+
+class Observer(nn.Module):
+    """A record of a tensor's values: first of their ends, then of their histogram between these.
+
+    All channels share one row of the record, or, with `channelwise`, each has a row. The tensor
+    passes unchanged.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.channelwise = False
+        self.low: torch.Tensor | None = None  # float32 (rows,), at most 0
+        self.high: torch.Tensor | None = None  # float32 (rows,), at least 0
+        self.counts: torch.Tensor | None = None  # float64 (rows, BINS), in the second pass
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = (x.detach().transpose(0, 1) if self.channelwise else x.detach()[None]).flatten(1)
+        if self.counts is not None:
+            for counts, row, low, high in zip(self.counts, rows, self.low.tolist(), self.high.tolist(), strict=True):
+                if low < high:
+                    counts += torch.histc(row, BINS, low, high)
+            return x
+        low, high = rows.amin(1).clamp_max(0), rows.amax(1).clamp_min(0)
+        self.low = low if self.low is None else torch.minimum(self.low, low)
+        self.high = high if self.high is None else torch.maximum(self.high, high)
+        return x
+
+    def range(self, method: str, placement: Placement) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ends of the range, float64 (rows,) each, by a method of METHODS.
+
+        If zero-points are 0, the ends are equal in magnitude. A row gets at least SILENT times the
+        widest range of the tensor, even if it is zero in all images. A tensor of zeros gets 1.
+        """
+        counts = [None] * len(self.low) if self.counts is None else self.counts.numpy()
+        ends = zip(counts, self.low.double().tolist(), self.high.double().tolist(), strict=True)
+        low, high = np.array([METHODS[method](*row, placement) for row in ends]).T
+        if placement.symmetric:
+            high = np.maximum(-low, high)
+            low = -high
+        if not (high - low).any():
+            return (-np.ones_like(high) if placement.symmetric else low), np.ones_like(high)
+        scarce = (high - low) < SILENT * (high - low).max()
+        widest = np.argmax(high - low)
+        return np.where(scarce, SILENT * low[widest], low), np.where(scarce, SILENT * high[widest], high)
+
+
+def minmax(counts: np.ndarray | None, low: float, high: float, placement: Placement) -> tuple[float, float]:
+    """Return the ends of all values, so that nothing is clipped."""
+    return low, high
+
+
+def percentile(counts: np.ndarray, low: float, high: float, placement: Placement) -> tuple[float, float]:
+    """Return the bin edges between which PERCENTILE percent of the values lie.
+
+    Half of the rest is beyond either end, or all of it beyond one end if 0 is the other.
+    """
+    rest = (1 - PERCENTILE / 100) * counts.sum() / (1 if 0 in (low, high) else 2)
+    edges = np.linspace(low, high, BINS + 1)
+    upper = edges[BINS - np.searchsorted(np.cumsum(counts[::-1]), rest, side="right")]
+    lower = edges[np.searchsorted(np.cumsum(counts), rest, side="right")]
+    return (min(lower, 0.0) if low < 0 else low), (max(upper, 0.0) if high > 0 else high)
+
+
+def mse(counts: np.ndarray, low: float, high: float, placement: Placement) -> tuple[float, float]:
+    """Return the range with the least squared error of clipping and rounding.
+
+    Both ends are tried at 100 shares of their calibrated values. Values beyond an end are clipped
+    to it; rounding the others has a mean squared error of step**2 / 12.
+    """
+    edges = np.linspace(low, high, BINS + 1)
+    centres = (edges[:-1] + edges[1:]) / 2
+    if placement.symmetric:
+        limits = SHARES * max(-low, high)
+        lows, highs, step = -limits, limits, 2 * limits / (2 * placing.INTEGERS[placement.activation][1])
+    else:
+        lows, highs = (SHARES * low)[:, None], (SHARES * high)[None, :]
+        step = (highs - lows) / placement.levels
+    # Sums of counts, of values and of squares below every edge give the clipping error of any end.
+    sums = [np.concatenate([[0], np.cumsum(counts * centres**power)]) for power in (0, 1, 2)]
+
+    def squares(places: np.ndarray, ends: np.ndarray, above: bool) -> np.ndarray:
+        count, first, second = ((total[-1] - total[places]) if above else total[places] for total in sums)
+        return second - 2 * ends * first + ends**2 * count
+
+    below, beyond = np.searchsorted(centres, lows), np.searchsorted(centres, highs, side="right")
+    inside = sums[0][beyond] - sums[0][below]
+    error = squares(below, lows, False) + squares(beyond, highs, True) + inside * step**2 / 12
+    best = np.unravel_index(np.argmin(error), error.shape)
+    return float(np.broadcast_to(lows, error.shape)[best]), float(np.broadcast_to(highs, error.shape)[best])
+
+
+METHODS = {"minmax": minmax, "percentile": percentile, "mse": mse}
+
+
+def numbers(low: np.ndarray, high: np.ndarray, placement: Placement) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the scales, float32, and zero-points, int64, of ranges from `low` to `high`, (rows,).
+
+    A single row gives the shape (). 0 is always one of the values.
+    """
+    lowest, highest = INTEGERS[placement.activation]
+    if placement.symmetric:
+        scale, zero_point = high / highest, np.zeros_like(high)
+    else:
+        scale = (high - low) / placement.levels
+        zero_point = lowest + np.clip(np.round(-low / scale), 0, placement.levels)
+    shape = () if len(low) == 1 else (-1,)
+    return torch.from_numpy(scale).float().reshape(shape), torch.from_numpy(zero_point).long().reshape(shape)
+
+
+def calibrate(network: nn.Module, images: torch.Tensor, placement: Placement, recipe: dict) -> dict:
+    """Return the scale and zero-point of every pair of `network`, by the pair's name.
+
+    `network` is float; it is not changed. `images` are float32 (n, 3, 224, 224), normalised; they
+    run twice unless the method is "minmax". Recipe: `activations`, one of METHODS; `keep_fp32`, the
+    modules that stay in FP32; `headroom`, a factor on all ranges, 1 if missing.
+    """
+    observed = folded(network)
+    pairs = placing.insert(observed, placement, recipe.get("keep_fp32", ()), Observer)
+    observers = {name: observed.get_submodule(name) for name in pairs.source}
+    for name in pairs.channelwise:
+        observers[name].channelwise = True
+    observe(observed, images)
+    if (method := recipe["activations"]) != "minmax":
+        for observer in observers.values():
+            observer.counts = torch.zeros(len(observer.low), BINS, dtype=torch.float64)
+        observe(observed, images)
+    headroom = recipe.get("headroom", 1.0)
+    chosen = {}
+    for name in _leading_first(pairs):
+        if name in pairs.same_as:
+            chosen[name] = chosen[pairs.same_as[name]]
+        elif name in pairs.gates:
+            chosen[name] = torch.tensor(1 / 256), torch.tensor(INTEGERS[placement.activation][0])
+        else:
+            low, high = observers[name].range(method, placement)
+            chosen[name] = numbers(headroom * low, headroom * high, placement)
+    return chosen
+
+
+def origin(pairs: Inserted, name: str, recipe: dict, count: int) -> str:
+    """Say in a few words where the scale of a pair comes from."""
+    if name in pairs.same_as:
+        return f"as {pairs.same_as[name]}"
+    if name in pairs.gates:
+        return "fixed: a gate ends at 1"
+    return f"{recipe['activations']} of {count} images"
+
+
+def _leading_first(pairs: Inserted) -> list[str]:
+    return sorted(pairs.source, key=lambda name: name in pairs.same_as)

@@ -1,0 +1,142 @@
+"""The operators that quantization knows, and what each does to the numbers that pass through it."""
+
+import copy
+import enum
+import operator
+
+import torch
+from torch import fx, nn
+from torch.fx.experimental.optimization import fuse
+
+from utils.errors import UserError
+from utils.quantize.layers import WEIGHTED
+
+
+class Kind(enum.Enum):
+    """What an operator does to numbers, which decides how its output is quantized."""
+
+    INPUT = enum.auto()  # the images
+    LAYER = enum.auto()  # a convolution or linear layer
+    COMPUTING = enum.auto()  # new numbers
+    AVERAGING = enum.auto()  # means, which lie within the range of the input
+    MOVING = enum.auto()  # the same numbers, moved or selected
+    OUTPUT = enum.auto()
+
+
+FOLLOWING = (nn.BatchNorm2d, nn.ReLU)  # hardware computes these together with what they follow
+IDLE = (nn.Dropout, nn.Identity)  # these do nothing in evaluation mode
+MODULES = {
+    Kind.LAYER: WEIGHTED,
+    Kind.COMPUTING: (*FOLLOWING, nn.Hardswish, nn.Hardsigmoid),
+    Kind.AVERAGING: (nn.AdaptiveAvgPool2d,),
+    Kind.MOVING: (nn.MaxPool2d, nn.Flatten, *IDLE),
+}
+FUNCTIONS = {
+    Kind.COMPUTING: (operator.add, operator.iadd, operator.mul, torch.add, torch.mul),
+    Kind.MOVING: (torch.flatten, operator.getitem, getattr),
+}
+METHODS = {Kind.MOVING: ("flatten", "view", "reshape", "contiguous", "size")}
+ONE_NODE = {"placeholder": Kind.INPUT, "output": Kind.OUTPUT}
+
+
+class Graph:
+    """A traced network with the kind of each operator, by node.
+
+    Raises `UserError` for an operator that is not known, because it would stay unquantized.
+    """
+
+    def __init__(self, network: fx.GraphModule):
+        self.network = network
+        self.modules = dict(network.named_modules())
+        self.nodes = list(network.graph.nodes)
+        self.kinds = {node: self._kind(node) for node in self.nodes}
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        """Return the module that `node` calls; None if it calls none."""
+        return self.modules.get(node.target) if node.op == "call_module" else None
+
+    def _kind(self, node: fx.Node) -> Kind:
+        module = self.module(node)
+        if node.op in ONE_NODE:
+            return ONE_NODE[node.op]
+        listed, matches = {
+            "call_module": (MODULES, lambda types: isinstance(module, types)),
+            "call_function": (FUNCTIONS, lambda targets: node.target in targets),
+            "call_method": (METHODS, lambda targets: node.target in targets),
+            "get_attr": ({}, None),
+        }[node.op]
+        for kind, entries in listed.items():
+            if matches(entries):
+                return kind
+        name = type(module).__name__ if module is not None else getattr(node.target, "__name__", node.target)
+        raise UserError(
+            f"quantization does not know the operator {name} ({node.name}), so it would stay unrounded. Add it to "
+            "utils/quantize/operators.py, with a test."
+        )
+
+    def computes(self, node: fx.Node) -> bool:
+        """Return whether the output of `node` holds new numbers."""
+        return self.kinds[node] in (Kind.INPUT, Kind.LAYER, Kind.COMPUTING, Kind.AVERAGING)
+
+    def followed(self, node: fx.Node) -> fx.Node | None:
+        """Return the BatchNorm or ReLU that is computed together with `node`; None if there is none."""
+        users = list(node.users)
+        fusible = len(users) == 1 and isinstance(self.module(users[0]), FOLLOWING) and node.op != "placeholder"
+        return users[0] if fusible and self.computes(node) else None
+
+    def first(self, node: fx.Node) -> fx.Node:
+        """Return the operator that `node`, a BatchNorm or ReLU, is computed together with.
+
+        Dropout and identities are passed. Return `node` itself if there is none.
+        """
+        while isinstance(self.module(node), (*FOLLOWING, *IDLE)):
+            if not isinstance(self.module(node), IDLE) and self.followed(node.args[0]) is not node:
+                break
+            node = node.args[0]
+        return node
+
+    def inside(self, node: fx.Node, names: tuple[str, ...]) -> bool:
+        """Return whether `node` belongs to one of the modules `names` or to a module inside one."""
+        path = node.target if node.op == "call_module" else next(reversed(node.meta.get("nn_module_stack") or [""]))
+        return any(path == name or path.startswith(f"{name}.") for name in names)
+
+    def readers(self, node: fx.Node) -> list[fx.Node]:
+        """Return the operators that read the numbers of `node`, wherever these are moved first."""
+        direct = [user for user in node.users if self.kinds[user] is not Kind.OUTPUT]
+        return [
+            reader for user in direct for reader in (self.readers(user) if self.kinds[user] is Kind.MOVING else [user])
+        ]  # fmt: skip
+
+    def depthwise(self, node: fx.Node) -> bool:
+        """Return whether `node` is a convolution with one filter for each channel."""
+        module = self.module(node)
+        return isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels
+
+    def keeps_channels_apart(self, node: fx.Node) -> bool:
+        """Return whether `node` adds no two channels up: each has a separate accumulator."""
+        if self.kinds[node] is Kind.LAYER:
+            return self.depthwise(node)
+        # Moving operators were passed by `readers`; of these, only those that reshape mix channels.
+        return self.kinds[node] in (Kind.COMPUTING, Kind.AVERAGING)
+
+    def mixes_when_moved(self, node: fx.Node) -> bool:
+        """Return whether a reader flattens `node`, so that its channels are no dimension any more."""
+        plain = (nn.MaxPool2d, *IDLE)
+        moving = [user for user in node.users if self.kinds[user] is Kind.MOVING]
+        return any(not isinstance(self.module(user), plain) or self.mixes_when_moved(user) for user in moving)
+
+
+def folded(model: nn.Module) -> fx.GraphModule:
+    """Copy `model` to the CPU in evaluation mode, with BatchNorm folded into convolutions.
+
+    Dropout and identities, which do nothing in evaluation mode, are removed.
+    """
+    network = fuse(copy.deepcopy(model).cpu().eval())
+    for node in list(network.graph.nodes):
+        if node.op == "call_module" and isinstance(network.get_submodule(node.target), IDLE):
+            node.replace_all_uses_with(node.args[0])
+            network.graph.erase_node(node)
+    network.graph.lint()
+    network.recompile()
+    network.delete_all_unused_submodules()
+    return network

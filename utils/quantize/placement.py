@@ -1,0 +1,167 @@
+"""Where a network is quantized, and in which formats: what a backend asks of the method.
+
+A *pair* is a quantization followed at once by a dequantization: what reads it gets one of few
+values. Engines recognise pairs in the exported graph and compute on integers between them. They
+differ in where they want pairs, so each backend declares its `Placement`, and the method knows it
+before it chooses ranges and corrects biases.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+
+from utils.quantize.operators import IDLE, Graph, Kind
+
+INTEGERS = {  # lowest, highest
+    torch.uint8: (0, 255),
+    torch.int8: (-128, 127),
+    torch.int16: (-(2**15), 2**15 - 1),
+    torch.uint16: (0, 2**16 - 1),
+    torch.int32: (-(2**31), 2**31 - 1),
+}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The pairs and number formats that a backend asks for.
+
+    Backends with equal placements share one quantized network.
+    """
+
+    pairs: str  # "outputs" of all computing operators, or "inputs" of convolutions and linear layers only
+    activation: torch.dtype = torch.uint8
+    weight: torch.dtype = torch.int8
+    bias: str = "float"  # "float", or "int32" in units of input scale times weight scale
+    symmetric: bool = False  # whether the zero-points of activations are 0
+    levels: int = 255  # steps between the ends of a calibrated range; 127 where 8-bit products overflow
+    # Activations have a scale for each channel where no reader adds channels up ("apart"), or only
+    # where all readers are depthwise convolutions ("depthwise"), or nowhere ("tensor").
+    scales: str = "tensor"
+    pooling_keeps_scale: bool = False  # whether an average has the scale of what it averages
+    unit_gates: bool = False  # whether hardsigmoid, which ends at 1, always has the scale 1/256
+
+    @property
+    def highest_weight(self) -> int:
+        """Largest magnitude of a weight; the lowest integer is not used, so that 0 is the middle."""
+        return INTEGERS[self.weight][1]
+
+    def describe(self) -> dict:
+        """Return all settings, JSON-serializable."""
+        return {name: str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+                for name, value in vars(self).items()}  # fmt: skip
+
+    @property
+    def in_training(self) -> "Placement":
+        """The placement that QAT rounds by, of which backends share one training.
+
+        Biases are not rounded in training, and int8 rounds as uint8 does, with zero-points lower by
+        128.
+        """
+        shifted = self.activation is torch.int8 and not self.symmetric
+        return dataclasses.replace(self, bias="float", activation=torch.uint8 if shifted else self.activation)
+
+    @classmethod
+    def of(cls, settings: dict) -> "Placement":
+        """Return the placement that `describe` described."""
+        formats = {name: getattr(torch, settings[name]) for name in ("activation", "weight")}
+        return cls(**settings | formats)
+
+
+@dataclass
+class Inserted:
+    """The pairs in a graph, by name, and what is around them."""
+
+    reads: dict[str, str]  # quantized convolution or linear layer -> the pair that it reads
+    source: dict[str, str]  # pair -> the operator that it quantizes: its module, or "input", "add", ...
+    channelwise: set[str]  # pairs with a scale for each channel
+    same_as: dict[str, str]  # pair of an average -> the pair whose scale it has
+    gates: set[str]  # pairs of hardsigmoids
+
+
+def insert(network: fx.GraphModule, placement: Placement, keep_fp32: tuple[str, ...], make: Callable[[], nn.Module]) -> Inserted:
+    """Insert a module `make()` at every place of a pair in `network`, in place.
+
+    What belongs to the modules `keep_fp32` is not quantized. A name is that of the first operator
+    of a sequence that is computed together, such as a convolution with its BatchNorm and ReLU, so
+    it does not depend on whether BatchNorm is folded. Raises `UserError` for an unknown operator.
+    """
+    graph = Graph(network)
+    places = (_inputs if placement.pairs == "inputs" else _outputs)(graph, keep_fp32)
+    inserted = Inserted({}, {}, set(), {}, set())
+    carried: dict[fx.Node, str] = {}  # tensor -> the pair whose values it holds
+    for node in graph.nodes:
+        moved = _moved(graph, node, carried) if placement.pairs == "outputs" else None
+        if node in places:
+            name = f"pair_{graph.first(node).name}"
+            _describe(inserted, graph, node, name, placement, places[node])
+            if graph.kinds[node] is Kind.AVERAGING and placement.pooling_keeps_scale and node.args[0] in carried:
+                inserted.same_as[name] = carried[node.args[0]]
+            network.add_submodule(name, make())
+            carried[_call(network, node, name, places[node])] = name
+        elif moved:
+            # The same pair again changes nothing, but tells an engine that the operator may compute on integers.
+            carried[_call(network, node, moved, list(node.users))] = moved
+        elif isinstance(graph.module(node), IDLE) and node.args[0] in carried:
+            carried[node] = carried[node.args[0]]
+        if graph.kinds[node] is Kind.LAYER and not graph.inside(node, keep_fp32):
+            inserted.reads[node.target] = carried[node.args[0]]
+    network.recompile()
+    return inserted
+
+
+def _inputs(graph: Graph, keep_fp32: tuple[str, ...]) -> dict[fx.Node, list[fx.Node]]:
+    """Return the tensors that quantized layers read, each with these layers."""
+    places: dict[fx.Node, list[fx.Node]] = {}
+    for node in graph.nodes:
+        if graph.kinds[node] is Kind.LAYER and not graph.inside(node, keep_fp32):
+            places.setdefault(node.args[0], []).append(node)
+    return places
+
+
+def _outputs(graph: Graph, keep_fp32: tuple[str, ...]) -> dict[fx.Node, list[fx.Node]]:
+    """Return the outputs of all quantized operators and what these read, each with its users."""
+
+    def quantized(node: fx.Node) -> bool:
+        return not graph.inside(node, keep_fp32) and graph.kinds[node] not in (Kind.INPUT, Kind.OUTPUT)
+
+    return {
+        node: list(node.users)
+        for node in graph.nodes
+        if graph.computes(node)
+        and graph.followed(node) is None
+        and (quantized(graph.first(node)) or any(map(quantized, graph.readers(node))))
+    }
+
+
+def _moved(graph: Graph, node: fx.Node, carried: dict[fx.Node, str]) -> str | None:
+    """Return the pair whose values `node` moves or selects; None if it moves none, or no tensor."""
+    is_tensor = isinstance(graph.module(node), nn.MaxPool2d | nn.Flatten) or node.target in (
+        torch.flatten,
+        "flatten",
+        "view",
+        "reshape",
+    )
+    return carried.get(node.args[0]) if graph.kinds[node] is Kind.MOVING and is_tensor else None
+
+
+def _describe(inserted: Inserted, graph: Graph, node: fx.Node, name: str, placement: Placement, users: list[fx.Node]) -> None:
+    first = graph.first(node)
+    inserted.source[name] = first.target if first.op == "call_module" else first.name
+    if placement.unit_gates and isinstance(graph.module(node), nn.Hardsigmoid):
+        inserted.gates.add(name)
+    readers = users if placement.pairs == "inputs" else graph.readers(node)
+    apart = {"apart": graph.keeps_channels_apart, "depthwise": graph.depthwise, "tensor": lambda _: False}[placement.scales]
+    if readers and all(map(apart, readers)) and not graph.mixes_when_moved(node):
+        inserted.channelwise.add(name)
+
+
+def _call(network: fx.GraphModule, node: fx.Node, name: str, users: list[fx.Node]) -> fx.Node:
+    """Insert a call of module `name` after `node`, and let `users` read it."""
+    with network.graph.inserting_after(node):
+        new = network.graph.call_module(name, (node,))
+    for user in users:
+        user.replace_input_with(node, new)
+    return new

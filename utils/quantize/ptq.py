@@ -1,0 +1,70 @@
+"""Post-training quantization: from a float network and calibration images to a `Quantized`."""
+
+import torch
+from torch import nn
+
+from utils.quantize import calibration
+from utils.quantize.layers import channel_means, mean_by_channel
+from utils.quantize.placement import Placement
+from utils.quantize.quantized import Quantized, QuantizedLayer
+from utils.quantize.reference import Reference
+
+
+def quantize(model: nn.Module, images: torch.Tensor, recipe: dict, placement: Placement) -> Quantized:
+    """Quantize a float `model` as `recipe` says, for the engines of `placement`.
+
+    `images`, float32 (n, 3, 224, 224) normalised, are for calibration. Recipe: `activations`, a
+    method of `calibration.METHODS`; `keep_fp32`, names of modules that stay in FP32;
+    `bias_correction` (bool). The model is not changed.
+    """
+    keep = tuple(recipe.get("keep_fp32", ()))
+    result = Quantized.skeleton(model, placement, keep)
+    result.reference = calibration.folded(model)
+    for name, numbers in calibration.calibrate(model, images, placement, recipe).items():
+        result.pair(name).assign(*numbers)
+        result.origin[name] = calibration.origin(result.pairs, name, recipe, len(images))
+    for name, layer in result.layers.items():
+        layer.quantize(result.reference.get_submodule(name), result.input_scale(name))
+        result.origin[name] = "largest magnitude of each channel"
+    if recipe.get("bias_correction"):
+        correct_biases(result, images)
+    return result
+
+
+class _Correcting(Reference):
+    """An exact run that matches each layer's mean output to that of the float network.
+
+    Layers are visited in the order of computation, so each reads inputs from corrected layers.
+    """
+
+    def __init__(self, quantized: Quantized, float_means: dict[str, torch.Tensor]):
+        super().__init__(quantized)
+        self.float_means = float_means
+
+    def call_module(self, target, args, kwargs):
+        output = super().call_module(target, args, kwargs)
+        layer = self.fetch_attr(target)
+        if not isinstance(layer, QuantizedLayer):
+            return output
+        excess = mean_by_channel(output) - self.float_means[target]
+        layer.set_bias(layer.bias.double() - excess, self.quantized.input_scale(target))
+        self.quantized.origin[target] += ", bias corrected"
+        return super().call_module(target, args, kwargs)
+
+
+@torch.no_grad()
+def correct_biases(quantized: Quantized, images: torch.Tensor) -> None:
+    """Correct the biases of all quantized layers in place.
+
+    Rounding shifts the mean output of a channel. The shift is measured on `images`
+    (n, 3, 224, 224) before the activation function, and subtracted from the bias. This is the
+    empirical bias correction of Nagel et al. 2019, "Data-Free Quantization Through Weight
+    Equalization and Bias Correction" (arXiv:1906.04721), section 4.2 and appendix D.
+
+    All images pass through a layer before the next layer runs: 256 images take about 8 GB in
+    ResNet-18.
+    """
+    with channel_means(quantized.reference) as means:
+        for batch in images.split(calibration.BATCH):
+            quantized.reference(batch)
+    _Correcting(quantized, means).run(images.double())

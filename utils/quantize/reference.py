@@ -1,0 +1,111 @@
+"""Execute a quantized network exactly: the answers of the method, before any engine adds to them.
+
+Integers are carried in float64, which holds every product and sum of this arithmetic without
+rounding: a sum of 10,000 products of 16 bits has 46 bits, and float64 has 53. Where FP32 sums are
+exact, too, they are used, as they take less time. A layer's scales are multiplied once, after its
+sum. Between pairs, what engines compute in floating point is computed in
+float64. FP32 would not do: a sum near a rounding boundary falls to the other side, and later layers
+amplify that. The same network in FP32 is only 38 to 44 dB away on ResNet-18.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from utils import progress
+from utils.quantize.layers import WEIGHTED
+from utils.quantize.placement import INTEGERS
+from utils.quantize.quantized import Pair, Quantized, QuantizedLayer
+
+
+class Reference(fx.Interpreter):
+    """An interpreter that runs the network of a `Quantized` in exact arithmetic.
+
+    `watch(name, output)` is called with the output of every convolution and linear layer.
+    """
+
+    def __init__(self, quantized: Quantized, watch: Callable[[str, torch.Tensor], None] = lambda name, output: None):
+        super().__init__(quantized.network, garbage_collect_values=True)
+        self.quantized, self.watch = quantized, watch
+
+    def call_module(self, target, args, kwargs):
+        module, x = self.fetch_attr(target), args[0]
+        if isinstance(module, Pair):
+            return round_to(module, x)
+        if isinstance(module, QuantizedLayer):
+            output = layer_output(module, x, self.quantized.input_scale(target))
+        elif isinstance(module, WEIGHTED):
+            output = float_layer(module, x)
+        else:
+            return module(*args, **kwargs)
+        self.watch(target, output)
+        return output
+
+
+def along_channels(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Reshape `values`, () or (channels,), as float64 that broadcasts over `x` (n, channels, ...)."""
+    return values.double() if values.ndim == 0 else values.double().view(1, -1, *[1] * (x.ndim - 2))
+
+
+def round_to(pair: Pair, x: torch.Tensor) -> torch.Tensor:
+    """Return the values that `pair` lets through for `x`, float64."""
+    scale, zero_point = along_channels(pair.scale, x), along_channels(pair.zero_point, x)
+    integers = torch.clamp(torch.round(x / scale) + zero_point, *INTEGERS[pair.dtype])
+    return (integers - zero_point) * scale
+
+
+def layer_output(layer: QuantizedLayer, x: torch.Tensor, input_scale: torch.Tensor) -> torch.Tensor:
+    """Return the output of `layer` on `x`, float64, whose values are multiples of `input_scale`."""
+    # Multiples of a float32 are exact in float64, so the division gives back the integers.
+    integers = torch.round(x / along_channels(input_scale, x))
+    sums = exact_sums(layer, integers)
+    # A scale for each channel occurs with depthwise layers only, whose outputs are its channels.
+    scale = along_channels(input_scale.double() * layer.scale.double(), sums)
+    if layer.bias_integers is None:
+        return sums * scale + along_channels(layer.bias, sums)
+    return (sums + along_channels(layer.bias_integers, sums)) * scale
+
+
+def exact_sums(layer: QuantizedLayer, integers: torch.Tensor) -> torch.Tensor:
+    """Return the sums of products of `integers` and the layer's weights, float64, without rounding.
+
+    FP32 holds all integers up to 2^24. If a sum of products may be larger, the integers are split
+    into multiples of 16 and remainders, whose sums are smaller. FP32 convolutions of 8-bit integers
+    are exact by this in all of the study's layers, at two to four times the speed of float64.
+    """
+    largest = integers.abs().max().item()
+    reach = layer.weight.double().abs().flatten(1).sum(1).max().item()  # of a sum with integers of 1
+    if largest * reach < 2**24:
+        return layer.compute(integers.float(), layer.weight.float(), None).double()
+    if max(16.0, largest / 16 + 1) * reach < 2**24:
+        integers, weight = integers.float(), layer.weight.float()
+        multiples = torch.floor(integers / 16)
+        remainders = integers - 16 * multiples
+        return 16 * layer.compute(multiples, weight, None).double() + layer.compute(remainders, weight, None).double()
+    return layer.compute(integers, layer.weight.double(), None)
+
+
+def float_layer(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Return the output of a layer that stays in FP32, computed in float64."""
+    bias = None if layer.bias is None else layer.bias.double()
+    if isinstance(layer, nn.Linear):
+        return nn.functional.linear(x, layer.weight.double(), bias)
+    return nn.functional.conv2d(x, layer.weight.double(), bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+@torch.no_grad()
+def execute(quantized: Quantized, images: torch.Tensor) -> torch.Tensor:
+    """Return the logits of `images`, float32 (n, 3, 224, 224) normalised, as float64 (n, 2)."""
+    return Reference(quantized).run(images.double())
+
+
+def logits(quantized: Quantized, split, batch_size: int = 16) -> np.ndarray:
+    """Return the reference logits of a split of images in its order, float32 (n, 2)."""
+    rows = []
+    with progress.Bar("reference", len(split), "images") as bar:
+        for x, _ in split.batches(batch_size):
+            rows.append(execute(quantized, x).float().numpy())
+            bar.step(len(x))
+    return np.concatenate(rows)
