@@ -1,0 +1,185 @@
+"""OpenVINO: answers, precisions and kernels, read back from the network that it compiled."""
+
+import importlib.util
+
+import onnx
+import pytest
+import torch
+from helpers import mobilenet_checkpoint
+from small_networks import Mixed, Sum, images, mixed, quantized
+
+from utils.backends.openvino import ENGINES, shorten
+from utils.errors import UserError
+from utils.metrics import sqnr_db
+from utils.quantize.operators import folded
+from utils.quantize.reference import execute
+from utils.training import architectures
+
+openvino = pytest.importorskip("openvino")
+ENGINE = ENGINES["openvino"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return mixed()
+
+
+@pytest.fixture(scope="module")
+def integers(model):
+    return quantized(model, ENGINE.placement(8), images())
+
+
+@pytest.fixture(scope="module")
+def artifact(integers, tmp_path_factory):
+    path = tmp_path_factory.mktemp("int8") / f"mixed{ENGINE.suffix}"
+    ENGINE.lower(integers, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def floats(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("fp32") / f"mixed{ENGINE.suffix}"
+    ENGINE.lower_float(model, path)
+    return path
+
+
+def test_fp32_answers_as_torch_for_any_batch_size_in_any_order(model, floats):
+    predict = ENGINE.load(floats, "cpu")
+    for count in (1, 3, 1):
+        with torch.no_grad():
+            expected = model(images(count))
+        torch.testing.assert_close(predict(images(count)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_fp32_of_a_study_model_comes_from_its_checkpoint(tmp_path):
+    baseline = mobilenet_checkpoint(tmp_path / "mobilenetv3_fp32_seed0.pt")
+    x = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        expected = baseline.model(x)
+    assert expected.abs().max() > 1e-3
+    torch.testing.assert_close(ENGINE.load(baseline.path, "cpu")(x), expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+    assert ENGINE.kernels(baseline.path)["integer_layers"] == 0
+
+
+def test_int8_answers_as_the_exact_reference(integers, artifact):
+    logits, exact = ENGINE.load(artifact, "cpu")(images()), execute(integers, images())
+    assert sqnr_db(exact.numpy(), logits.numpy()) > 35
+
+
+def test_all_layers_run_on_integers_the_rest_in_fp32(artifact):
+    kernels = ENGINE.kernels(artifact)
+    assert kernels["layers"] == kernels["integer_layers"] == sum(kernels["kernels"].values()) == Mixed.LAYERS
+    assert set(kernels["precisions"]) == {"f32"}
+
+
+def test_what_is_kept_in_fp32_is_not_counted_as_integer(model, tmp_path):
+    ENGINE.lower(quantized(model, ENGINE.placement(8), images(), keep_fp32=("depthwise", "head.4")), tmp_path / "artifact")
+    kernels = ENGINE.kernels(tmp_path / "artifact")
+    assert (kernels["layers"], kernels["integer_layers"]) == (Mixed.LAYERS, Mixed.LAYERS - 2)
+
+
+def test_fp32_has_no_integer_kernels(floats):
+    kernels = ENGINE.kernels(floats)
+    assert kernels["layers"] > 0 == kernels["integer_layers"]
+    assert set(kernels["precisions"]) == {"f32"}
+
+
+def test_pairs_stand_at_the_inputs_of_layers_and_weights_are_stored_in_int8(artifact):
+    graph = onnx.load(artifact).graph
+    count = {kind: [node.op_type for node in graph.node].count(kind) for kind in ("QuantizeLinear", "DequantizeLinear")}
+    assert count == {"QuantizeLinear": Mixed.LAYERS, "DequantizeLinear": 2 * Mixed.LAYERS}
+    weights = [tensor for tensor in graph.initializer if len(tensor.dims) > 1]
+    assert [tensor.data_type for tensor in weights] == [onnx.TensorProto.INT8] * Mixed.LAYERS
+
+
+def test_hardswish_stays_one_operator(artifact, floats):
+    for path in (artifact, floats):
+        kinds = [node.op_type for node in onnx.load(path).graph.node]
+        assert (kinds.count("HardSwish"), kinds.count("HardSigmoid")) == (Mixed.HARDSWISHES, 1)
+        kinds = [operation.get_type_name() for operation in openvino.Core().read_model(path).get_ops()]
+        assert (kinds.count("HSwish"), kinds.count("HardSigmoid")) == (Mixed.HARDSWISHES, 1)
+
+
+def test_no_sum_overflows_on_this_cpu(tmp_path):
+    """All products are the largest ones: 8-bit activations without VNNI give half the answer."""
+    x = torch.full((1, 3, 224, 224), 2.0)
+    network = quantized(Sum(), ENGINE.placement(8), x)
+    ENGINE.lower(network, tmp_path / "artifact")
+    torch.testing.assert_close(ENGINE.load(tmp_path / "artifact", "cpu")(x), torch.full((1, 2), 128.0), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize(("vnni", "levels"), [(True, 255), (False, 127)])
+def test_activations_have_seven_bits_without_vnni(monkeypatch, vnni, levels):
+    monkeypatch.setattr("utils.environment.has_vnni", lambda: vnni)
+    assert ENGINE.placement(8).levels == levels
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_it_is_compiled_for_the_threads_of_torch_in_one_stream(floats, threads):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        compiled = ENGINE._compiler(floats)(1)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    settings = {name: compiled.get_property(name) for name in ("INFERENCE_NUM_THREADS", "NUM_STREAMS", "ENABLE_CPU_PINNING")}
+    assert settings == {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
+    assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
+
+
+@pytest.mark.parametrize(("precision", "bits"), [("f16", 10), ("bf16", 7)])
+def test_short_weights_are_the_nearest_and_take_half_the_bytes(model, floats, tmp_path, precision, bits):
+    path = tmp_path / "short.onnx"
+    path.write_bytes(floats.read_bytes())
+    shorten(path, precision)
+    dtype = {"f16": torch.float16, "bf16": torch.bfloat16}[precision]
+    rounded = folded(model)
+    with torch.no_grad():
+        for parameter in rounded.parameters():
+            parameter.copy_(parameter.to(dtype))
+        expected = rounded(images())
+    torch.testing.assert_close(ENGINE.load(path, "cpu")(images()), expected, rtol=1e-4, atol=1e-4)
+    sizes = [
+        sum(onnx.numpy_helper.to_array(t).nbytes for t in onnx.load(file).graph.initializer if t.dims) for file in (path, floats)
+    ]
+    assert sizes[0] < 0.51 * sizes[1]
+
+
+@pytest.mark.parametrize("name", ["openvino_fp16", "openvino_bf16"])
+def test_a_precision_that_the_cpu_lacks_is_refused_and_another_is_in_the_graph(name, model, tmp_path):
+    engine = ENGINES[name]
+    path = tmp_path / f"mixed{engine.suffix}"
+    engine.lower_float(model, path)
+    if problem := engine.problem():
+        assert problem.endswith("so OpenVINO would compute in FP32")
+        with pytest.raises(UserError, match=f"would compute in f32 on this CPU, not in {engine.precision}"):
+            engine.load(path, "cpu")(images())
+        return
+    assert engine.kernels(path)["precisions"].keys() == {engine.precision}
+    with torch.no_grad():
+        assert sqnr_db(model(images()).numpy(), engine.load(path, "cpu")(images()).numpy()) > 25
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else object())
+    assert ENGINE.problem() == "not installed: openvino (pip install -r requirements-openvino.txt)"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["alexnet", "resnet18", "mobilenetv3"])
+def test_the_networks_of_the_study_run_all_their_layers_on_integers(name, tmp_path):
+    torch.manual_seed(0)
+    network = architectures.build(name)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        network(torch.randn(4, 3, 224, 224))
+    x = torch.randn(4, 3, 224, 224)
+    integers = quantized(network.eval(), ENGINE.placement(8), x)
+    ENGINE.lower(integers, tmp_path / "artifact")
+    kernels = ENGINE.kernels(tmp_path / "artifact")
+    assert kernels["layers"] == kernels["integer_layers"] == {"alexnet": 8, "resnet18": 21, "mobilenetv3": 54}[name]
+    logits = ENGINE.load(tmp_path / "artifact", "cpu")(x)
+    assert sqnr_db(execute(integers, x).numpy(), logits.numpy()) > 20

@@ -1,0 +1,169 @@
+"""OpenVINO on a CPU: FP32, INT8, and FP16 or BF16 where the CPU computes in them.
+
+The artifact is an ONNX file, which OpenVINO compiles when it runs. INT8 is a quantized network with
+pairs at the inputs of its convolutions and linear layers; OpenVINO computes these on integers, and
+the rest in FP32.
+"""
+
+import collections
+import functools
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from utils import environment, paths
+from utils.backends import onnx_export
+from utils.backends.base import Predictor
+from utils.backends.lowering import Lowering
+from utils.errors import UserError
+from utils.quantize.operators import folded
+from utils.quantize.placement import Placement
+from utils.quantize.quantized import Quantized
+
+if TYPE_CHECKING:
+    import openvino
+
+LAYERS = ("Convolution", "FullyConnected", "MatMul")  # types of nodes in OpenVINO's compiled graph
+INTEGERS = ("u8", "i8")
+
+
+class OpenVino(Lowering):
+    """The backend of OpenVINO with all that is not quantized in the precision `precision`.
+
+    `precision` is OpenVINO's name: f32, f16 or bf16.
+    """
+
+    layout = torch.contiguous_format
+
+    def __init__(self, name: str, precision: str):
+        self.name, self.precision, self.suffix = name, precision, f".{name}.onnx"
+
+    def problem(self) -> str | None:
+        if importlib.util.find_spec("openvino") is None:
+            return "not installed: openvino (pip install -r requirements-openvino.txt)"
+        missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+        if missing:
+            return f"not installed: {', '.join(missing)}"
+        label = {"f32": "FP32", "f16": "FP16", "bf16": "BF16"}[self.precision]
+        return None if label in _capabilities() else f"this CPU has no {label} arithmetic, so OpenVINO would compute in FP32"
+
+    def placement(self, bits: int) -> Placement:
+        """Return where OpenVINO wants pairs.
+
+        Without VNNI, it adds pairs of u8 x s8 products in 16 bits, which holds 2 x 129 x 127, and
+        half of 2 x 255 x 127.
+        """
+        return Placement("inputs", scales="depthwise", levels=255 if environment.has_vnni() else 127)
+
+    def lower(self, quantized: Quantized, path: Path) -> None:
+        onnx_export.export(quantized.network, path)
+
+    def lower_float(self, model: nn.Module, path: Path) -> None:
+        """Write a float `model` to `path`, with its weights in this backend's precision."""
+        onnx_export.export(folded(model), path)
+        if self.precision != "f32":
+            shorten(path, self.precision)
+
+    def load(self, path: Path, device: str) -> Predictor:
+        """Load an artifact or an FP32 checkpoint, to run with the present number of threads.
+
+        The network is compiled for every new batch size, when that is first run: with a free batch
+        size, MobileNetV3-Small is a fifth slower. Only the last one is kept, so that the memory of
+        one batch size is not that of all before it.
+        """
+        compile_for = functools.lru_cache(maxsize=1)(self._compiler(path))
+
+        def predict(x: torch.Tensor) -> torch.Tensor:
+            return torch.from_numpy(compile_for(len(x))(x.contiguous().numpy())[0])
+
+        return predict
+
+    def kernels(self, path: Path) -> dict:
+        """Count the kernels that run the artifact at `path` for a batch of one; see `kernels`."""
+        return kernels(self._compiler(path)(1))
+
+    def _compiler(self, path: Path):
+        """Return a function from a batch size to the network at `path`, compiled for it.
+
+        It raises `UserError` if the network would be computed in another precision.
+        """
+        import openvino
+
+        core = openvino.Core()
+        model = core.read_model(onnx_export.of_checkpoint(path) if path.suffix == ".pt" else path)
+        settings = {
+            "INFERENCE_PRECISION_HINT": self.precision,
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,  # whoever compares engines decides which CPUs they run on
+        }
+
+        def compile_for(batch_size: int) -> "openvino.CompiledModel":
+            model.reshape({0: [batch_size, *list(model.input(0).partial_shape)[1:]]})
+            compiled = core.compile_model(model, "CPU", settings)
+            actual = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+            if actual != self.precision:
+                raise UserError(f"{self.name}: OpenVINO would compute in {actual} on this CPU, not in {self.precision}.")
+            return compiled
+
+        return compile_for
+
+
+def kernels(compiled: "openvino.CompiledModel") -> dict:
+    """Count the kernels of convolutions and linear layers in a compiled network.
+
+    Returns `layers`, their number; `integer_layers`, how many of them multiply integers;
+    `kernels`, {name of a kernel: count}; `precisions`, {precision: count} of all other nodes that
+    compute. FP32 layers can be fewer than those of the network, because some are fused with others.
+    """
+    counts, precisions, integers = collections.Counter(), collections.Counter(), 0
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        facts = {key: node.rt_info[key].astype(str) for key in ("layerType", "primitiveType", "runtimePrecision")}
+        if facts["layerType"] in LAYERS:
+            counts[facts["primitiveType"]] += 1
+            integers += facts["runtimePrecision"] in INTEGERS
+        elif facts["layerType"] not in ("Const", "Input", "Output", "Reorder", "Reshape"):
+            precisions[facts["runtimePrecision"]] += 1
+    return {"layers": counts.total(), "integer_layers": integers, "kernels": dict(counts), "precisions": dict(precisions)}
+
+
+def shorten(path: Path, precision: str) -> None:
+    """Store the FP32 numbers of the ONNX file at `path` in `precision`, f16 or bf16, in place.
+
+    The graph casts them back to FP32. OpenVINO then computes in the precision it is told.
+    """
+    import ml_dtypes
+    import numpy as np
+    import onnx
+
+    short = {"f16": np.float16, "bf16": ml_dtypes.bfloat16}[precision]
+    model = onnx.load(path)
+    casts = []
+    for stored in model.graph.initializer:
+        if stored.data_type == onnx.TensorProto.FLOAT:
+            name = stored.name
+            stored.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(stored).astype(short), f"{name}_{precision}"))
+            casts.append(onnx.helper.make_node("Cast", [stored.name], [name], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    with paths.atomic(path) as temporary:
+        onnx.save(model, temporary)
+
+
+@functools.cache
+def _capabilities() -> tuple[str, ...]:
+    """Return the number formats that OpenVINO computes in on this CPU."""
+    import openvino
+
+    return tuple(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
+ENGINES = {
+    engine.name: engine
+    for engine in (OpenVino("openvino", "f32"), OpenVino("openvino_fp16", "f16"), OpenVino("openvino_bf16", "bf16"))
+}
