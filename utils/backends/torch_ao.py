@@ -28,6 +28,7 @@ from utils.quantize.quantized import Pair, Quantized, QuantizedLayer
 OPS = torch.ops.quantized
 ADDITIONS = (operator.add, operator.iadd, torch.add)
 PRODUCTS = (operator.mul, torch.mul)
+GATE = (1 / 256, 0)  # scale and zero-point of quantized hardsigmoid
 
 
 class TorchAO(Lowering):
@@ -91,7 +92,7 @@ class _Integers:
         self.graph = fx.Graph()
         self.parts = nn.ModuleDict()
         self.new: dict[fx.Node, fx.Node] = {}  # old node -> its node in the new graph
-        self.exact: set[fx.Node] = set()  # old nodes whose new nodes are quantized tensors
+        self.exact: dict[fx.Node, tuple] = {}  # scale and zero-point of old nodes whose new nodes are quantized tensors
 
     def lowered(self) -> fx.GraphModule:
         """Return the lowered graph."""
@@ -110,10 +111,11 @@ class _Integers:
         module = self._module(node)
         if isinstance(module, Pair):
             self._quantize(node, module)
-        elif node.args and node.args[0] in self.exact and (end := self._end(node)) is not None:
-            self._compute(node, end)
         elif node.op == "output":
             self.graph.output(self._float(node.args[0]))
+        elif (nodes := self._end(node)) and (new := self._computed(node, nodes)) is not None:
+            self.new |= dict.fromkeys(nodes, new)
+            self.exact |= dict.fromkeys(nodes, self._module(nodes[-1]).numbers)
         else:
             if module is not None:
                 self._add(node.name, module)
@@ -139,38 +141,42 @@ class _Integers:
 
     def _quantize(self, node: fx.Node, pair: Pair) -> None:
         source = node.args[0]
-        if source in self.exact:  # the same pair again
+        if self.exact.get(source) == pair.numbers:  # the same pair again
             self.new[node] = self.new[source]
         else:
-            arguments = (self.new[source], *pair.numbers, torch.quint8)
+            arguments = (self._float(source), *pair.numbers, torch.quint8)
             self.new[node] = self.graph.call_function(torch.quantize_per_tensor, arguments)
-        self.exact.add(node)
+        self.exact[node] = pair.numbers
 
-    def _compute(self, node: fx.Node, nodes: list[fx.Node]) -> None:
-        """Replace `nodes`, an operator and what ends it, by the engine's operator."""
+    def _computed(self, node: fx.Node, nodes: list[fx.Node]) -> fx.Node | None:
+        """Add the engine's operator for `nodes`: an operator and what ends it.
+
+        Returns None if the engine has none for these inputs and scales; FP32 computes it then.
+        """
         module, relu, pair = self._module(node), len(nodes) == 3, self._module(nodes[-1])
-        inputs = [self.new[x] for x in node.args if isinstance(x, fx.Node)]
-        both = all(x in self.exact for x in node.args if isinstance(x, fx.Node))
+        if not node.args or node.args[0] not in self.exact:
+            return None
+        x = self.new[node.args[0]]
         if isinstance(module, QuantizedLayer):
-            self._add(node.name, packed(module, relu, pair))
-            new = self.graph.call_module(node.name, tuple(inputs))
-        elif isinstance(module, nn.Hardswish):
-            new = self.graph.call_function(OPS.hardswish, (*inputs, *pair.numbers))
-        elif isinstance(module, nn.Hardsigmoid):
-            new = self.graph.call_function(F.hardsigmoid, tuple(inputs))
-        elif both and node.target in ADDITIONS + PRODUCTS and len(inputs) == 2:
+            return self._called(node.name, packed(module, relu, pair), x)
+        if isinstance(module, nn.Hardswish) and not relu:
+            return self.graph.call_function(OPS.hardswish, (x, *pair.numbers))
+        if isinstance(module, nn.Hardsigmoid) and pair.numbers == GATE:
+            return self.graph.call_function(F.hardsigmoid, (x,))
+        if node.target in ADDITIONS + PRODUCTS and all(operand in self.exact for operand in node.args) and not node.kwargs:
             function = (OPS.add_relu if relu else OPS.add) if node.target in ADDITIONS else (OPS.mul_relu if relu else OPS.mul)
-            new = self.graph.call_function(function, (*inputs, *pair.numbers))
-        elif isinstance(module, nn.AdaptiveAvgPool2d | nn.MaxPool2d | nn.ReLU | nn.Flatten):
-            self._add(node.name, module)
-            new = self.graph.call_module(node.name, tuple(inputs))
-        elif node.op == "call_method" or node.target is torch.flatten:
-            new = self.graph.node_copy(node, self.new.__getitem__)
-        else:
-            raise RuntimeError(f"torch has no quantized operator for {node.name}")
-        for done in nodes:
-            self.new[done] = new
-        self.exact.update(nodes)
+            return self.graph.call_function(function, (*map(self.new.get, node.args), *pair.numbers))
+        if relu or pair.numbers != self.exact[node.args[0]]:
+            return None  # what follows keeps its input's scale
+        if isinstance(module, nn.AdaptiveAvgPool2d | nn.MaxPool2d | nn.Flatten):
+            return self._called(node.name, module, x)
+        if node.op == "call_method" or node.target is torch.flatten:
+            return self.graph.node_copy(node, self.new.__getitem__)
+        return None
+
+    def _called(self, name: str, module: nn.Module, x: fx.Node) -> fx.Node:
+        self._add(name, module)
+        return self.graph.call_module(name, (x,))
 
     def _add(self, name: str, module: nn.Module) -> None:
         self.parts[name] = module

@@ -59,6 +59,9 @@ class Graph:
         module = self.module(node)
         if node.op in ONE_NODE:
             return ONE_NODE[node.op]
+        if isinstance(module, nn.Conv2d) and (module.padding_mode != "zeros" or isinstance(module.padding, str)):
+            kind = module.padding_mode if module.padding_mode != "zeros" else module.padding
+            raise UserError(f"quantization knows convolutions padded by numbers of zeros only, not {kind!r} ({node.name}).")
         listed, matches = {
             "call_module": (MODULES, lambda types: isinstance(module, types)),
             "call_function": (FUNCTIONS, lambda targets: node.target in targets),
@@ -79,8 +82,13 @@ class Graph:
         return self.kinds[node] in (Kind.INPUT, Kind.LAYER, Kind.COMPUTING, Kind.AVERAGING)
 
     def followed(self, node: fx.Node) -> fx.Node | None:
-        """Return the BatchNorm or ReLU that is computed together with `node`; None if there is none."""
+        """Return the BatchNorm or ReLU that is computed together with `node`; None if there is none.
+
+        Dropout and identities between them are passed.
+        """
         users = list(node.users)
+        while len(users) == 1 and isinstance(self.module(users[0]), IDLE):
+            users = list(users[0].users)
         fusible = len(users) == 1 and isinstance(self.module(users[0]), FOLLOWING) and node.op != "placeholder"
         return users[0] if fusible and self.computes(node) else None
 
@@ -90,9 +98,12 @@ class Graph:
         Dropout and identities are passed. Return `node` itself if there is none.
         """
         while isinstance(self.module(node), (*FOLLOWING, *IDLE)):
-            if not isinstance(self.module(node), IDLE) and self.followed(node.args[0]) is not node:
+            before = node.args[0]
+            while isinstance(self.module(before), IDLE):
+                before = before.args[0]
+            if isinstance(self.module(node), FOLLOWING) and self.followed(before) is not node:
                 break
-            node = node.args[0]
+            node = before
         return node
 
     def inside(self, node: fx.Node, names: tuple[str, ...]) -> bool:

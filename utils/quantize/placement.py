@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
+from utils.errors import UserError
 from utils.quantize.operators import IDLE, Graph, Kind
 
 INTEGERS = {  # lowest, highest
@@ -107,7 +108,9 @@ def insert(network: fx.GraphModule, placement: Placement, keep_fp32: tuple[str, 
         elif isinstance(graph.module(node), IDLE) and node.args[0] in carried:
             carried[node] = carried[node.args[0]]
         if graph.kinds[node] is Kind.LAYER and not graph.inside(node, keep_fp32):
-            inserted.reads[node.target] = carried[node.args[0]]
+            pair = carried[node.args[0]]
+            if inserted.reads.setdefault(node.target, pair) != pair:
+                raise UserError(f"{node.target} reads tensors of different scales. Keep it in FP32 by `keep_fp32` of the recipe.")
     network.recompile()
     return inserted
 
@@ -143,13 +146,12 @@ def _moved(graph: Graph, node: fx.Node, carried: dict[fx.Node, str]) -> str | No
         "flatten",
         "view",
         "reshape",
+        "contiguous",
     )
     return carried.get(node.args[0]) if graph.kinds[node] is Kind.MOVING and is_tensor else None
 
 
 def _describe(inserted: Inserted, graph: Graph, node: fx.Node, name: str, placement: Placement, users: list[fx.Node]) -> None:
-    first = graph.first(node)
-    inserted.source[name] = first.target if first.op == "call_module" else first.name
     if placement.unit_gates and isinstance(graph.module(node), nn.Hardsigmoid):
         inserted.gates.add(name)
     readers = users if placement.pairs == "inputs" else graph.readers(node)
