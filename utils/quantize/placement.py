@@ -91,6 +91,7 @@ def insert(network: fx.GraphModule, placement: Placement, keep_fp32: tuple[str, 
     """
     graph = Graph(network)
     places = (_inputs if placement.pairs == "inputs" else _outputs)(graph, keep_fp32)
+    firsts = {node: graph.first(node) for node in places}  # before any pair stands in between
     inserted = Inserted({}, {}, set(), {}, set())
     carried: dict[fx.Node, str] = {}  # tensor -> the pair whose values it holds
     for node in graph.nodes:
