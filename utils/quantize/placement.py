@@ -87,7 +87,8 @@ def insert(network: fx.GraphModule, placement: Placement, keep_fp32: tuple[str, 
 
     What belongs to the modules `keep_fp32` is not quantized. A name is that of the first operator
     of a sequence that is computed together, such as a convolution with its BatchNorm and ReLU, so
-    it does not depend on whether BatchNorm is folded. Raises `UserError` for an unknown operator.
+    it does not depend on whether BatchNorm is folded. Raises `UserError` for an unknown operator,
+    and for a quantized layer that is called on several tensors.
     """
     graph = Graph(network)
     places = (_inputs if placement.pairs == "inputs" else _outputs)(graph, keep_fp32)
@@ -97,7 +98,8 @@ def insert(network: fx.GraphModule, placement: Placement, keep_fp32: tuple[str, 
     for node in graph.nodes:
         moved = _moved(graph, node, carried) if placement.pairs == "outputs" else None
         if node in places:
-            name = f"pair_{graph.first(node).name}"
+            name = f"pair_{firsts[node].name}"
+            inserted.source[name] = firsts[node].target if firsts[node].op == "call_module" else firsts[node].name
             _describe(inserted, graph, node, name, placement, places[node])
             if graph.kinds[node] is Kind.AVERAGING and placement.pooling_keeps_scale and node.args[0] in carried:
                 inserted.same_as[name] = carried[node.args[0]]
