@@ -53,17 +53,50 @@ class SmallDepthwise(nn.Module):
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
         depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
         self.depthwise = nn.Sequential(depthwise, nn.BatchNorm2d(8), nn.Hardswish())
-        self.pointwise = nn.Conv2d(8, 6, 1)
+        self.pointwise, self.pool = nn.Conv2d(8, 6, 1), nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(6, 2)
 
     def forward(self, x):
-        return self.head(self.pointwise(self.depthwise(self.stem(x))).mean((2, 3)))
+        return self.head(torch.flatten(self.pool(self.pointwise(self.depthwise(self.stem(x)))), 1))
 
 
-def small_depthwise() -> nn.Module:
-    """A `SmallDepthwise` in evaluation mode, with BatchNorm as after training: folding it changes the weights."""
+class Everything(nn.Module):
+    """All that the study's networks have.
+
+    BatchNorm with and without ReLU, max pooling, a residual sum, hardswish, a depthwise convolution, squeeze and excitation,
+    dropout, two linear layers.
+    """
+
+    architecture = "everything"
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.stem_norm = nn.Conv2d(3, 8, 3, stride=2, bias=False), nn.BatchNorm2d(8)
+        self.relu, self.shrink = nn.ReLU(inplace=True), nn.MaxPool2d(2)
+        self.conv, self.norm, self.swish = (
+            nn.Conv2d(8, 8, 3, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.Hardswish(inplace=True),
+        )
+        self.depthwise, self.depth_norm = nn.Conv2d(8, 8, 3, groups=8, bias=False), nn.BatchNorm2d(8)
+        self.squeeze, self.reduce, self.excite = nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+        self.gate, self.project = nn.Hardsigmoid(), nn.Conv2d(8, 8, 1)
+        self.fc, self.dropout, self.head = nn.Linear(8, 6), nn.Dropout(), nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = self.shrink(self.relu(self.stem_norm(self.stem(x))))
+        y = self.norm(self.conv(x))
+        y += x
+        y = self.swish(self.depth_norm(self.depthwise(self.swish(y))))
+        y = self.gate(self.excite(self.relu(self.reduce(self.squeeze(y))))) * y
+        y = torch.flatten(self.squeeze(self.project(y)), 1)
+        return self.head(self.dropout(self.swish(self.fc(y))))
+
+
+def small(kind: type[nn.Module]) -> nn.Module:
+    """A network in evaluation mode, with BatchNorm as after training: folding it changes the weights."""
     torch.manual_seed(0)
-    model = SmallDepthwise()
+    model = kind()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 2)
@@ -71,6 +104,15 @@ def small_depthwise() -> nn.Module:
             module.running_mean.normal_(0, 0.3)
             module.running_var.uniform_(0.5, 2)
     return model.eval()
+
+
+def small_depthwise() -> nn.Module:
+    return small(SmallDepthwise)
+
+
+def noise(count: int, side: int, seed: int = 1) -> torch.Tensor:
+    """Normal noise, float32 (count, 3, side, side)."""
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
 
 
 def uneven_images(count=40) -> torch.Tensor:

@@ -91,7 +91,8 @@ def mse(counts: np.ndarray, low: float, high: float, placement: Placement) -> tu
     """Return the range with the least squared error of clipping and rounding.
 
     Both ends are tried at 100 shares of their calibrated values. Values beyond an end are clipped
-    to it; rounding the others has a mean squared error of step**2 / 12.
+    to it. Those within half a step of 0 become 0: after ReLU, zeros are most values, and exact.
+    Rounding the others has a mean squared error of step**2 / 12.
     """
     edges = np.linspace(low, high, BINS + 1)
     centres = (edges[:-1] + edges[1:]) / 2
@@ -108,9 +109,13 @@ def mse(counts: np.ndarray, low: float, high: float, placement: Placement) -> tu
         count, first, second = ((total[-1] - total[places]) if above else total[places] for total in sums)
         return second - 2 * ends * first + ends**2 * count
 
+    def between(low: np.ndarray, high: np.ndarray, power: int) -> np.ndarray:
+        return sums[power][np.searchsorted(centres, high, side="right")] - sums[power][np.searchsorted(centres, low)]
+
+    near = np.maximum(-step / 2, lows), np.minimum(step / 2, highs)
+    rounded = between(lows, highs, 0) - between(*near, 0)
     below, beyond = np.searchsorted(centres, lows), np.searchsorted(centres, highs, side="right")
-    inside = sums[0][beyond] - sums[0][below]
-    error = squares(below, lows, False) + squares(beyond, highs, True) + inside * step**2 / 12
+    error = squares(below, lows, False) + squares(beyond, highs, True) + between(*near, 2) + rounded * step**2 / 12
     best = np.unravel_index(np.argmin(error), error.shape)
     return float(np.broadcast_to(lows, error.shape)[best]), float(np.broadcast_to(highs, error.shape)[best])
 

@@ -1,0 +1,315 @@
+"""Calibration: what is seen of the values, which ranges follow by each method, and which integers from these."""
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from helpers import Everything, noise, small
+from torch import nn
+
+from utils.quantize import calibration, operators
+from utils.quantize.calibration import BINS, METHODS, Observer
+from utils.quantize.placement import Placement
+
+UINT8, SEVEN_BITS = Placement("outputs"), Placement("outputs", levels=127)
+SYMMETRIC = Placement("outputs", torch.int8, symmetric=True)
+INT16 = Placement("outputs", torch.int16, symmetric=True, levels=2**16 - 1)
+ALL = [UINT8, SEVEN_BITS, SYMMETRIC, INT16, Placement("outputs", torch.int8)]
+
+
+def observed(values: torch.Tensor, channelwise: bool = False) -> Observer:
+    """An observer that has seen `values` twice, as in calibration: for their ends, then for their histogram."""
+    observer = Observer()
+    observer.channelwise = channelwise
+    calibration.observe(observer, values)
+    observer.counts = torch.zeros(len(observer.low), BINS, dtype=torch.float64)
+    calibration.observe(observer, values)
+    return observer
+
+
+# ---- what is seen
+
+
+def test_calibration_shows_each_image_once_in_order_without_gradients():
+    seen = []
+
+    class Recorder(nn.Module):
+        def forward(self, x):
+            seen.append(x.clone())
+            assert not torch.is_grad_enabled()
+
+    images = noise(70, 4)
+    calibration.observe(Recorder(), images)
+    assert len(seen) == 3 and torch.equal(torch.cat(seen), images)
+
+
+def test_histograms_are_numpys_over_all_batches():
+    images = noise(70, 8)
+    observer = observed(images)
+    assert (observer.low.item(), observer.high.item()) == (images.min(), images.max())
+    expected = np.histogram(images.numpy(), BINS, (images.min().item(), images.max().item()))[0]
+    assert observer.counts.sum() == images.numel()
+    assert np.abs(observer.counts[0].numpy() - expected).sum() <= 8  # values on an edge
+
+
+def test_channels_have_histograms_of_their_values():
+    images = noise(70, 8) * torch.tensor([1, 10, 1e-3]).view(1, 3, 1, 1)
+    images[:, 2].abs_()
+    observer = observed(images, channelwise=True)
+    for channel in range(3):
+        values = images[:, channel].numpy()
+        low, high = min(values.min(), 0), values.max()
+        assert (observer.low[channel].item(), observer.high[channel].item()) == (low, high)
+        expected = np.histogram(values, BINS, (low, high))[0]
+        assert np.abs(observer.counts[channel].numpy() - expected).sum() <= 8
+
+
+def test_a_range_always_includes_zero():
+    for sign in (1, -1):
+        observer = observed(sign * (5 + noise(4, 8).abs()))
+        assert sorted([abs(observer.low.item()), abs(observer.high.item())])[0] == 0
+
+
+# ---- the methods
+
+
+def histogram(values: np.ndarray) -> tuple[np.ndarray, float, float]:
+    low, high = min(values.min(), 0.0), max(values.max(), 0.0)
+    return np.histogram(values, BINS, (low, high))[0].astype(float), low, high
+
+
+def squared_error(values: np.ndarray, low: float, high: float, levels: int) -> float:
+    """Mean squared error of clipping to [low, high] and rounding to steps of which 0 is one."""
+    step = (high - low) / levels
+    zero_point = np.rint(-low / step)
+    return np.square(values - (np.clip(np.rint(values / step) + zero_point, 0, levels) - zero_point) * step).mean()
+
+
+RANDOM = np.random.default_rng(0)
+SAMPLES = {
+    "normal": RANDOM.standard_normal(10_000),
+    "positive": RANDOM.exponential(size=10_000),
+    "negative": -RANDOM.exponential(size=10_000),
+    "after relu": np.maximum(RANDOM.standard_normal(10_000), 0),
+    "mostly zeros": np.maximum(RANDOM.laplace(size=10_000) - 1.6, 0),  # nine of ten
+}
+
+
+def test_minmax_clips_nothing():
+    for values in SAMPLES.values():
+        counts, low, high = histogram(values)
+        assert METHODS["minmax"](counts, low, high, UINT8) == (low, high)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("levels", [15, 127, 255])
+def test_mse_finds_the_range_that_really_has_the_least_error(name, levels):
+    values = SAMPLES[name]
+    counts, low, high = histogram(values)
+    error = squared_error(values, *METHODS["mse"](counts, low, high, dataclasses.replace(UINT8, levels=levels)), levels)
+    shares = np.linspace(0.04, 1, 25)
+    lows, highs = shares * low if low else [0.0], shares * high if high else [0.0]
+    assert error < 1.05 * min(squared_error(values, low, high, levels) for low in lows for high in highs)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_mse_with_equal_ends_finds_the_limit_of_least_error(name):
+    values = SAMPLES[name]
+    low, high = METHODS["mse"](*histogram(values), SYMMETRIC)
+    assert low == -high
+    limits = np.linspace(0.04, 1, 100) * np.abs(values).max()
+    assert squared_error(values, low, high, 254) < 1.05 * min(squared_error(values, -limit, limit, 254) for limit in limits)
+
+
+def test_mse_clips_what_is_rare_and_keeps_what_is_not():
+    heavy = np.random.default_rng(0).laplace(size=100_000)
+    counts, low, high = histogram(heavy)
+    chosen = METHODS["mse"](counts, low, high, dataclasses.replace(UINT8, levels=15))
+    assert squared_error(heavy, *chosen, 15) < 0.5 * squared_error(heavy, low, high, 15)
+    counts, low, high = histogram(SAMPLES["mostly zeros"])
+    assert METHODS["mse"](counts, low, high, UINT8)[1] > 0.8 * high  # zeros are exact whatever the step
+
+
+def test_percentile_keeps_its_share():
+    count = 1_000_000
+    uniform = np.arange(count) / count
+    rest, one_bin = 1 - calibration.PERCENTILE / 100, 1 / BINS
+    low, high = METHODS["percentile"](*histogram(uniform), UINT8)
+    assert low == 0 and high == pytest.approx(1 - rest, abs=one_bin)
+    low, high = METHODS["percentile"](*histogram(2 * uniform - 1), UINT8)
+    assert low == pytest.approx(-1 + rest, abs=2 * one_bin) and high == pytest.approx(1 - rest, abs=2 * one_bin)
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_percentile_gives_up_no_more_than_its_share(side):
+    """Ten of a million values are far out: as many as PERCENTILE leaves, if all are on one side."""
+    values = side * np.concatenate([np.full(999_990, 1.0), np.full(10, 50.0)])
+    kept = METHODS["percentile"](*histogram(values), UINT8)
+    assert max(np.abs(kept)) == pytest.approx(1, abs=50 / BINS)
+    kept = METHODS["percentile"](*histogram(np.append(values, 50.0 * side)), UINT8)
+    assert max(np.abs(kept)) == 50  # one more is too many
+
+
+@pytest.mark.parametrize("placement", [UINT8, SEVEN_BITS, INT16])
+def test_a_lone_outlier_is_clipped_as_the_methods_say(placement):
+    # Of n values one is 100. Clipping at c costs (100 - c)^2 there; rounding the others to l steps costs n (c / l)^2 / 12, because
+    # none is near 0. The sum is least where 100 - c = n c / (12 l^2).
+    values = np.concatenate([np.random.default_rng(0).uniform(1, 3, 200_000), [100.0]])
+    steps = 2**15 - 1 if placement.symmetric else placement.levels
+    best = 100 / (1 + len(values) / (12 * steps**2))
+    assert METHODS["mse"](*histogram(values), placement)[1] == pytest.approx(best, abs=100 / len(calibration.SHARES))
+    assert METHODS["percentile"](*histogram(values), placement)[1] < 6
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_16_bits_hardly_clip_by_any_method(method):
+    values = np.random.default_rng(0).standard_normal(200_000)
+    low, high = METHODS[method](*histogram(values), INT16)
+    assert 0.85 * values.max() <= high <= np.abs(values).max() and 0.85 * values.min() >= low >= -np.abs(values).max()
+
+
+def test_there_are_three_methods():
+    assert set(METHODS) == {"minmax", "percentile", "mse"}
+
+
+# ---- ranges of tensors
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("placement", ALL)
+def test_a_tensor_of_zeros_has_a_range(method, placement):
+    low, high = observed(torch.zeros(4, 3, 8, 8)).range(method, placement)
+    assert (low, high) == (-1 if placement.symmetric else 0, 1)
+    scale, zero_point = calibration.numbers(low, high, placement)
+    assert scale > 0 and zero_point == (0 if placement.symmetric else torch.iinfo(placement.activation).min)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("placement", ALL)
+def test_a_silent_channel_may_wake_up(method, placement):
+    images = noise(8, 8) * torch.tensor([1, 10, 0]).view(1, 3, 1, 1)
+    low, high = observed(images, channelwise=True).range(method, placement)
+    assert low.shape == high.shape == (3,)
+    assert (low[2], high[2]) == (calibration.SILENT * low[1], calibration.SILENT * high[1])
+    assert high[0] < 0.2 * high[1]  # channels that are heard have their ranges
+
+
+def test_without_zero_points_the_ends_are_equal():
+    values = noise(8, 8).clamp(-0.5, 3)
+    for method in METHODS:
+        low, high = observed(values).range(method, SYMMETRIC)
+        assert low == -high and 0 < high <= values.max().item()
+    assert observed(values).range("minmax", SYMMETRIC)[1] == values.max().item()
+
+
+# ---- numbers
+
+
+def test_numbers_by_hand():
+    ends = np.array([-1.0]), np.array([4.0])
+    assert [n.item() for n in calibration.numbers(*ends, UINT8)] == pytest.approx([5 / 255, 51])
+    assert [n.item() for n in calibration.numbers(*ends, SEVEN_BITS)] == pytest.approx([5 / 127, 25])  # 25.4
+    assert [n.item() for n in calibration.numbers(*ends, Placement("outputs", torch.int8))] == pytest.approx([5 / 255, 51 - 128])
+    ends = np.array([-4.0]), np.array([4.0])
+    assert [n.item() for n in calibration.numbers(*ends, SYMMETRIC)] == pytest.approx([4 / 127, 0])
+    assert [n.item() for n in calibration.numbers(*ends, INT16)] == pytest.approx([4 / 32767, 0])
+
+
+@pytest.mark.parametrize("placement", ALL)
+def test_numbers_span_the_range_and_have_a_zero(placement):
+    low, high = -np.array([0, 1, 3.7, 1e-3]), np.array([2, 0, 1.1, 5])
+    if placement.symmetric:
+        low = -high
+    scale, zero_point = calibration.numbers(low, high, placement)
+    assert scale.dtype == torch.float32 and zero_point.dtype == torch.int64 and scale.shape == zero_point.shape == (4,)
+    lowest = torch.iinfo(placement.activation).min
+    steps = 2 * torch.iinfo(placement.activation).max if placement.symmetric else placement.levels
+    ends = [(zero_point - lowest), steps - (zero_point - lowest)]  # steps below zero and above it
+    if not placement.symmetric:
+        for count, end in zip(ends, (low, high), strict=True):
+            assert (count >= 0).all() and np.all(np.abs(count.numpy() * scale.numpy() - np.abs(end)) <= 0.501 * scale.numpy())
+    assert np.allclose(scale.numpy() * steps, high - low)
+
+
+def test_a_single_range_has_no_dimension():
+    scale, zero_point = calibration.numbers(np.array([-1.0]), np.array([1.0]), UINT8)
+    assert scale.shape == zero_point.shape == ()
+
+
+# ---- networks
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small(Everything)
+
+
+IMAGES = noise(40, 33)
+
+
+@torch.no_grad()
+def ends(model, name):
+    """The ends of what module `name` of the folded model gives first."""
+    network, seen = operators.folded(model), []
+    network.get_submodule(name).register_forward_hook(
+        lambda _m, _i, output: seen.append((output.min().item(), output.max().item()))
+    )
+    network(IMAGES)
+    return min(seen[0][0], 0), max(seen[0][1], 0)
+
+
+def test_every_pair_has_the_range_of_its_tensor(model):
+    chosen = calibration.calibrate(model, IMAGES, UINT8, dict(activations="minmax"))
+    for pair, module in (("pair_stem", "relu"), ("pair_conv", "conv"), ("pair_squeeze", "squeeze"), ("pair_head", "head")):
+        low, high = ends(model, module)
+        assert chosen[pair][0].item() == pytest.approx((high - low) / 255)
+        assert chosen[pair][1].item() == round(-low / (high - low) * 255)
+    assert chosen["pair_x"][0].item() == pytest.approx((IMAGES.max() - IMAGES.min()).item() / 255)
+    assert len(chosen) == 17
+
+
+def test_headroom_widens_all_ranges(model):
+    plain = calibration.calibrate(model, IMAGES, INT16, dict(activations="percentile"))
+    wide = calibration.calibrate(model, IMAGES, INT16, dict(activations="percentile", headroom=4.0))
+    assert all(wide[name][0].item() == pytest.approx(4 * plain[name][0].item()) for name in plain)
+
+
+def test_methods_that_clip_give_finer_steps(model):
+    steps = {
+        method: calibration.calibrate(model, IMAGES, dataclasses.replace(UINT8, levels=31), dict(activations=method))
+        for method in METHODS
+    }
+    for name, (widest, _) in steps["minmax"].items():
+        assert max(steps["mse"][name][0], steps["percentile"][name][0]) <= widest
+    assert steps["mse"]["pair_x"][0] < 0.9 * steps["minmax"]["pair_x"][0]  # normal noise at 5 bits
+
+
+def test_shared_and_fixed_scales(model):
+    placement = Placement("outputs", torch.int8, pooling_keeps_scale=True, unit_gates=True)
+    chosen = calibration.calibrate(model, IMAGES, placement, dict(activations="minmax"))
+    assert chosen["pair_squeeze"] == chosen["pair_swish_1"] and chosen["pair_squeeze_1"] == chosen["pair_project"]
+    assert [n.item() for n in chosen["pair_gate"]] == [1 / 256, -128]
+    free = calibration.calibrate(model, IMAGES, Placement("outputs", torch.int8), dict(activations="minmax"))
+    assert free["pair_squeeze"] != chosen["pair_squeeze"] and free["pair_gate"][0] < 1 / 255
+
+
+def test_a_scale_for_each_channel(model):
+    chosen = calibration.calibrate(model, IMAGES, Placement("outputs", scales="depthwise"), dict(activations="minmax"))
+    assert {name for name, (scale, _) in chosen.items() if scale.ndim} == {"pair_swish"}
+    assert chosen["pair_swish"][0].shape == chosen["pair_swish"][1].shape == (8,)
+    one = calibration.calibrate(model, IMAGES, UINT8, dict(activations="minmax"))["pair_swish"][0]
+    assert chosen["pair_swish"][0].max() <= one < 1.2 * chosen["pair_swish"][0].max()
+
+
+def test_what_stays_in_fp32_is_not_calibrated(model):
+    chosen = calibration.calibrate(model, IMAGES, UINT8, dict(activations="minmax", keep_fp32=("reduce", "excite")))
+    assert "pair_reduce" not in chosen and "pair_excite" in chosen
+
+
+def test_the_float_network_is_left_alone(model):
+    before = copy.deepcopy(model.state_dict())
+    calibration.calibrate(model, IMAGES, UINT8, dict(activations="mse"))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert not any(isinstance(module, Observer) for module in model.modules())
