@@ -154,7 +154,7 @@ def test_percentile_gives_up_no_more_than_its_share(side):
 
 @pytest.mark.parametrize("placement", [UINT8, SEVEN_BITS, INT16])
 def test_a_lone_outlier_is_clipped_as_the_methods_say(placement):
-    # Of n values one is 100. Clipping at c costs (100 - c)^2 there; rounding the others to l steps costs n (c / l)^2 / 12, because
+    # Of n values one is 100. Clipping at c costs (100 - c)^2 there. Rounding the others to l steps costs n (c / l)^2 / 12, since
     # none is near 0. The sum is least where 100 - c = n c / (12 l^2).
     values = np.concatenate([np.random.default_rng(0).uniform(1, 3, 200_000), [100.0]])
     steps = 2**15 - 1 if placement.symmetric else placement.levels
