@@ -196,6 +196,15 @@ def test_a_silent_channel_may_wake_up(method, placement):
     assert high[0] < 0.2 * high[1]  # channels that are heard have their ranges
 
 
+def test_a_quiet_channel_loses_nothing_of_its_range():
+    """The widest channel has no negative values, the quiet one has."""
+    images = noise(8, 8)
+    images[:, 1] = 5000 * images[:, 1].abs()
+    low, high = observed(images, channelwise=True).range("minmax", UINT8)
+    assert low[0] == images[:, 0].min().item() and low[1] == 0
+    assert high[0] == calibration.SILENT * high[1] > images[:, 0].max().item()
+
+
 def test_without_zero_points_the_ends_are_equal():
     values = noise(8, 8).clamp(-0.5, 3)
     for method in METHODS:

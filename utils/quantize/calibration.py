@@ -67,7 +67,8 @@ class Observer(nn.Module):
             return (-np.ones_like(high) if placement.symmetric else low), np.ones_like(high)
         scarce = (high - low) < SILENT * (high - low).max()
         widest = np.argmax(high - low)
-        return np.where(scarce, SILENT * low[widest], low), np.where(scarce, SILENT * high[widest], high)
+        least = SILENT * low[widest], SILENT * high[widest]
+        return np.where(scarce, np.minimum(least[0], low), low), np.where(scarce, np.maximum(least[1], high), high)
 
 
 def minmax(counts: np.ndarray | None, low: float, high: float, placement: Placement) -> tuple[float, float]:
