@@ -7,11 +7,17 @@ BIN := .venv/bin
 setup: .venv/.ready
 
 # Made again when the requirements change.
-.venv/.ready: requirements.txt tests/requirements.txt
+.venv/.ready: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "error: Python 3.11 or newer is needed; name one with make PYTHON=python3.12" >&2; exit 1; }
 	@echo "== set-up: .venv and the packages of requirements.txt (some minutes and up to a few GB the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+# The tests need more: pytest, ruff, a browser's driver, and every engine that a CPU can run.
+.venv/.tests: .venv/.ready tests/requirements.txt requirements-openvino.txt requirements-executorch.txt
+	@echo "== set-up: the packages of tests/requirements.txt, with OpenVINO and ExecuTorch"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 	@touch $@
 
@@ -34,11 +40,11 @@ demo: setup
 render:
 	@$(BIN)/python figures/all.py --study $(STUDY)
 
-test: setup lint
+test: .venv/.tests lint
 	$(BIN)/python -m pytest -q
 
 # On drawn images, or on those in the folder DATA.
-bench: setup
+bench: .venv/.tests
 	$(BIN)/python tests/benchmarks/run.py $(if $(DATA),--data '$(DATA)')
 
 # The figures and tables of every study that has results.
@@ -47,5 +53,5 @@ figures: setup
 		$(MAKE) --no-print-directory render STUDY=$$study || exit 1; \
 	done
 
-lint: setup
+lint: .venv/.tests
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check . && echo "== ruff: clean"

@@ -79,24 +79,10 @@ def test_prose_does_without_own(path):
 # ---- what may be removed touches one file
 
 
-def test_only_one_file_knows_torch_ao():
-    """torch.ao will be removed from torch: this file is then all that changes."""
+def test_only_two_files_know_torch_ao():
+    """torch.ao will be removed from torch: the engines go with it, and torchao defines the operators that quantized.py uses."""
     knows = {path for path in UTILS if re.search(r"torch\.ao|torch import ao\b", (paths.ROOT / path).read_text(encoding="utf-8"))}
-    assert knows == {"utils/backends/torch_ao.py"}
-
-
-def test_only_one_file_knows_that_packed_weights_are_methods():
-    """Float modules have a tensor `weight`, packed ones a method: nobody else need tell them apart."""
-
-    def asks(node) -> bool:
-        called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "callable"
-        return called and "weight" in ast.unparse(node)
-
-    def calls(node) -> bool:
-        return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("weight", "bias")
-
-    knows = {path for path in UTILS for node in ast.walk(tree(path)) if asks(node) or calls(node)}
-    assert knows == {"utils/backends/torch_ao.py"}
+    assert knows == {"utils/backends/torch_ao.py", "utils/quantize/quantized.py"}
 
 
 def test_only_one_file_registers_hooks():

@@ -53,6 +53,7 @@ class Backend:
     module: str
     serves: tuple[tuple[str, str], ...] = ()  # (method, dtype) pairs whose scripts offer it
     devices: tuple[str, ...] = ("cpu",)
+    package: str = "torch"  # that the engine is part of
     fp32: bool = False  # whether it competes for the fastest FP32, a reference of speed-ups
     simulated: bool = False  # imitates other hardware in float: its speed says nothing
     dashes: str = "-"  # in figures
@@ -89,13 +90,15 @@ BACKENDS = {  # the first that serves a script is its default
     "x86": Backend("torch_ao", INT8, dashes="--"),
     "onednn": Backend("torch_ao", INT8, dashes="-."),
     "qnnpack": Backend("torch_ao", INT8, dashes=":"),
+    "onnxruntime": Backend("onnxruntime", INT8, package="onnxruntime", fp32=True, dashes=(0, (3, 1, 1, 1))),
+    "openvino": Backend("openvino", INT8, package="openvino", fp32=True, dashes=(0, (5, 1))),
+    "xnnpack": Backend("xnnpack", INT8, package="executorch", fp32=True, dashes=(0, (1, 1))),
     "half": Backend("fp16", FP16, ANYWHERE),
     "amp": Backend("fp16", FP16, ANYWHERE, dashes="--"),
     "simulated": Backend("simulated", INT16, ANYWHERE, simulated=True),
     "native": Backend("native", (("fp32", "fp32"), ("qat", "int8")), ANYWHERE, fp32=True),
     "frozen": Backend("frozen", devices=ANYWHERE, fp32=True),
     "compile": Backend("compile", devices=ANYWHERE, fp32=True),
-    "onnxruntime": Backend("onnxruntime", INT8, fp32=True, dashes=(0, (3, 1, 1, 1))),
 }
 
 

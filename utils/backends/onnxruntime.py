@@ -33,7 +33,7 @@ class OnnxRuntime(Lowering):
             return Placement("outputs", torch.int16, torch.int8, bias="float", symmetric=True, levels=2**16 - 1)
         # Without VNNI its kernels add pairs of u8 x s8 products in 16 bits, which overflow.
         levels = 255 if environment.has_vnni() else 127
-        return Placement("outputs", bias="int32", levels=levels, pooling_keeps_scale=True, unit_gates=True)
+        return Placement("outputs", bias="int32", levels=levels, pooling_keeps_scale=True, unit_gates=True, float_logits=True)
 
     def lower(self, quantized: Quantized, path: Path) -> None:
         onnx_export.export(quantized.network, path)

@@ -56,7 +56,7 @@ class TorchAO(Lowering):
         loss of a bit (validation SQNR 17.8 dB against 12.4 dB).
         """
         wide = self.name == "qnnpack" or environment.has_vnni()
-        # Averages have no scale of their own in torch, and hardsigmoid's is fixed.
+        # In torch, an average has the scale of its input, and hardsigmoid's is fixed.
         return Placement("outputs", levels=255 if wide else 127, pooling_keeps_scale=True, unit_gates=True)
 
     def lower(self, quantized: Quantized, path: Path) -> None:

@@ -219,6 +219,13 @@ def summary(record: dict) -> str:
     first = min(range(len(record["timing"])), key=lambda n: _order(record["timing"][n]))
     row = results.rows_of(record)[first]
     lines = [_in_short(row)]
+    if row["agreement_reference"] is not None:
+        method = "no noise" if row["sqnr_reference_db"] is None else f"{row['sqnr_reference_db']:.1f} dB"
+        engine = "nothing" if row["sqnr_vs_reference_db"] is None else f"{row['sqnr_vs_reference_db']:.1f} dB"
+        lines.append(
+            f"the method in exact arithmetic: accuracy {100 * row['accuracy_reference']:.2f} %, {method} from FP32; "
+            f"the engine adds {engine} and agrees on {100 * row['agreement_reference']:.2f} %"
+        )
     if row["accuracy_fake_quant"] is not None:
         accuracy, agreement = 100 * row["accuracy_fake_quant"], 100 * row["agreement_fake_quant"]
         lines.append(f"before conversion, rounding in FP32: accuracy {accuracy:.2f} %, agrees on {agreement:.2f} %")

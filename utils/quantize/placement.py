@@ -42,6 +42,7 @@ class Placement:
     # where all readers are depthwise convolutions ("depthwise"), or nowhere ("tensor").
     scales: str = "tensor"
     pooling_keeps_scale: bool = False  # whether an average has the scale of what it averages
+    float_logits: bool = False  # whether the last operator's output is left as it is
     unit_gates: bool = False  # whether hardsigmoid, which ends at 1, always has the scale 1/256
 
     @property
@@ -58,11 +59,12 @@ class Placement:
     def in_training(self) -> "Placement":
         """The placement that QAT rounds by, of which backends share one training.
 
-        Biases are not rounded in training, and int8 rounds as uint8 does, with zero-points lower by
-        128.
+        In training, biases are not rounded and logits are. int8 rounds as uint8 does, with
+        zero-points lower by 128.
         """
         shifted = self.activation is torch.int8 and not self.symmetric
-        return dataclasses.replace(self, bias="float", activation=torch.uint8 if shifted else self.activation)
+        activation = torch.uint8 if shifted else self.activation
+        return dataclasses.replace(self, bias="float", float_logits=False, activation=activation)
 
     @classmethod
     def of(cls, settings: dict) -> "Placement":
@@ -92,6 +94,8 @@ def insert(network: fx.GraphModule, placement: Placement, keep_fp32: tuple[str, 
     """
     graph = Graph(network)
     places = (_inputs if placement.pairs == "inputs" else _outputs)(graph, keep_fp32)
+    if placement.float_logits:
+        places = {node: users for node, users in places.items() if [graph.kinds[user] for user in users] != [Kind.OUTPUT]}
     firsts = {node: graph.first(node) for node in places}  # before any pair stands in between
     inserted = Inserted({}, {}, set(), {}, set())
     carried: dict[fx.Node, str] = {}  # tensor -> the pair whose values it holds

@@ -32,6 +32,7 @@ from utils.training import architectures
 
 OPS = torch.ops.quantized_decomposed
 FORMAT = 1  # of the file
+FAINT = 2.0**-20  # smallest scale of a channel's weights, relative to the layer's largest
 
 
 class Pair(nn.Module):
@@ -128,12 +129,15 @@ def quantize_weight(
     """Quantize `weight` (out, ...) symmetrically, with one scale for each output channel.
 
     Returns integers, float32 (out, ...), and scales, float32 (out,). The largest magnitude of a
-    channel becomes `highest`, unless the scale would be below `smallest`. A channel of zeros has
-    scale 1.
+    channel becomes `highest`, unless the scale would be below `smallest`, or below FAINT times the
+    layer's largest. A channel of zeros has the layer's largest scale, and a layer of zeros 1.
     """
     weight = weight.detach()
-    scale = torch.maximum(weight.abs().flatten(1).amax(1) / highest, torch.as_tensor(smallest))
-    scale[scale == 0] = 1.0
+    scale = weight.abs().flatten(1).amax(1) / highest
+    largest = scale.max().item() or 1.0
+    scale[scale == 0] = largest
+    # XNNPACK refuses channels whose scale is under 2^-32 of that of the layer's output.
+    scale = torch.maximum(scale, torch.as_tensor(smallest)).clamp_min(FAINT * largest)
     return torch.clamp(torch.round(weight / by_output(scale, weight)), -highest, highest), scale
 
 
@@ -243,11 +247,10 @@ class Quantized:
 
     def __str__(self) -> str:
         """Return all numbers of the network as a table, one line for each pair and layer."""
-        lines = [f"{'name':44s} {'kind':34s} {'format':20s} {'scales':>6s} {'largest scale':>13s} {'zero':>5s}  origin"]
+        widths = 44, 34, 20, 6, 13, 5
+        lines = [("name", "kind", "format", "scales", "largest scale", "zero", "origin")]
         for row in self.rows():
             scale = "" if row["scale"] is None else f"{row['scale']:.6g}"
             zero = "" if row["zero_point"] is None else f"{row['zero_point']:.0f}"
-            lines.append(
-                f"{row['name']:44s} {row['kind']:34s} {row['format']:20s} {row['scales']:6d} {scale:>13s} {zero:>5s}  {row['origin']}"
-            )
-        return "\n".join(lines)
+            lines.append((row["name"], row["kind"], row["format"], str(row["scales"]), scale, zero, row["origin"]))
+        return "\n".join("  ".join(map(str.ljust, line, (*widths, 0))).rstrip() for line in lines)

@@ -1,0 +1,325 @@
+"""XNNPACK: answers for any batch size, kernels read back from the artifact, and the bounds of its scales."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import mobilenet_checkpoint
+from small_networks import Mixed, images, mixed, quantized
+from torch import nn
+
+from utils import paths
+from utils.backends import exported, xnnpack
+from utils.errors import UserError
+from utils.metrics import sqnr_db
+from utils.quantize import ptq
+from utils.quantize.operators import folded
+from utils.quantize.placement import Placement
+from utils.quantize.quantized import OPS
+from utils.quantize.reference import execute
+from utils.training import architectures, checkpoints
+
+pytest.importorskip("executorch")
+ENGINE = xnnpack.ENGINES["xnnpack"]
+
+
+def kinds(kernels, *names):
+    return [kernels["integer"].get(name, 0) for name in names]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return mixed()
+
+
+@pytest.fixture(scope="module")
+def integers(model):
+    return quantized(model, ENGINE.placement(8), images())
+
+
+@pytest.fixture(scope="module")
+def artifact(integers, tmp_path_factory):
+    path = tmp_path_factory.mktemp("int8") / "mixed.pte"
+    ENGINE.lower(integers, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def floats(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("fp32") / "mixed.pte"
+    xnnpack.write(exported.program(xnnpack.for_xnnpack(folded(model)), xnnpack.LARGEST, ENGINE.layout), path)
+    return path
+
+
+def test_without_executorch_it_says_how_to_install_it(monkeypatch):
+    assert ENGINE.problem() is None
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert ENGINE.problem() == "not installed: executorch (pip install -r requirements-executorch.txt)"
+
+
+def test_fp32_answers_as_torch_for_any_batch_size_and_layout(model, floats):
+    predict = ENGINE.load(floats, "cpu")
+    for count in (1, 64, 3):
+        x = images(count)
+        with torch.no_grad():
+            expected = model(x)
+        for layout in (torch.contiguous_format, torch.channels_last):
+            torch.testing.assert_close(predict(x.contiguous(memory_format=layout)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_batch_over_the_largest_runs_in_parts(model, floats):
+    x = images(1).expand(xnnpack.LARGEST + 2, -1, -1, -1)
+    with torch.no_grad():
+        expected = model(x[:1])
+    logits = ENGINE.load(floats, "cpu")(x)
+    torch.testing.assert_close(logits, expected.expand(len(x), 2), rtol=1e-4, atol=1e-4)
+
+
+def test_an_answer_outlives_the_next_run(floats):
+    predict = ENGINE.load(floats, "cpu")
+    first = predict(images(2))
+    before = first.clone()
+    assert not torch.equal(predict(2 * images(2)), before)
+    assert torch.equal(first, before)
+
+
+def test_int8_answers_as_the_exact_reference_for_any_batch_size(integers, artifact):
+    predict, x = ENGINE.load(artifact, "cpu"), images(20)
+    exact = execute(integers, x)
+    for count in (1, 8, 20):
+        logits = torch.cat([predict(part) for part in x.split(count)])
+        noise = sqnr_db(exact.numpy(), logits.numpy())
+        assert noise is None or noise > 40
+
+
+def test_every_operator_computes_on_integers(artifact):
+    kernels = ENGINE.kernels(artifact)
+    assert kernels["layers"] == kernels["integer_layers"] == Mixed.LAYERS
+    assert kernels["outside"] == {} and kernels["float"] == {"XNNConvert": 2}  # the images, and the logits
+    names = ("XNNHardswish", "XNNMaxPooling2d", "XNNGlobalAvgPooling2d", "XNNMultiply", "XNNAdd", "XNNStaticReshape")
+    assert kinds(kernels, *names) == [Mixed.HARDSWISHES, 1, 2, 1, 2, 1]  # a gate is an addition, too
+
+
+def test_fp32_is_not_counted_as_integer(floats):
+    kernels = ENGINE.kernels(floats)
+    assert (kernels["layers"], kernels["integer_layers"], kernels["integer"]) == (Mixed.LAYERS, 0, {})
+    assert kernels["outside"] == {} and kernels["float"]["XNNAdd"] == 1 and "XNNDiv" not in kernels["float"]
+
+
+def test_what_is_kept_in_fp32_is_not_counted_as_integer_and_answers_right(model, tmp_path):
+    kept = quantized(model, ENGINE.placement(8), images(), keep_fp32=("depthwise", "gate", "head.4"))
+    ENGINE.lower(kept, tmp_path / "artifact.pte")
+    kernels = ENGINE.kernels(tmp_path / "artifact.pte")
+    assert (kernels["layers"], kernels["integer_layers"]) == (Mixed.LAYERS, Mixed.LAYERS - 3)
+    logits = ENGINE.load(tmp_path / "artifact.pte", "cpu")(images())
+    assert sqnr_db(execute(kept, images()).numpy(), logits.numpy()) > 40
+
+
+def test_weights_are_in_the_file_once(integers, artifact):
+    content = artifact.read_bytes()
+    for name, layer in integers.layers.items():
+        if name != "depthwise.0":  # XNNPACK wants its positions before its channels
+            weight = layer.weight if layer.weight.ndim == 2 else layer.weight.permute(0, 2, 3, 1).contiguous()
+            assert content.count(weight.numpy().tobytes()) == 1
+
+
+def test_the_program_of_a_checkpoint_is_made_once_and_beside_it(tmp_path, capfd):
+    baseline = mobilenet_checkpoint(tmp_path / "mobilenetv3_fp32_seed0.pt")
+    capfd.readouterr()
+    predict, x = ENGINE.load(baseline.path, "cpu"), torch.randn(2, 3, 224, 224)
+    assert capfd.readouterr() == ("", "")
+    (file,) = tmp_path.glob("*.pte")
+    assert file.name == f"mobilenetv3_fp32_seed0.{checkpoints.sha256_of(baseline.path)[:8]}.pte"
+    before = file.stat().st_mtime_ns
+    kernels = ENGINE.kernels(baseline.path)
+    assert file.stat().st_mtime_ns == before
+    assert (kernels["layers"], kernels["integer_layers"], kernels["outside"]) == (54, 0, {})
+    with torch.no_grad():
+        expected = baseline.model(x)
+    assert expected.abs().max() > 1e-3
+    torch.testing.assert_close(predict(x), expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+
+
+# ---- a hardsigmoid leaves its division to the layer before it
+
+
+@pytest.mark.parametrize("kind", ["float", "quantized"])
+def test_the_forms_for_xnnpack_change_no_answer(kind, model, integers):
+    network = folded(model) if kind == "float" else integers.network
+    changed = xnnpack.for_xnnpack(network)
+    types = [type(module) for module in changed.modules()]
+    assert nn.Hardsigmoid not in types and (nn.Hardtanh if kind == "float" else xnnpack.ShiftedGate) in types
+    assert any(isinstance(module, nn.Hardsigmoid) for module in network.modules())  # the original stays
+    with torch.no_grad():
+        torch.testing.assert_close(changed(images()), network(images()), rtol=1e-5, atol=1e-5)
+
+
+def test_a_gate_that_may_exceed_one_is_left_as_it_is(model):
+    wide = quantized(model, Placement("outputs", torch.int8, bias="int32"), images())
+    name = next(name for name, source in wide.pairs.source.items() if source == "gate.1")
+    wide.pair(name).assign(torch.tensor(1 / 100), torch.tensor(-128))
+    changed = xnnpack.for_xnnpack(wide.network)
+    assert any(isinstance(module, nn.Hardsigmoid) for module in changed.modules())
+    with torch.no_grad():
+        assert torch.equal(changed(images()), wide.network(images()))
+
+
+# ---- the bounds of scales, and what XNNPACK itself says
+
+
+def pair(x, scale, zero_point=0, dtype=torch.int8):
+    low, high = (-128, 127) if dtype == torch.int8 else (0, 255)
+    numbers = (scale, zero_point, low, high, dtype)
+    return OPS.dequantize_per_tensor.default(OPS.quantize_per_tensor.default(x, *numbers), *numbers)
+
+
+class Bound(nn.Module):
+    """One operator between pairs whose scales have the ratio `ratio`, or with what `case` says."""
+
+    STEP = 2.0**-5  # scale of the input
+
+    def __init__(self, case: str, ratio: float = 1.0):
+        super().__init__()
+        self.case, self.ratio = case, ratio
+        self.register_buffer("weight", torch.randint(-127, 128, (4, 3, 8, 8), dtype=torch.int8))
+        self.register_buffer("scale", torch.tensor([0.25, 0.5, 1.0, 0.5]) * self.STEP)
+        self.register_buffer("zero_point", torch.zeros(4, dtype=torch.int64))
+        self.register_buffer("bias", torch.zeros(4))
+
+    def forward(self, x):
+        x = pair(F.max_pool2d(x, 8, 8), self.STEP)
+        output = self.STEP / self.ratio
+        match self.case:
+            case "layer":
+                weight = OPS.dequantize_per_channel.default(self.weight, self.scale, self.zero_point, 0, -127, 127, torch.int8)
+                return pair(torch.relu(F.conv2d(x, weight, self.bias, stride=8)), self.STEP**2 / self.ratio)
+            case "sum":
+                return pair(x + pair(torch.tanh(x), output), output)
+            case "product":
+                return pair(x * pair(torch.tanh(x), self.STEP), self.STEP**2 / self.ratio)
+            case "pooling":
+                return pair(F.max_pool2d(x, 2), output)
+            case "zero-point":
+                return pair(x.reshape(-1, 3 * 28 * 28), self.STEP, 1)
+            case "mean":
+                return pair(x.mean((2, 3), keepdim=True), output)
+            case "unsigned":
+                return pair(F.hardswish(x), self.STEP, 0, torch.uint8)
+            case "one float input":
+                return pair(F.hardswish(x), self.STEP) + pair(x + torch.tanh(x), self.STEP)
+
+
+GOOD = [
+    ("layer", 255.9), ("layer", 2.0**-29), ("sum", 255.9), ("sum", 2.0**-10), ("product", 255.9), ("product", 2.0**-16),
+    ("pooling", 1.0), ("mean", 1000.0), ("mean", 0.001), ("one float input", 1.0),
+]  # fmt: skip
+BAD = {
+    ("layer", 256.0): "weight: a step of its input is 256 steps of its output, not 2.3e-10 to 256",
+    ("layer", 2.0**-33): "weight: a step of its input is 2.91e-11 steps",
+    ("sum", 256.0): "add: a step of its input is 256 steps of its output, not 9.8e-04 to 256",
+    ("sum", 2.0**-11): "add: a step of its input is 0.0004883 steps",
+    ("product", 256.0): "mul: a step of its input is 256 steps of its output, not 1.5e-05 to 256",
+    ("product", 2.0**-17): "mul: a step of its input is 7.629e-06 steps",
+    ("pooling", 1.01): "max_pool2d_1 changes scale and zero-point",
+    ("zero-point", 1.0): "reshape changes scale and zero-point from (0.03125, 0) to (0.03125, 1)",
+    ("unsigned", 1.0): "hardswish is quantized to uint8",
+}
+REFUSED = [("layer", 256.0), ("pooling", 1.01), ("zero-point", 1.0)]  # by XNNPACK in releases, too
+
+
+@pytest.mark.parametrize("case", GOOD, ids=str)
+def test_scales_within_the_bounds_are_no_violation(case):
+    assert xnnpack.violations(exported.program(Bound(*case))) == []
+
+
+@pytest.mark.parametrize("case", BAD, ids=str)
+def test_scales_beyond_the_bounds_are_named(case):
+    (line,) = xnnpack.violations(exported.program(Bound(*case)))
+    assert line.startswith(BAD[case])
+
+
+def test_a_scale_for_each_channel_is_named(model):
+    network = quantized(model, Placement("inputs", torch.int8, scales="depthwise"), images()).network
+    (line,) = xnnpack.violations(exported.program(network))
+    assert line == "max_pool2d has a scale for each channel; XNNPACK wants one for each tensor"
+
+
+def test_a_network_that_xnnpack_would_refuse_is_not_lowered(model, tmp_path):
+    wrong = quantized(model, ENGINE.placement(8), images())
+    layer = wrong.layers["project"]
+    layer.scale = layer.scale * 1e6
+    with pytest.raises(UserError, match=r"XNNPACK would refuse this network: project\.weight: a step of its input is"):
+        ENGINE.lower(wrong, tmp_path / "artifact.pte")
+    assert list(tmp_path.iterdir()) == []
+
+
+LOAD = """
+import sys
+import torch
+from utils.backends.xnnpack import ENGINES
+try:
+    predict = ENGINES["xnnpack"].load(__import__("pathlib").Path(sys.argv[1]), "cpu")
+except RuntimeError:
+    print("refused")
+else:
+    torch.save(predict(torch.load(sys.argv[2])), sys.argv[3])
+    print("ran")
+"""
+
+
+def outcome(network: nn.Module, folder: Path) -> tuple[str, torch.Tensor | None]:
+    """Load and run a network in another process, which XNNPACK may end: "ran" with the answer, "refused" or "ended"."""
+    xnnpack.write(exported.program(network, xnnpack.LARGEST, ENGINE.layout), folder / "a.pte")
+    torch.save(images(), folder / "x.pt")
+    command = [sys.executable, "-c", LOAD, *(str(folder / name) for name in ("a.pte", "x.pt", "y.pt"))]
+    environment = os.environ | {"PYTHONPATH": str(paths.ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    said = done.stdout.strip() if done.returncode == 0 else "ended"
+    return said, torch.load(folder / "y.pt") if said == "ran" else None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", GOOD, ids=str)
+def test_xnnpack_runs_what_breaks_no_bound(case, tmp_path):
+    network = Bound(*case).eval()
+    said, answer = outcome(network, tmp_path)
+    assert said == "ran"
+    scale = {"layer": Bound.STEP**2 / case[1], "product": Bound.STEP**2 / case[1]}.get(case[0], Bound.STEP / case[1])
+    # Halves are rounded to either side.
+    torch.testing.assert_close(answer, network(images()), rtol=0, atol=1.001 * scale * (2 if case[0] == "one float input" else 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", REFUSED, ids=str)
+def test_xnnpack_does_not_run_what_breaks_a_bound(case, tmp_path):
+    assert outcome(Bound(*case).eval(), tmp_path)[0] in ("refused", "ended")
+
+
+# ---- the study's models
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "layers", "tolerated"), [("alexnet", 8, 35), ("resnet18", 21, 35), ("mobilenetv3", 54, 35)])
+def test_a_study_model_runs_on_integers_as_the_reference(name, layers, tolerated, tmp_path):
+    torch.manual_seed(0)
+    model = architectures.build(name)
+    x = images(20)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        model(x)
+    model.eval()
+    result = ptq.quantize(model, x, {"activations": "minmax"}, ENGINE.placement(8))
+    ENGINE.lower(result, tmp_path / "artifact.pte")
+    kernels = ENGINE.kernels(tmp_path / "artifact.pte")
+    assert (kernels["layers"], kernels["integer_layers"], kernels["outside"]) == (layers, layers, {})
+    predict, exact = ENGINE.load(tmp_path / "artifact.pte", "cpu"), execute(result, x)
+    for count in (1, 20):
+        logits = torch.cat([predict(part) for part in x.split(count)])
+        noise = sqnr_db(exact.numpy(), logits.numpy())
+        assert noise is None or noise > tolerated

@@ -1,0 +1,41 @@
+"""List the backends: version, what each can do, and whether it can on this machine.
+
+python -m utils.backends
+"""
+
+import importlib.metadata
+
+from utils.backends import registry
+from utils.catalog import BACKENDS, FORMATS, METHODS
+
+
+def formats(name: str) -> str:
+    """Return what a backend does, in words: "INT8 (PTQ, QAT), fastest FP32"."""
+    backend = BACKENDS[name]
+    methods: dict[str, list[str]] = {}
+    for method, dtype in backend.serves:
+        methods.setdefault(dtype, []).append(METHODS[method].label)
+    parts = [f"{FORMATS[dtype].label} ({', '.join(labels)})" for dtype, labels in methods.items()]
+    return ", ".join(parts + ["compared as FP32"] * backend.fp32)
+
+
+def version(name: str) -> str:
+    """Return the package of a backend and its version; the package alone if it is not installed."""
+    package = BACKENDS[name].package
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return package
+
+
+def main() -> None:
+    """Print a line for each backend."""
+    for name, backend in BACKENDS.items():
+        problems = {device: registry.problem(name, device) for device in backend.devices}
+        able = ", ".join(device for device, problem in problems.items() if problem is None)
+        here = f"runs on {able}" if able else f"cannot run here: {next(iter(problems.values()))}"
+        print(f"{name:12s} {version(name):22s} {formats(name):42s} {here}")
+
+
+if __name__ == "__main__":
+    main()
