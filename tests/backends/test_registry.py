@@ -32,7 +32,7 @@ def test_an_engine_that_is_missing_neither_stops_the_others_nor_goes_unsaid(monk
 
 def test_an_engine_says_what_it_lacks(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnx" else name)
-    assert registry.problem("onnxruntime", "cpu") == "not installed: onnx"
+    assert registry.problem("onnxruntime", "cpu") == "not installed: onnx (pip install -r requirements.txt)"
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert registry.problem("compile", "cpu") == "torch.compile needs a C++ compiler"

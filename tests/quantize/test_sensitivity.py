@@ -82,7 +82,7 @@ def choose(backend, validation, **auto):
 
 
 def recipe_of(**auto):
-    return dict(keep_fp32="auto", auto=auto, weights="any")
+    return dict(keep_fp32="auto", auto=auto, activations="any")
 
 
 def chosen(damage, validation, **auto):
@@ -293,7 +293,7 @@ def test_fbgemm_keeps_the_block_with_the_outlier(tmp_path, outlier):
     pixels = level + contrast * generator.random((40, 32, 32, 3))
     images = split_of(tmp_path, pixels.astype(np.uint8), np.arange(40) % 2)
     calibration, state = images.calibration(40), copy.deepcopy(outlier.state_dict())
-    recipe = dict(weights="per_channel_symmetric", activations="minmax", bias_correction=False, keep_fp32="auto")
+    recipe = dict(bits=8, activations="minmax", bias_correction=False, keep_fp32="auto")
     recipe["auto"] = dict(images=40, calibration_images=40, sqnr_db=20.0)
     chosen_recipe = sensitivity.choose_fp32_blocks(registry.get("fbgemm"), outlier, calibration, images, recipe)
     log = chosen_recipe.pop("sensitivity")
