@@ -1,46 +1,39 @@
-"""INT8 by torch's engines on a small network: what is quantized and how, bias correction, the artifact's file."""
+"""INT8 on torch's engines: the lowered graph has the integers of the quantized network, and answers as its exact execution."""
 
-import copy
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from helpers import small_depthwise, uneven_images
+from helpers import Everything, noise, small, small_depthwise, uneven_images
 from torch import nn
 
-from utils import environment, paths
+from utils import environment, metrics, paths
 from utils.backends import registry, torch_ao
 from utils.measure import footprint
-from utils.quantize import layers
+from utils.quantize import layers, ptq
+from utils.quantize.reference import execute, round_to
 from utils.training import architectures
 
 ENGINES = [name for name in torch_ao.ENGINES if name in torch.backends.quantized.supported_engines]
-RECIPE = dict(weights="per_channel_symmetric", activations="histogram", bias_correction=False, keep_fp32=())
+RECIPE = dict(bits=8, activations="minmax", keep_fp32=())
 WEIGHTS = {"stem.0": 8 * 27, "depthwise.0": 8 * 9, "pointwise": 6 * 8, "head": 2 * 6}
 BIASES = {"stem.0": 8, "depthwise.0": 8, "pointwise": 6, "head": 2}  # two of them made of BatchNorm
-LAYERS = tuple(WEIGHTS)
+IMAGES = uneven_images()
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
 
 @pytest.fixture(scope="module")
-def model():
-    return small_depthwise()
+def everything():
+    return small(Everything)
 
 
 @pytest.fixture(scope="module")
-def images():
-    return uneven_images()
-
-
-@pytest.fixture(scope="module")
-def deployed(model, images):
-    """The network on each engine, by the default recipe. Packed weights compute on the engine that is set at the time."""
-    return {name: registry.get(name).quantize(model, images, RECIPE) for name in ENGINES}
-
-
-def quantize(model, images, engine="fbgemm", **changes):
-    return registry.get(engine).quantize(model, images, RECIPE | changes)
+def deployed(everything):
+    """A network that has everything, on each engine. Packed weights compute on the engine that is set at the time."""
+    return {name: registry.get(name).quantize(everything, IMAGES, RECIPE) for name in ENGINES}
 
 
 @torch.inference_mode()
@@ -49,194 +42,277 @@ def answers(deployed, x):
     return deployed.predict(x)
 
 
-@torch.inference_mode()
-def fused_weights(model):
-    """The float weights with BatchNorm folded in, by layer name."""
-    weights = {name: model.get_submodule(name).weight for name in LAYERS}
-    for name in ("stem", "depthwise"):
-        conv, norm, _ = model.get_submodule(name)
-        weights[f"{name}.0"] = conv.weight * (norm.weight / torch.sqrt(norm.running_var + norm.eps)).view(-1, 1, 1, 1)
-    return weights
+def steps_apart(deployed, x):
+    """The largest difference from exact execution, in steps of the last pair."""
+    quantized = deployed.quantized
+    return (
+        (answers(deployed, x) - execute(quantized, x)).abs().max() / quantized.pair(list(quantized.pairs.source)[-1]).scale
+    ).item()
 
 
-# ---- what is quantized, and how
+def called(deployed):
+    """What the lowered graph calls, in order: classes of modules, and names of functions and methods."""
+    names = []
+    for node in deployed.predict.graph.nodes:
+        if node.op == "call_module":
+            names.append(type(deployed.predict.get_submodule(node.target)).__name__)
+        elif node.op in ("call_function", "call_method"):
+            names.append(getattr(node.target, "__name__", node.target))
+    return names
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_all_layers_are_quantized_and_every_number_is_counted(deployed, engine):
-    assert deployed[engine].facts["quantized"] == sorted(LAYERS)
-    counts = footprint.of_numbers(deployed[engine].stored)
-    assert (counts["weight_modules"], counts["quantized_modules"]) == (4, 4)
-    assert counts["parameters"] == sum(WEIGHTS.values()) + sum(BIASES.values())
-    assert counts["quantized_share"] == sum(WEIGHTS.values()) / counts["parameters"]  # biases stay in FP32
-    assert counts["theoretical_mb"] == (sum(WEIGHTS.values()) + 4 * sum(BIASES.values())) / environment.MIB
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_layers_kept_in_fp32_are_kept_with_those_below_them(model, images, engine):
-    partly = quantize(model, images, engine, keep_fp32=("stem", "pointwise"))
-    assert partly.facts["quantized"] == ["depthwise.0", "head"]
-    counts = footprint.of_numbers(partly.stored)
-    assert (counts["weight_modules"], counts["quantized_modules"]) == (4, 2)
-    assert counts["parameters"] == sum(WEIGHTS.values()) + sum(BIASES.values())
-    assert counts["quantized_share"] == (WEIGHTS["depthwise.0"] + WEIGHTS["head"]) / counts["parameters"]
-    kept = partly.predict.get_submodule("pointwise")
-    assert type(kept) is nn.Conv2d and torch.equal(kept.weight, model.pointwise.weight)
-
-
-def test_a_name_keeps_only_itself_and_what_is_below_it(model, images):
-    wider = nn.Sequential()
-    for name in ("part", "part1"):
-        wider.add_module(name, nn.Sequential(nn.Conv2d(3, 3, 1)))
-    assert quantize(wider.eval(), images[:4], keep_fp32=("part",)).facts["quantized"] == ["part1.0"]
+# ---- the lowered graph
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_weights_have_a_symmetric_scale_for_each_output_channel(model, deployed, engine):
-    for name, weight in fused_weights(model).items():
-        packed = deployed[engine].predict.get_submodule(name).weight()
-        assert packed.qscheme() == torch.per_channel_affine and packed.q_per_channel_axis() == 0
-        assert not packed.q_per_channel_zero_points().any()
-        highest = weight.abs().amax(list(range(1, weight.ndim)))
-        assert torch.allclose(packed.q_per_channel_scales().float(), highest / 127, rtol=1e-5)
-        integers = packed.int_repr().int()
-        assert bool((integers.abs().amax(list(range(1, weight.ndim))) == 127).all())  # each channel uses its whole range
-        error = (packed.dequantize() - weight).abs().amax(list(range(1, weight.ndim)))
-        assert bool((error <= 0.5001 * highest / 127).all())
+def test_every_layer_has_exactly_the_integers_and_scales_of_the_quantized_network(deployed, engine):
+    network, quantized = deployed[engine].predict, deployed[engine].quantized
+    pairs = {layer: f"pair_{layer}" for layer in quantized.layers}
+    for name, layer in quantized.layers.items():
+        packed = network.get_submodule(name)
+        weight = packed.weight()
+        assert weight.qscheme() == torch.per_channel_affine and weight.q_per_channel_axis() == 0
+        assert torch.equal(weight.int_repr(), layer.weight) and not weight.q_per_channel_zero_points().any()
+        assert torch.equal(weight.q_per_channel_scales().float(), layer.scale)
+        assert torch.equal(packed.bias(), layer.bias)
+        after = quantized.pair(pairs[name])
+        assert (packed.scale, packed.zero_point) == (after.scale.item(), after.zero_point.item())
 
 
-def test_weights_can_share_one_scale(model, images):
-    packed = quantize(model, images, weights="per_tensor_symmetric").predict.get_submodule("stem.0").weight()
-    assert packed.qscheme() == torch.per_tensor_affine and packed.q_zero_point() == 0
-    assert packed.q_scale() == pytest.approx(fused_weights(model)["stem.0"].abs().max().item() / 127, rel=1e-5)
+def test_everything_is_computed_on_integers_from_the_image_to_the_logits(deployed):
+    assert called(deployed["fbgemm"]) == [
+        "quantize_per_tensor", "ConvReLU2d", "MaxPool2d", "Conv2d", "add", "hardswish", "Conv2d", "hardswish",
+        "AdaptiveAvgPool2d", "ConvReLU2d", "Conv2d", "hardsigmoid", "mul", "Conv2d", "AdaptiveAvgPool2d", "flatten",
+        "Linear", "hardswish", "Linear", "dequantize",
+    ]  # fmt: skip
+    kinds = {
+        type(module).__module__.split(".")[-4] for module in deployed["fbgemm"].predict.modules() if hasattr(module, "scale")
+    }
+    assert kinds <= {"quantized", "nn", "intrinsic"}
 
 
-def input_scale(deployed):
-    return next(value.item() for name, value in deployed.predict.named_buffers() if "input_scale" in name)
+class Fused(nn.Module):
+    """Layers, a sum and a product with ReLU behind them."""
 
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.relu = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.ReLU()
+        self.pool, self.hidden, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(4, 8), nn.Linear(8, 2)
 
-def test_minmax_activations_span_all_values_seen(model, images):
-    scale = input_scale(quantize(model, images, activations="minmax"))
-    steps = 255 if environment.has_vnni() else 127
-    assert scale == pytest.approx((images.max() - images.min()).item() / steps, rel=1e-4)
-    assert input_scale(quantize(model, images)) < 0.99 * scale  # the histogram gives up rare values
+    def forward(self, x):
+        x = self.relu(self.left(x)), self.right(x)
+        x = self.relu(x[0] + x[1]), x[1]
+        x = self.relu(x[0] * x[1])
+        return self.head(self.relu(self.hidden(torch.flatten(self.pool(x), 1))))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("vnni", [True, False])
-def test_activations_keep_to_seven_bits_where_products_would_saturate(monkeypatch, model, images, engine, vnni):
-    monkeypatch.setattr(environment, "has_vnni", lambda: vnni)
-    quantized = quantize(model, images, engine, activations="minmax")
-    reduced = not vnni and engine != "qnnpack"
-    assert quantized.facts["reduce_range"] is reduced
-    assert input_scale(quantized) == pytest.approx((images.max() - images.min()).item() / (127 if reduced else 255), rel=1e-4)
+def test_relu_is_computed_together_with_what_it_follows(engine):
+    network = registry.get(engine).quantize(small(Fused), IMAGES, RECIPE)
+    assert called(network) == [
+        "quantize_per_tensor", "ConvReLU2d", "Conv2d", "add_relu", "mul_relu",
+        "AdaptiveAvgPool2d", "flatten", "LinearReLU", "Linear", "dequantize",
+    ]  # fmt: skip
+    assert steps_apart(network, IMAGES) < 1.01
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_the_answers_stay_near_the_float_ones(model, images, deployed, engine):
+def test_a_network_that_has_everything_answers_as_its_exact_execution(everything, deployed, engine):
+    x = torch.cat([IMAGES, noise(8, 64, seed=3) * 4])
+    exact = execute(deployed[engine].quantized, x).numpy()
+    assert metrics.sqnr_db(exact, answers(deployed[engine], x).numpy()) > 40
     with torch.inference_mode():
-        expected = model(images)
-    error = answers(deployed[engine], images) - expected
-    assert 0 < error.abs().max() < 0.1 * (expected.max() - expected.min())
+        assert metrics.sqnr_db(everything(IMAGES).numpy(), answers(deployed[engine], IMAGES).numpy()) > 30
 
+
+# ---- kernels, where sums are large
 
 # fbgemm's depthwise kernels add pairs of products in 16 bits, with VNNI too; without VNNI, activations have 7 bits.
 SATURATING = {("fbgemm", 16)} if environment.has_vnni() else set()
 
 
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("groups", [1, 16])
 @pytest.mark.parametrize("engine", ENGINES)
 @torch.no_grad()
-def test_kernels_compute_what_the_integers_say(request, engine, groups):
+def test_kernels_compute_what_the_integers_say(request, engine, groups, bias):
     """Large weights and inputs: where products are added up in too few bits, the sum is far off."""
     if (engine, groups) in SATURATING:
         request.applymarker(pytest.mark.xfail(strict=True, reason="fbgemm's depthwise kernels saturate on 8-bit activations"))
     torch.manual_seed(4)
-    conv = nn.Conv2d(16, 16, 3, padding=1, groups=groups)
+    conv = nn.Conv2d(16, 16, 3, padding=1, groups=groups, bias=bias)
     conv.weight.copy_(torch.where(torch.rand_like(conv.weight) < 0.5, -1.0, 1.0))
+    conv.weight[0], conv.weight[1] = 1, -1
     images = torch.rand(4, 16, 12, 12).to(memory_format=torch.channels_last)
     images[:2] = images[:2].round()
-    quantized = quantize(nn.Sequential(conv), images, engine, activations="minmax")
-    layer = quantized.predict.get_submodule("0")
-    scale = input_scale(quantized)
-    expected = nn.functional.conv2d((images / scale).round() * scale, layer.weight().dequantize(), layer.bias(), 1, 1, 1, groups)
-    assert (answers(quantized, images) - expected).abs().max() < 0.51 * layer.scale
+    images[2] = 1
+    network = registry.get(engine).quantize(nn.Sequential(conv), images, RECIPE)
+    assert network.quantized.layers["0"].weight.abs().min() == 127
+    assert steps_apart(network, images) < 1.01
 
 
-def test_a_layer_that_stays_float_unasked_is_an_error(monkeypatch, model, images):
-    mapping = torch_ao.TorchAO.qconfig_mapping
-    monkeypatch.setattr(
-        torch_ao.TorchAO, "qconfig_mapping", lambda self, recipe: mapping(self, recipe | {"keep_fp32": ("head",)})
-    )
-    with pytest.raises(RuntimeError, match=r"fbgemm quantized 3 modules, not 4: head$"):
-        quantize(model, images)
+@pytest.mark.parametrize("engine", ENGINES)
+@torch.no_grad()
+def test_linear_kernels_compute_what_the_integers_say(engine):
+    torch.manual_seed(4)
+    linear = nn.Linear(512, 8)
+    linear.weight.copy_(torch.where(torch.rand_like(linear.weight) < 0.5, -1.0, 1.0))
+    linear.weight[0] = 1
+    images = torch.rand(6, 512).round()
+    images[0] = 1
+    assert steps_apart(registry.get(engine).quantize(nn.Sequential(linear), images, RECIPE), images) < 1.01
 
 
-def test_a_layer_that_is_quantized_unasked_is_an_error(monkeypatch, model, images):
-    mapping = torch_ao.TorchAO.qconfig_mapping
-    monkeypatch.setattr(torch_ao.TorchAO, "qconfig_mapping", lambda self, recipe: mapping(self, recipe | {"keep_fp32": ()}))
-    with pytest.raises(RuntimeError, match=r"fbgemm quantized 4 modules, not 3: head$"):
-        quantize(model, images, keep_fp32=("head",))
+OPERATORS = {
+    "stride, dilation": nn.Conv2d(3, 4, (3, 2), (2, 1), (1, 0), (1, 2)),
+    "hardswish": nn.Hardswish(),
+    "hardsigmoid": nn.Hardsigmoid(),
+    "max pooling": nn.MaxPool2d(3, 2),
+    "mean": nn.AdaptiveAvgPool2d(1),
+    "means": nn.AdaptiveAvgPool2d((3, 2)),
+}
 
 
-# ---- what is left alone
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_operator_answers_as_its_exact_execution_within_a_step(engine, name):
+    torch.manual_seed(0)
+    operator = OPERATORS[name]
+    moving = isinstance(operator, nn.MaxPool2d | nn.AdaptiveAvgPool2d)  # computed on integers behind others only
+    model = (nn.Sequential(nn.Conv2d(3, 3, 1), operator) if moving else nn.Sequential(operator)).eval()
+    network = registry.get(engine).quantize(model, IMAGES, RECIPE)
+    images = round_to(network.quantized.pair(next(iter(network.quantized.pairs.source))), 1.5 * IMAGES).float()
+    assert steps_apart(network, images) < 1.01
+    assert called(network)[0] == "quantize_per_tensor" and called(network).count("dequantize") == 1
 
 
-@pytest.mark.parametrize("correction", [False, True])
-def test_the_float_model_and_the_images_are_not_touched(model, images, correction):
-    twin, shown = copy.deepcopy(model), images.clone()
-    modules = [(name, type(module), set(vars(module))) for name, module in model.named_modules()]
-    quantize(model, images, bias_correction=correction)
-    assert torch.equal(images, shown)
-    assert [(name, type(module), set(vars(module))) for name, module in model.named_modules()] == modules
-    state, before = model.state_dict(), twin.state_dict()
-    assert list(state) == list(before) and all(torch.equal(state[name], before[name]) for name in state)
-    assert not any(module.training or module._forward_hooks for module in model.modules())
+# ---- placement
 
 
-def test_a_model_in_training_mode_is_quantized_as_in_evaluation_and_stays_as_it_is(model, images, deployed):
-    training = copy.deepcopy(model).train()
-    quantized = quantize(training, images)
-    assert all(module.training for module in training.modules())
-    assert torch.equal(training.stem[1].running_mean, model.stem[1].running_mean)
-    assert torch.equal(answers(quantized, images), answers(deployed["fbgemm"], images))
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("vnni", [True, False])
+def test_activations_keep_to_seven_bits_where_products_would_saturate(monkeypatch, everything, engine, vnni):
+    monkeypatch.setattr(environment, "has_vnni", lambda: vnni)
+    placement = registry.get(engine).placement(8)
+    steps = 255 if vnni or engine == "qnnpack" else 127
+    assert placement.levels == steps
+    first = ptq.quantize(everything, IMAGES, RECIPE, placement).pair("pair_x").scale.item()
+    assert first == pytest.approx((IMAGES.max() - IMAGES.min()).item() / steps, rel=1e-6)
 
 
-# ---- bias correction
+@pytest.mark.parametrize("engine", ENGINES)
+def test_scales_that_torch_fixes_are_known_to_the_method(deployed, engine):
+    placement, quantized = registry.get(engine).placement(8), deployed[engine].quantized
+    assert not placement.float_logits and "pair_head" in quantized.pairs.source  # torch's layers give integers only
+    assert quantized.pair("pair_gate").numbers == torch_ao.GATE
+    assert quantized.pair("pair_squeeze").numbers == quantized.pair("pair_swish_1").numbers
+    assert deployed[engine].facts["placement"] == placement.describe()
 
 
-def mean_errors(model, images, **changes):
-    """How far quantized arithmetic shifts the mean of each channel from the float network's, for layers without activation."""
-    converted = quantize(model, images, "qnnpack", **changes).predict
-    seen = []
-    for network in (model, converted):
-        linear = {name: network.get_submodule(name) for name in ("pointwise", "head")}
-        with layers.outputs(linear) as outputs, torch.inference_mode():
-            network(images)
-        seen.append({name: layers.mean_by_channel(output) for name, output in outputs.items()})
-    return {name: (seen[1][name] - seen[0][name]).abs() for name in seen[0]}
+# ---- FP32 between integers
 
 
-def test_after_correction_the_mean_of_each_channel_is_nearly_that_of_the_float_network(model, images):
-    uneven = copy.deepcopy(model)
-    uneven.depthwise[1].weight.data[0] *= 20  # one scale for all channels then rounds the others badly
-    before = mean_errors(uneven, images, weights="per_tensor_symmetric", bias_correction=False)
-    after = mean_errors(uneven, images, weights="per_tensor_symmetric", bias_correction=True)
-    for name in ("pointwise", "head"):
-        assert after[name].mean() < 0.2 * before[name].mean(), name
+class Residual(nn.Module):
+    """A sum that belongs to a block, with the block's input first."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        return x + self.conv(x)
 
 
-def test_every_layer_is_corrected_those_with_a_fused_activation_too(model, images):
-    plain, corrected = (
-        quantize(model, images, weights="per_tensor_symmetric", bias_correction=wanted).predict for wanted in (False, True)
-    )
-    for name in LAYERS:
-        before, after = plain.get_submodule(name), corrected.get_submodule(name)
-        assert not torch.equal(before.bias(), after.bias()), name
-        assert torch.equal(before.weight().int_repr(), after.weight().int_repr()), name
+class Blocks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.first, self.second = nn.Conv2d(3, 4, 3), Residual(), Residual()
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.fc(torch.flatten(self.pool(self.second(self.first(self.stem(x)))), 1))
 
 
-# ---- the artifact
+ISLANDS = [
+    ("stem",),
+    ("first",),
+    ("first", "second"),
+    ("first.conv",),
+    ("fc",),
+    ("pool", "fc"),
+    ("stem", "first", "second", "pool", "fc"),
+]
+
+
+@pytest.mark.parametrize("keep_fp32", ISLANDS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_modules_kept_in_fp32_compute_between_integers(engine, keep_fp32):
+    model = small(Blocks)
+    network = registry.get(engine).quantize(model, IMAGES, RECIPE | dict(keep_fp32=keep_fp32))
+    sqnr = metrics.sqnr_db(execute(network.quantized, IMAGES).numpy(), answers(network, IMAGES).numpy())
+    assert sqnr is None or sqnr > 35  # a value that falls to the other side in qnnpack's convolutions
+    for name in layers.weighted(model):
+        kept = any(f"{name}.".startswith(f"{module}.") for module in keep_fp32)
+        assert (name in network.facts["quantized"]) != kept
+        layer = network.predict.get_submodule(name.replace(".", "_"))
+        assert (type(layer) is nn.Conv2d or type(layer) is nn.Linear) == kept
+        if kept:
+            assert torch.equal(layer.weight, model.get_submodule(name).weight)
+
+
+class Between(nn.Module):
+    """Operators that torch's engines lack, or whose scale would be another one there."""
+
+    def __init__(self, operator):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.operator, self.pool, self.fc = nn.Conv2d(3, 4, 3), operator, nn.AdaptiveAvgPool2d(1), nn.Linear(4, 2)
+        self.relu = nn.ReLU()
+
+    def forward(self, x):
+        return self.fc(torch.flatten(self.pool(self.operator(self, self.conv(x))), 1))
+
+
+IN_FP32 = {
+    "mean, then relu": lambda net, x: net.relu(net.pool(x)),
+    "relu beside another reader": lambda net, x: net.relu(x) + x,
+    "sum of multiples": lambda _, x: torch.add(x, x, alpha=3),
+    "half": lambda _, x: x * 0.5,
+}
+
+
+@pytest.mark.parametrize("name", IN_FP32)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_an_engine_lacks_is_computed_in_fp32_and_rounded(engine, name):
+    network = registry.get(engine).quantize(Between(IN_FP32[name]).eval(), IMAGES, RECIPE)
+    assert called(network).count("quantize_per_tensor") == 2  # of the image, and behind the operator
+    assert steps_apart(network, IMAGES) < 1.01
+
+
+def test_flattening_by_any_name_is_computed_on_integers():
+    for flatten in (lambda x: x.flatten(1), lambda x: x.view(x.size(0), -1), lambda x: x.reshape(x.shape[0], 4), nn.Flatten()):
+        model = Between(lambda _, x: x)
+        model.forward = lambda x, net=model, flatten=flatten: net.fc(flatten(net.pool(net.conv(x))))
+        network = registry.get("qnnpack").quantize(model.eval(), IMAGES, RECIPE)
+        assert steps_apart(network, IMAGES) < 1.01
+        assert "Linear" in called(network) and called(network).count("quantize_per_tensor") == 1
+
+
+# ---- the numbers of the file
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("keep_fp32", [(), ("stem", "pointwise")])
+def test_all_numbers_are_counted(engine, keep_fp32):
+    network = registry.get(engine).quantize(small_depthwise(), IMAGES, RECIPE | dict(keep_fp32=keep_fp32))
+    quantized = [name for name in WEIGHTS if not name.startswith(keep_fp32 or "-")]
+    assert network.facts["quantized"] == sorted(quantized)
+    counts = footprint.of_numbers(network.stored)
+    assert (counts["weight_modules"], counts["quantized_modules"]) == (4, len(quantized))
+    assert counts["parameters"] == sum(WEIGHTS.values()) + sum(BIASES.values())
+    integers = sum(WEIGHTS[name] for name in quantized)
+    assert counts["quantized_share"] == integers / counts["parameters"]  # biases stay in FP32
+    assert counts["theoretical_mb"] == (integers + 4 * (counts["parameters"] - integers)) / environment.MIB
 
 
 LOADER = """
@@ -252,17 +328,29 @@ for name in sys.argv[2:]:
 """
 
 
-def test_artifacts_loaded_in_a_fresh_process_answer_the_same_to_the_bit(tmp_path, deployed):
-    x = 3 * torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(5))
-    np.save(tmp_path / "x.npy", x.numpy())
-    for name, engine in deployed.items():
-        torch.backends.quantized.engine = name
-        engine.save(tmp_path / f"{name}{engine.backend.suffix}")
-    subprocess.run([sys.executable, "-c", LOADER, tmp_path, *deployed], check=True, cwd=paths.ROOT)
-    for name, engine in deployed.items():
-        expected = answers(engine, x.to(memory_format=torch.channels_last))
-        assert expected.dtype == torch.float32 and expected.shape == (5, 2)
-        assert np.array_equal(np.load(tmp_path / f"{name}.npy"), expected.numpy()), name
+def test_artifacts_loaded_in_a_fresh_process_answer_the_same_to_the_bit(tmp_path, everything, deployed):
+    kept = {
+        f"{name}": registry.get(name).quantize(everything, IMAGES, RECIPE | dict(keep_fp32=("reduce", "conv")))
+        for name in ENGINES
+    }
+    x = 3 * noise(5, 64, seed=5)
+    for folder, networks in ((tmp_path / "all", deployed), (tmp_path / "partly", kept)):
+        folder.mkdir()
+        np.save(folder / "x.npy", x.numpy())
+        for name, network in networks.items():
+            torch.backends.quantized.engine = name
+            network.save(folder / f"{name}{network.backend.suffix}")
+        subprocess.run([sys.executable, "-c", LOADER, folder, *networks], check=True, cwd=paths.ROOT)
+        for name, network in networks.items():
+            expected = answers(network, x.to(memory_format=torch.channels_last))
+            assert expected.dtype == torch.float32 and expected.shape == (5, 2)
+            assert np.array_equal(np.load(folder / f"{name}.npy"), expected.numpy()), name
+
+
+def test_an_engine_that_this_build_lacks_says_so(monkeypatch):
+    monkeypatch.setattr(type(torch.backends.quantized), "supported_engines", ["none", "qnnpack"])
+    assert registry.get("qnnpack").problem() is None
+    assert registry.get("fbgemm").problem() == "this build of torch has only none, qnnpack"
 
 
 # ---- the real network
@@ -270,9 +358,11 @@ def test_artifacts_loaded_in_a_fresh_process_answer_the_same_to_the_bit(tmp_path
 
 def test_every_layer_of_mobilenet_is_quantized():
     model = architectures.build("mobilenetv3").eval()
-    counts = footprint.of_numbers(quantize(model, torch.randn(2, 3, 64, 64)).stored)
+    network = registry.get("fbgemm").quantize(model, torch.randn(2, 3, 64, 64), RECIPE)
+    counts = footprint.of_numbers(network.stored)
     assert counts["weight_modules"] == counts["quantized_modules"] == len(layers.weighted(model)) == 54
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     # BatchNorm's two numbers for each channel become one, the bias of the convolution before it.
     folded = sum(norm.num_features for norm in norms)
     assert counts["parameters"] == sum(parameter.numel() for parameter in model.parameters()) - folded
+    assert called(network).count("quantize_per_tensor") == called(network).count("dequantize") == 1
