@@ -8,7 +8,7 @@ from utils.measure import footprint
 from utils.quantize import layers
 from utils.training import architectures
 
-RECIPE = dict(activations="minmax", headroom=4.0, calibration_images=2)
+RECIPE = dict(bits=16, activations="minmax", headroom=4.0, calibration_images=2)
 X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
 
 
@@ -30,11 +30,11 @@ def test_the_loaded_file_answers_as_before(deployed, tmp_path):
 
 
 def test_every_layer_is_seen_with_its_rounded_weights(model, deployed):
-    assert list(deployed.layers) == list(layers.weighted(model)) == list(layers.weighted(deployed.reference))
-    for name, layer in deployed.layers.items():
+    assert list(deployed.quantized.layers) == list(layers.weighted(model)) == list(layers.weighted(deployed.reference))
+    for name, layer in deployed.quantized.layers.items():
         weight = layers.weighted(deployed.reference)[name].weight
         step = weight.abs().flatten(1).amax(1) / 32767
-        assert bool(((layer.weight - weight).abs().flatten(1).amax(1) <= 0.51 * step).all()), name
+        assert bool(((layer.values() - weight).abs().flatten(1).amax(1) <= 0.51 * step).all()), name
 
 
 def test_the_numbers_of_the_file_are_weights_of_16_bits_and_biases_of_32(model, deployed):
@@ -45,6 +45,8 @@ def test_the_numbers_of_the_file_are_weights_of_16_bits_and_biases_of_32(model, 
     assert {numbers.bits for numbers in deployed.stored if not numbers.layer} == {32}
 
 
-def test_calibration_decides_what_is_trained():
+def test_calibration_and_placement_decide_what_is_trained():
     tag, settings = registry.get("simulated").training(RECIPE | {"training": {"epochs": 2}})
-    assert (tag, settings) == ("", RECIPE)
+    placement = settings.pop("placement")
+    assert len(tag) == 6 and settings == RECIPE
+    assert (placement["activation"], placement["weight"], placement["bias"]) == ("int16", "int16", "float")

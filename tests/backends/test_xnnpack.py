@@ -204,7 +204,9 @@ class Bound(nn.Module):
             case "pooling":
                 return pair(F.max_pool2d(x, 2), output)
             case "zero-point":
-                return pair(x.reshape(-1, 3 * 28 * 28), self.STEP, 1)
+                return pair(F.max_pool2d(x, 2), self.STEP, 1)
+            case "flattening":
+                return pair(x.reshape(-1, 3 * 28 * 28), output)
             case "mean":
                 return pair(x.mean((2, 3), keepdim=True), output)
             case "unsigned":
@@ -225,7 +227,8 @@ BAD = {
     ("product", 256.0): "mul: a step of its input is 256 steps of its output, not 1.5e-05 to 256",
     ("product", 2.0**-17): "mul: a step of its input is 7.629e-06 steps",
     ("pooling", 1.01): "max_pool2d_1 changes scale and zero-point",
-    ("zero-point", 1.0): "reshape changes scale and zero-point from (0.03125, 0) to (0.03125, 1)",
+    ("zero-point", 1.0): "max_pool2d_1 changes scale and zero-point from (0.03125, 0) to (0.03125, 1)",
+    ("flattening", 0.5): "reshape changes scale and zero-point from (0.03125, 0) to (0.0625, 0)",
     ("unsigned", 1.0): "hardswish is quantized to uint8",
 }
 REFUSED = [("layer", 256.0), ("pooling", 1.01), ("zero-point", 1.0)]  # by XNNPACK in releases, too
@@ -303,8 +306,9 @@ def test_xnnpack_does_not_run_what_breaks_a_bound(case, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "layers", "tolerated"), [("alexnet", 8, 35), ("resnet18", 21, 35), ("mobilenetv3", 54, 35)])
-def test_a_study_model_runs_on_integers_as_the_reference(name, layers, tolerated, tmp_path):
+@pytest.mark.parametrize(("name", "layers"), [("alexnet", 8), ("resnet18", 21), ("mobilenetv3", 54)])
+def test_a_study_model_runs_on_integers_as_the_reference(name, layers, tmp_path):
+    """Random weights amplify a halved step to about 30 dB, so the noise is compared with that of torch in FP32."""
     torch.manual_seed(0)
     model = architectures.build(name)
     x = images(20)
@@ -319,7 +323,9 @@ def test_a_study_model_runs_on_integers_as_the_reference(name, layers, tolerated
     kernels = ENGINE.kernels(tmp_path / "artifact.pte")
     assert (kernels["layers"], kernels["integer_layers"], kernels["outside"]) == (layers, layers, {})
     predict, exact = ENGINE.load(tmp_path / "artifact.pte", "cpu"), execute(result, x)
+    with torch.no_grad():
+        simulated = sqnr_db(exact.numpy(), result.network(x).numpy())
     for count in (1, 20):
         logits = torch.cat([predict(part) for part in x.split(count)])
         noise = sqnr_db(exact.numpy(), logits.numpy())
-        assert noise is None or noise > tolerated
+        assert noise is None or noise > simulated - 8

@@ -39,7 +39,7 @@ def test_a_known_error_in_a_weight_by_hand():
     network.load_state_dict(reference.state_dict())
     with torch.no_grad():
         network[0].weight *= 1.1
-    deployed = Deployed(None, network, None, network, plain_layers(network), stored_parameters(network), reference)
+    deployed = Deployed(None, None, stored_parameters(network), network, network, plain_layers(network), reference)
     first, second = layers.errors(deployed, torch.randn(5, 3))
     assert first["weight_sqnr_db"] == pytest.approx(20, abs=1e-3)
     assert first["output_sqnr_db"] == pytest.approx(20, abs=1e-3)
@@ -53,13 +53,13 @@ def test_a_known_error_in_a_weight_by_hand():
 
 def test_without_conversion_there_is_nothing_to_compare():
     network = nn.Sequential(nn.Linear(3, 2))
-    deployed = Deployed(None, network, None, network, plain_layers(network), stored_parameters(network))
+    deployed = Deployed(None, None, stored_parameters(network), network, network, plain_layers(network))
     assert layers.errors(deployed, torch.randn(5, 3)) == []
 
 
 RECIPES = {
-    "fbgemm": dict(weights="per_channel_symmetric", activations="minmax", bias_correction=False, keep_fp32=()),
-    "simulated": dict(activations="minmax", headroom=1.0),
+    "fbgemm": dict(bits=8, activations="minmax", bias_correction=False, keep_fp32=()),
+    "simulated": dict(bits=16, activations="minmax", headroom=1.0),
     "half": {},
     "amp": {},
 }

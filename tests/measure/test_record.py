@@ -110,20 +110,44 @@ def test_logits_of_the_baseline_are_computed_once_for_the_same_images(experiment
 
 def test_a_run_without_finite_logits_is_the_users_to_change(experiment, deployed):
     logits = np.full((6, 2), np.nan, np.float32)
-    with pytest.raises(UserError, match="resnet18 on half: 6 of 6 images have logits that are not finite"):
-        record._metrics("resnet18 on half", logits, np.zeros((6, 2), np.float32), deployed, experiment)
+    with pytest.raises(UserError, match="mobilenetv3_fp32 on native: 6 of 6 images have logits that are not finite"):
+        record._metrics(logits, np.zeros((6, 2), np.float32), None, deployed, experiment)
 
 
 def test_metrics_compare_with_the_baseline(experiment, deployed):
     reference = np.array([[1, 0], [0, 1], [1, 0], [0, 1], [1, 0], [1, 0]], np.float32)  # one of six is wrong
     logits = reference.copy()
     logits[0] = [0, 1]
-    quality = record._metrics("a run", logits, reference, deployed, experiment)
+    quality = record._metrics(logits, reference, None, deployed, experiment)
     assert quality["accuracy"] == pytest.approx(4 / 6) and quality["agreement_fp32"] == pytest.approx(5 / 6)
     assert quality["accuracy_ci_low"] < 4 / 6 < quality["accuracy_ci_high"]
     assert quality["accuracy_difference"] == pytest.approx(-1 / 6)
     assert quality["sqnr_db"] == pytest.approx(metrics.sqnr_db(reference, logits))
-    assert "accuracy_fake_quant" not in quality
+    assert "accuracy_fake_quant" not in quality and "accuracy_reference" not in quality
+
+
+def test_metrics_tell_the_methods_error_from_the_engines(experiment, deployed):
+    baseline = np.array([[1, 0], [0, 1], [1, 0], [0, 1], [1, 0], [0, 1]], np.float32)
+    method, logits = 1.1 * baseline, 1.1 * baseline
+    logits[0] = [0, 1.1]  # the engine decides otherwise
+    quality = record._metrics(logits, baseline, method, deployed, experiment)
+    assert quality["accuracy_reference"] == 1 and quality["accuracy"] == pytest.approx(5 / 6)
+    assert quality["sqnr_reference_db"] == pytest.approx(20, abs=1e-4)
+    assert quality["sqnr_vs_reference_db"] == pytest.approx(10 * np.log10(6 / 2), abs=1e-4)
+    assert quality["agreement_reference"] == pytest.approx(5 / 6)
+
+
+def test_the_reference_is_executed_once_for_the_same_network(experiment, monkeypatch):
+    recipe = dict(bits=8, activations="minmax")
+    images = experiment.data.train.calibration(4)
+    lowered = registry.get("simulated").quantize(experiment.baseline.model, images, recipe)
+    computed = record.reference_logits(lowered, experiment)
+    assert computed.shape == (6, 2) and computed.dtype == np.float32
+    monkeypatch.setattr(record, "execution", None)
+    assert np.array_equal(record.reference_logits(lowered, experiment), computed)
+    other = registry.get("simulated").quantize(experiment.baseline.model, images, recipe | {"headroom": 2.0})
+    with pytest.raises(AttributeError):
+        record.reference_logits(other, experiment)  # would have to be computed
 
 
 # ---- the summary

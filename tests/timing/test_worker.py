@@ -14,7 +14,7 @@ from utils.backends import registry
 from utils.errors import UserError
 from utils.timing.worker import Worker, fastest_cpu
 
-RECIPE = dict(weights="per_channel_symmetric", activations="minmax", bias_correction=False, keep_fp32=())
+RECIPE = dict(bits=8, activations="minmax", bias_correction=False, keep_fp32=())
 
 
 @pytest.fixture(scope="module")
