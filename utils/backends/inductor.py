@@ -1,0 +1,96 @@
+"""INT8 through Inductor, the compiler of torch: an AOTInductor package, made before it is loaded.
+
+Inductor turns a quantized network into C++ and calls of oneDNN's integer kernels, and compiles it.
+torchao knows what to look for: a dequantization at each input of a convolution or linear layer. The
+package, a .pt2 file, holds the machine code with the weights as oneDNN arranges them for this
+processor, so it is for processors of the same instruction set.
+"""
+
+import collections
+import importlib
+import importlib.util
+import os
+import re
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path
+
+import torch
+
+from utils import environment
+from utils.backends import exported
+from utils.backends.base import Predictor
+from utils.backends.lowering import Lowering
+from utils.quantize.placement import Placement
+from utils.quantize.quantized import Quantized
+
+FUSIONS = "torchao.quantization.pt2e.quantizer.x86_inductor_quantizer"  # importing it registers them with Inductor
+CALL = re.compile(r"\baoti_torch_cpu_(\w+)\(")  # of a kernel of torch, in the C++ of a package
+INTEGER_LAYERS = re.compile(r"_q(conv|linear)")
+LAYERS = re.compile(r"conv|linear|addmm|(^|_)mm")
+
+
+class Inductor(Lowering):
+    """The backend of quantized networks that Inductor compiles for the CPU."""
+
+    name, suffix, layout = "inductor", ".inductor.pt2", torch.contiguous_format
+
+    def problem(self) -> str | None:
+        if importlib.util.find_spec("torchao") is None:
+            return "not installed: torchao (pip install -r requirements-torchao.txt)"
+        missing = shutil.which(os.environ.get("CXX", "g++")) is None
+        return "Inductor needs a C++ compiler" if missing else None
+
+    def placement(self, bits: int) -> Placement:
+        """Return where Inductor wants pairs.
+
+        It has no integer kernel for inputs with a scale for each channel: depthwise layers, whose
+        inputs have these, compute in FP32 on rounded numbers. Without VNNI, oneDNN adds pairs of
+        u8 x s8 products in 16 bits, which holds 2 x 129 x 127, and half of 2 x 255 x 127.
+        """
+        return Placement("inputs", scales="depthwise", levels=255 if environment.has_vnni() else 127)
+
+    def lower(self, quantized: Quantized, path: Path) -> None:
+        """Compile `quantized` and write its package to `path`, for any batch size and number of threads."""
+        with exported.quiet(), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+            from torch._inductor import aoti_compile_and_package, config
+
+            importlib.import_module(FUSIONS)
+
+            program = exported.program(quantized.network)
+            # Without dynamic threads, the code has the number of threads of this process for good.
+            settings = {"freezing": True, "cpp.dynamic_threads": True}
+            package = Path(folder) / "network.pt2"
+            with config.patch(settings):
+                aoti_compile_and_package(program, package_path=str(package))
+            shutil.copyfile(package, path)
+
+    def load(self, path: Path, device: str) -> Predictor:
+        """Load the package at `path`; it runs with the number of threads that torch has then."""
+        from torch._inductor import aoti_load_package
+
+        package = aoti_load_package(str(path))
+        # The code takes memory as it lies, and checks nothing.
+        return lambda x: package(x.contiguous())
+
+    def kernels(self, path: Path) -> dict:
+        """Count the kernels in the package at `path`; see `kernels`."""
+        return kernels(path)
+
+
+def kernels(path: Path) -> dict:
+    """Count the calls of kernels for convolutions and linear layers in the C++ of a package.
+
+    Returns `layers`, their number; `integer_layers`, how many of them multiply integers; `kernels`,
+    {name of a kernel: count}.
+    """
+    with zipfile.ZipFile(path) as package:
+        (wrapper,) = (name for name in package.namelist() if name.endswith(".wrapper.cpp"))
+        calls = collections.Counter(CALL.findall(package.read(wrapper).decode()))
+    layers = {name: count for name, count in calls.items() if LAYERS.search(name)}
+    integers = sum(count for name, count in layers.items() if INTEGER_LAYERS.search(name))
+    return {"layers": sum(layers.values()), "integer_layers": integers, "kernels": layers}
+
+
+ENGINES = {"inductor": Inductor()}
