@@ -76,7 +76,7 @@ class QuantizedLayer(nn.Module):
         out = len(layer.weight)
         self.register_buffer("weight", torch.zeros_like(layer.weight, dtype=placement.weight))
         self.register_buffer("scale", torch.ones(out))
-        self.register_buffer("zero_point", torch.zeros(out, dtype=torch.int64))
+        self.register_buffer("zero_point", torch.zeros(out, dtype=torch.int64), persistent=False)  # all 0
         self.register_buffer("bias", torch.zeros(out))
         self.register_buffer("bias_integers", torch.zeros(out, dtype=torch.int32) if placement.bias == "int32" else None)
         is_convolution = isinstance(layer, nn.Conv2d)
@@ -188,6 +188,8 @@ class Quantized:
         """Write the quantized network to `path`; `load` reads it."""
         # Of tensors that share memory with larger ones, torch.save would write all of the latter.
         state = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
+        # Zero-points are integers of at most 16 bits, whatever torch's operators take them as.
+        state = {name: value.to(torch.int16) if value.dtype is torch.int64 else value for name, value in state.items()}
         content = {"format": FORMAT, "architecture": self.architecture, "placement": self.placement.describe()}
         content |= {"keep_fp32": self.keep_fp32, "origin": self.origin, "state_dict": state}
         torch.save(content, path)
