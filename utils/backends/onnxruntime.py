@@ -37,6 +37,8 @@ class OnnxRuntime(Lowering):
 
     def lower(self, quantized: Quantized, path: Path) -> None:
         onnx_export.export(quantized.network, path)
+        if quantized.placement.bias == "int32":
+            store_biases(quantized, path)
 
     def load(self, path: Path, device: str) -> Predictor:
         session = self.session(path)
@@ -54,7 +56,9 @@ class OnnxRuntime(Lowering):
             options.optimized_model_filepath = str(optimized)
             options.log_severity_level = 3  # it warns that the optimized graph is for this machine only
         graph = onnx_export.of_checkpoint(path) if path.suffix == ".pt" else path
-        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        # This one would quantize the weights of layers that stay in FP32, if they stand between pairs.
+        disabled = ["WeightBiasQuantization"]
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled)
 
     def kernels(self, path: Path) -> dict[str, int]:
         """Count the kernels of the optimized graph by operator, as ONNX Runtime runs them here."""
@@ -68,6 +72,37 @@ class OnnxRuntime(Lowering):
             self.session(path, optimized)
             graph = onnx.load(optimized).graph
         return dict(collections.Counter(node.op_type for node in graph.node))
+
+
+def store_biases(quantized: Quantized, path: Path) -> None:
+    """Replace the float biases in the graph at `path` by the 32-bit integers of `quantized`, in place.
+
+    ONNX Runtime has integer kernels only for layers whose biases are dequantized integers.
+    """
+    import onnx
+
+    model = onnx.load(path)
+    graph = model.graph
+    weights = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    layers = {f"{name}.weight": name for name in quantized.layers}
+    dequantizations = []
+    for node in graph.node:
+        name = layers.get(weights.get(node.input[1])) if node.op_type in ("Conv", "Gemm") else None
+        if name is None or len(node.input) < 3:
+            continue  # a layer that stays in FP32, or one whose biases are zeros
+        layer, bias = quantized.layers[name], f"{name}.bias_dequantized"
+        step = (quantized.input_scale(name).double() * layer.scale.double()).float()
+        inputs = {f"{name}.bias_integers": layer.bias_integers, f"{name}.bias_scale": step}
+        graph.initializer.extend(onnx.numpy_helper.from_array(value.numpy(), key) for key, value in inputs.items())
+        dequantizations.append(onnx.helper.make_node("DequantizeLinear", [*inputs], [bias], axis=0))
+        node.input[2] = bias
+    nodes = [*dequantizations, *graph.node]
+    used = {name for node in nodes for name in node.input}
+    stored = [tensor for tensor in graph.initializer if tensor.name in used]
+    for field, content in ((graph.node, nodes), (graph.initializer, stored)):
+        del field[:]
+        field.extend(content)
+    onnx.save(model, path)
 
 
 ENGINES = {"onnxruntime": OnnxRuntime()}
