@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from helpers import Everything, noise, small
 
+from utils import metrics
 from utils.backends import registry
 from utils.measure import footprint
 from utils.quantize import layers
+from utils.quantize.reference import execute
 from utils.training import architectures
 
 RECIPE = dict(bits=16, activations="minmax", headroom=4.0, calibration_images=2)
@@ -27,6 +30,18 @@ def test_the_loaded_file_answers_as_before(deployed, tmp_path):
     deployed.save(tmp_path / "artifact")
     with torch.inference_mode():
         assert torch.equal(deployed.predict(X), registry.get("simulated").load(tmp_path / "artifact", "cpu")(X))
+
+
+@torch.inference_mode()
+def test_the_simulation_answers_as_exact_execution():
+    """FP32 keeps 24 bits of a sum, which 16-bit hardware keeps whole."""
+    model, images = small(Everything), noise(8, 33)
+    deployed = registry.get("simulated").quantize(model, images, RECIPE)
+    exact = execute(deployed.quantized, images).numpy()
+    assert metrics.sqnr_db(exact, deployed.predict(images).numpy()) > 70
+    assert metrics.sqnr_db(model(images).numpy(), exact) > 60
+    for name in deployed.quantized.pairs.source:
+        assert deployed.quantized.pair(name).dtype is torch.int16 and not deployed.quantized.pair(name).zero_point.any()
 
 
 def test_every_layer_is_seen_with_its_rounded_weights(model, deployed):

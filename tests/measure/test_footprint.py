@@ -136,6 +136,7 @@ INT16 = dict(bits=16, activations="minmax", headroom=4.0)
         ("amp", {}, WEIGHTS + BIASES + NORM, 4 * (WEIGHTS + BIASES + NORM), 0, 0),  # FP32 in the file, however it is run
         ("fbgemm", INT8, WEIGHTS + BIASES + FOLDED, WEIGHTS + 4 * (BIASES + FOLDED), 2, WEIGHTS),
         ("qnnpack", INT8, WEIGHTS + BIASES + FOLDED, WEIGHTS + 4 * (BIASES + FOLDED), 2, WEIGHTS),
+        ("onnxruntime", INT8, WEIGHTS + BIASES + FOLDED, WEIGHTS + 4 * (BIASES + FOLDED), 2, WEIGHTS),
         ("fbgemm", INT8 | dict(keep_fp32=("fc",)), WEIGHTS + BIASES + FOLDED, 216 + 4 * (16 + BIASES + FOLDED), 1, 216),
         ("simulated", INT16, WEIGHTS + BIASES + FOLDED, 2 * WEIGHTS + 4 * (BIASES + FOLDED), 2, WEIGHTS),
     ],

@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from utils import metrics
 from utils.backends import registry
 from utils.backends.base import Deployed, plain_layers, stored_parameters
 from utils.measure import layers
+from utils.quantize.layers import outputs
+from utils.quantize.reference import Reference
 
 IMAGES = torch.randn(8, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -59,6 +62,7 @@ def test_without_conversion_there_is_nothing_to_compare():
 
 RECIPES = {
     "fbgemm": dict(bits=8, activations="minmax", bias_correction=False, keep_fp32=()),
+    "onnxruntime": dict(bits=8, activations="minmax", bias_correction=False, keep_fp32=()),  # torch does not run it
     "simulated": dict(bits=16, activations="minmax", headroom=1.0),
     "half": {},
     "amp": {},
@@ -69,13 +73,30 @@ RECIPES = {
 def test_every_engine_reports_the_same_layers_with_sqnr_that_its_bits_allow(model, name):
     rows = layers.errors(registry.get(name).quantize(model, IMAGES, RECIPES[name]), IMAGES)
     assert [row["layer"] for row in rows] == ["stem.0", "conv", "fc"]
-    low, high = {"fbgemm": (20, 60), "simulated": (70, 130), "half": (50, 90), "amp": (50, 90)}[name]
+    low, high = {"fbgemm": (20, 60), "onnxruntime": (20, 60), "simulated": (70, 130), "half": (50, 90), "amp": (50, 90)}[name]
     for row in rows:
         assert low < row["output_sqnr_db"] < high
         if name == "amp":
             assert row["weight_sqnr_db"] is None  # the file holds FP32
         else:
             assert low < row["weight_sqnr_db"] < high
+
+
+def test_outputs_of_integer_networks_are_those_of_exact_execution(model):
+    """The engine that lowers it plays no part: here it does not even run."""
+    deployed = registry.get("onnxruntime").quantize(model, IMAGES, RECIPES["onnxruntime"])
+    assert deployed.predict is None and deployed.layers == {}
+    seen, expected = {}, {}
+    with torch.no_grad():
+        Reference(deployed.quantized, lambda name, output: seen.update({name: output.float()})).run(IMAGES.double())
+        float_layers = {name: deployed.reference.get_submodule(name) for name in seen}
+        with outputs(float_layers) as expected:
+            deployed.reference(IMAGES)
+    for row in layers.errors(deployed, IMAGES):
+        name = row["layer"]
+        assert row["output_sqnr_db"] == metrics.sqnr_db(expected[name].numpy(), seen[name].numpy())
+        weight = float_layers[name].weight.detach().numpy()
+        assert row["weight_sqnr_db"] == metrics.sqnr_db(weight, deployed.quantized.layers[name].values().numpy())
 
 
 def test_layers_kept_in_fp32_have_no_error_in_their_weights(model):

@@ -16,6 +16,7 @@ from utils.cli import Options
 from utils.data import Data
 from utils.errors import UserError
 from utils.measure import record
+from utils.quantize.reference import execute
 from utils.training.sessions import Experiment
 
 RUN = Run("mobilenetv3", "fp32", "fp32")
@@ -148,6 +149,54 @@ def test_the_reference_is_executed_once_for_the_same_network(experiment, monkeyp
     other = registry.get("simulated").quantize(experiment.baseline.model, images, recipe | {"headroom": 2.0})
     with pytest.raises(AttributeError):
         record.reference_logits(other, experiment)  # would have to be computed
+
+
+@pytest.fixture
+def lowered(experiment):
+    """A network that torch does not run: the file alone answers."""
+    recipe = dict(bits=8, activations="minmax")
+    return registry.get("onnxruntime").quantize(experiment.baseline.model, experiment.data.train.calibration(2), recipe)
+
+
+def test_without_a_network_in_torch_the_file_alone_answers(experiment, lowered, monkeypatch):
+    class Answers:
+        calls: list = []  # noqa: RUF012
+
+        def __init__(self, *_):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def call(self, name, *_):
+            self.calls.append(name)
+            return "logits"
+
+    monkeypatch.setattr(record, "Worker", Answers)
+    assert record.artifact_logits(lowered, experiment.baseline.path, experiment) == ("logits", {})
+    assert Answers.calls == ["logits"]  # nothing to compare with
+
+
+def test_activations_are_counted_where_torch_runs_the_network(experiment, deployed, lowered):
+    path = experiment.baseline.path
+    alone, run = (record._footprint(which, path, experiment) for which in (lowered, deployed))
+    assert alone["activation_mb"] is None and run["activation_mb"] > 1
+    assert alone["size_mb"] == run["size_mb"] and alone["macs"] == run["macs"]
+    assert alone["quantized_modules"] == alone["weight_modules"] == 54 and run["quantized_modules"] == 0
+
+
+def test_nothing_was_lowered_of_a_float_network(experiment, deployed):
+    assert record.reference_logits(deployed, experiment) is None
+
+
+def test_reference_logits_are_those_of_exact_execution_of_the_test_images(experiment, lowered):
+    images = torch.cat([x for x, _ in experiment.data.test.batches(6)])
+    assert np.array_equal(record.reference_logits(lowered, experiment), execute(lowered.quantized, images).float().numpy())
+    stored = list((experiment.baseline.path.parent / "references").glob(f"{RUN.name}_*.npy"))
+    assert stored and all(np.load(file).shape == (6, 2) for file in stored)
 
 
 # ---- the summary
