@@ -1,0 +1,175 @@
+"""Inductor: packages that answer as the exact reference in a process without torchao, by kernels counted in their code."""
+
+import importlib.util
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+from small_networks import Mixed, Sum, images, mixed, quantized
+
+from utils import paths
+from utils.backends.inductor import ENGINES, FloatPair, for_inductor, kernels
+from utils.metrics import sqnr_db
+from utils.quantize.quantized import Pair
+from utils.quantize.reference import execute
+from utils.training import architectures
+
+pytest.importorskip("torchao")
+ENGINE = ENGINES["inductor"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return mixed()
+
+
+@pytest.fixture(scope="module")
+def integers(model):
+    return quantized(model, ENGINE.placement(8), images())
+
+
+@pytest.fixture(scope="module")
+def artifact(integers, tmp_path_factory):
+    path = tmp_path_factory.mktemp("int8") / f"mixed{ENGINE.suffix}"
+    threads, freezing = torch.get_num_threads(), torch._inductor.config.freezing
+    try:
+        torch.set_num_threads(1)
+        ENGINE.lower(integers, path)
+        assert (torch.get_num_threads(), torch._inductor.config.freezing) == (1, freezing)
+    finally:
+        torch.set_num_threads(threads)
+    return path
+
+
+def test_it_answers_as_the_exact_reference_for_any_batch_size_in_any_order(integers, artifact):
+    predict, x = ENGINE.load(artifact, "cpu"), images(20)
+    exact = execute(integers, x)
+    for count in (1, 20, 3, 16, 1):
+        logits = predict(x[:count])
+        assert logits.shape == (count, 2) and logits.dtype == torch.float32
+        assert sqnr_db(exact[:count].numpy(), logits.numpy()) > 35
+
+
+def test_the_memory_layout_of_the_images_does_not_matter(artifact):
+    predict, x = ENGINE.load(artifact, "cpu"), images(3)
+    assert torch.equal(predict(x.to(memory_format=torch.channels_last)), predict(x))
+
+
+def test_all_layers_but_the_depthwise_one_run_on_integers(artifact):
+    counts = ENGINE.kernels(artifact)
+    assert counts == kernels(artifact)
+    assert (counts["layers"], counts["integer_layers"]) == (Mixed.LAYERS, Mixed.LAYERS - 1)
+    assert sum(counts["kernels"].values()) == Mixed.LAYERS
+    assert counts["kernels"]["_qconv_pointwise_tensor"] == counts["kernels"]["_qlinear_pointwise_tensor"] == 3
+
+
+def test_the_code_takes_the_number_of_threads_of_the_process_that_runs_it(artifact):
+    """It was compiled with one thread, which would leave no parallel loops at all."""
+    with zipfile.ZipFile(artifact) as package:
+        (kernel,) = (package.read(name).decode() for name in package.namelist() if name.endswith(".kernel.cpp"))
+    assert "#pragma omp parallel" in kernel and "num_threads(" not in kernel
+
+
+FRESH = """
+import sys
+sys.modules["torchao"] = None  # importing it fails
+import torch
+from pathlib import Path
+from utils.backends.inductor import ENGINES
+torch.set_num_threads(2)
+folder = Path(sys.argv[1])
+predict = ENGINES["inductor"].load(folder / sys.argv[2], "cpu")
+assert torch.get_num_threads() == 2
+with torch.inference_mode():
+    torch.save(predict(torch.load(folder / "images.pt")), folder / "logits.pt")
+assert torch.get_num_threads() == 2
+"""
+
+
+def test_a_fresh_process_runs_the_file_without_torchao_with_other_threads(artifact):
+    torch.save(images(3), artifact.with_name("images.pt"))
+    command = [sys.executable, "-c", FRESH, str(artifact.parent), artifact.name]
+    done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    logits = torch.load(artifact.with_name("logits.pt"))
+    torch.testing.assert_close(logits, ENGINE.load(artifact, "cpu")(images(3)), rtol=0.02, atol=0.01)
+
+
+def test_no_sum_overflows_on_this_cpu(tmp_path):
+    """All products are the largest ones: 8-bit activations without VNNI give half the answer."""
+    x = torch.full((1, 3, 224, 224), 2.0)
+    path = tmp_path / f"sum{ENGINE.suffix}"
+    ENGINE.lower(quantized(Sum(), ENGINE.placement(8), x), path)
+    torch.testing.assert_close(ENGINE.load(path, "cpu")(x), torch.full((1, 2), 128.0), rtol=1e-3, atol=0)
+    assert ENGINE.kernels(path)["integer_layers"] == 2
+
+
+@pytest.mark.parametrize(("vnni", "levels"), [(True, 255), (False, 127)])
+def test_activations_have_seven_bits_without_vnni(monkeypatch, vnni, levels):
+    monkeypatch.setattr("utils.environment.has_vnni", lambda: vnni)
+    assert ENGINE.placement(8).levels == levels
+
+
+def test_a_float_pair_gives_the_same_numbers_bit_for_bit():
+    generator = torch.Generator().manual_seed(0)
+    pair = Pair(torch.uint8)
+    pair.assign(torch.tensor([0.1, 0.003, 2.0]), torch.tensor([0, 17, 255]))
+    x = 40 * torch.randn(2, 3, 50, 50, generator=generator)
+    x[:, 2] = torch.round(x[:, 2]) + 1.0  # half of them in the middle between two numbers
+    rounded = FloatPair(pair)(x)
+    assert torch.equal(rounded, pair(x))
+    assert rounded[:, 0].min() == 0 and rounded[:, 1].max() == torch.tensor(238) * torch.tensor(0.003)
+
+
+def test_the_network_for_inductor_has_the_same_answers_and_the_quantized_one_stays(integers):
+    before = {name: value.clone() for name, value in integers.network.state_dict().items()}
+    network = for_inductor(integers)
+    assert sum(isinstance(module, FloatPair) for module in network.modules()) == 1
+    with torch.no_grad():
+        torch.testing.assert_close(network(images()), integers.network(images()), rtol=1e-5, atol=1e-6)
+    after = integers.network.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_what_is_missing_is_named(monkeypatch):
+    assert ENGINE.problem() is None
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert ENGINE.problem() == "Inductor needs a C++ compiler"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torchao" else object())
+    assert ENGINE.problem() == "not installed: torchao (pip install -r requirements-torchao.txt)"
+
+
+@pytest.mark.slow
+def test_what_is_kept_in_fp32_is_not_counted_as_integer(model, tmp_path):
+    path = tmp_path / f"mixed{ENGINE.suffix}"
+    network = quantized(model, ENGINE.placement(8), images(), keep_fp32=("project", "head.4"))
+    ENGINE.lower(network, path)
+    counts = ENGINE.kernels(path)
+    assert (counts["layers"], counts["integer_layers"]) == (Mixed.LAYERS, Mixed.LAYERS - 3)
+    assert sqnr_db(execute(network, images()).numpy(), ENGINE.load(path, "cpu")(images()).numpy()) > 35
+
+
+LAYERS = {"alexnet": (8, 8), "resnet18": (21, 21), "mobilenetv3": (54, 43)}  # all, and all but depthwise ones
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAYERS)
+def test_networks_of_the_study_have_integer_kernels_and_every_weight_once(name, tmp_path):
+    torch.manual_seed(0)
+    network = architectures.build(name)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    x = torch.randn(4, 3, 224, 224)
+    with torch.no_grad():
+        network(x)
+    integers = quantized(network.eval(), ENGINE.placement(8), x)
+    path = tmp_path / f"{name}{ENGINE.suffix}"
+    ENGINE.lower(integers, path)
+    counts = ENGINE.kernels(path)
+    assert (counts["layers"], counts["integer_layers"]) == LAYERS[name]
+    assert sqnr_db(execute(integers, x).numpy(), ENGINE.load(path, "cpu")(x).numpy()) > 20
+    weights = sum(layer.weight.numel() for layer in integers.layers.values())
+    assert weights < path.stat().st_size < 1.2 * weights + 3.5e6  # code takes 2 to 3 MB
