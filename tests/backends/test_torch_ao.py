@@ -13,6 +13,7 @@ from utils import environment, metrics, paths
 from utils.backends import registry, torch_ao
 from utils.measure import footprint
 from utils.quantize import layers, ptq
+from utils.quantize.placement import Placement
 from utils.quantize.reference import execute, round_to
 from utils.training import architectures
 
@@ -287,6 +288,18 @@ def test_what_an_engine_lacks_is_computed_in_fp32_and_rounded(engine, name):
     network = registry.get(engine).quantize(Between(IN_FP32[name]).eval(), IMAGES, RECIPE)
     assert called(network).count("quantize_per_tensor") == 2  # of the image, and behind the operator
     assert steps_apart(network, IMAGES) < 1.01
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@torch.inference_mode()
+def test_means_and_gates_with_other_scales_are_computed_in_fp32_and_rounded(engine, everything):
+    """As of a placement that fixes neither: torch's operators would give them the scales they always have."""
+    levels = registry.get(engine).placement(8).levels
+    quantized = ptq.quantize(everything, IMAGES, RECIPE, Placement("outputs", levels=levels))
+    network = registry.get(engine).integers(quantized)
+    assert metrics.sqnr_db(execute(quantized, IMAGES).numpy(), network(IMAGES).numpy()) > 40
+    names = [getattr(node.target, "__name__", node.target) for node in network.graph.nodes]
+    assert names.count("quantize_per_tensor") == 1 + 3  # the image, two means and a gate
 
 
 def test_flattening_by_any_name_is_computed_on_integers():

@@ -93,6 +93,7 @@ SAMPLES = {
     "positive": RANDOM.exponential(size=10_000),
     "negative": -RANDOM.exponential(size=10_000),
     "after relu": np.maximum(RANDOM.standard_normal(10_000), 0),
+    "nearly zeros": RANDOM.laplace(size=10_000) ** 3,
     "mostly zeros": np.maximum(RANDOM.laplace(size=10_000) - 1.6, 0),  # nine of ten
 }
 
