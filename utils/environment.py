@@ -24,6 +24,8 @@ PACKAGES = (
     "onnx",
     "onnxruntime",
     "openvino",
+    "executorch",
+    "torchao",
     "tensorrt",
     "pillow",
 )
