@@ -9,7 +9,6 @@ processor, so it is for processors of the same instruction set.
 import collections
 import copy
 import importlib
-import importlib.util
 import os
 import re
 import shutil
@@ -20,10 +19,9 @@ from pathlib import Path
 import torch
 from torch import fx, nn
 
-from utils import environment
 from utils.backends import exported
 from utils.backends.base import Predictor
-from utils.backends.lowering import Lowering
+from utils.backends.lowering import Lowering, not_installed, u8s8_levels
 from utils.quantize.placement import INTEGERS, Placement
 from utils.quantize.quantized import Pair, Quantized, QuantizedLayer
 
@@ -39,19 +37,16 @@ class Inductor(Lowering):
     name, suffix, layout = "inductor", ".inductor.pt2", torch.contiguous_format
 
     def problem(self) -> str | None:
-        if importlib.util.find_spec("torchao") is None:
-            return "not installed: torchao (pip install -r requirements-torchao.txt)"
-        missing = shutil.which(os.environ.get("CXX", "g++")) is None
-        return "Inductor needs a C++ compiler" if missing else None
+        no_compiler = shutil.which(os.environ.get("CXX", "g++")) is None
+        return not_installed("requirements-torchao.txt", "torchao") or ("Inductor needs a C++ compiler" if no_compiler else None)
 
     def placement(self, bits: int) -> Placement:
         """Return where Inductor wants pairs.
 
         It has no integer kernel for inputs with a scale for each channel: depthwise layers, whose
-        inputs have these, compute in FP32 on rounded numbers. Without VNNI, oneDNN adds pairs of
-        u8 x s8 products in 16 bits, which holds 2 x 129 x 127, and half of 2 x 255 x 127.
+        inputs have these, compute in FP32 on rounded numbers.
         """
-        return Placement("inputs", scales="depthwise", levels=255 if environment.has_vnni() else 127)
+        return Placement("inputs", scales="depthwise", levels=u8s8_levels())
 
     def lower(self, quantized: Quantized, path: Path) -> None:
         """Compile `quantized` and write its package to `path`, for any batch size and number of threads.

@@ -1,18 +1,19 @@
 """The part that all backends of integer networks share: PTQ and QAT by the method, then `lower`."""
 
 import dataclasses
-import json
+import importlib.util
 from abc import ABC, abstractmethod
-from hashlib import sha256
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from utils import environment
 from utils.backends.base import Deployed, Stored, stored_parameters
 from utils.quantize import ptq, qat
 from utils.quantize.placement import Placement
 from utils.quantize.quantized import Quantized
+from utils.training import checkpoints
 from utils.training.checkpoints import Checkpoint
 
 
@@ -57,7 +58,7 @@ class Lowering(ABC):
     def training(self, recipe: dict) -> tuple[str, dict]:
         settings = {name: recipe[name] for name in qat.SETTINGS if name in recipe}
         settings["placement"] = self.placement(recipe["bits"]).in_training.describe()
-        return sha256(json.dumps(settings["placement"], sort_keys=True).encode()).hexdigest()[:6], settings
+        return checkpoints.fingerprint(**settings["placement"])[:6], settings
 
     def prepare(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> nn.Module:
         """Return a trainable network; see `qat.trainable`."""
@@ -67,6 +68,21 @@ class Lowering(ABC):
         """Convert a trained network to integers, with the ranges of its training."""
         quantized = qat.convert(trained.model, model, recipe, self.placement(recipe["bits"]))
         return dataclasses.replace(self.deploy(quantized), fake_quant=trained.model)
+
+
+def not_installed(requirements: str, *packages: str) -> str | None:
+    """Return which of `packages` are missing and the file that installs them; None if none is."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    return f"not installed: {', '.join(missing)} (pip install -r {requirements})" if missing else None
+
+
+def u8s8_levels() -> int:
+    """Return the `levels` of a placement for kernels that multiply u8 by s8: 255, or 127 without VNNI.
+
+    Without VNNI, these kernels add pairs of products in 16 bits and saturate: 2 x 129 x 127 fits,
+    half of 2 x 255 x 127 does not (see reduce_range in torch's documentation).
+    """
+    return 255 if environment.has_vnni() else 127
 
 
 def stored(quantized: Quantized) -> tuple[Stored, ...]:

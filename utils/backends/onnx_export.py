@@ -6,10 +6,8 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from torch import nn
 
-from utils import paths
 from utils.training import architectures, checkpoints
 
 SHAPE = (2, 3, 224, 224)  # of the example; the exporter treats a batch of one as a constant
@@ -33,9 +31,4 @@ def export(network: nn.Module, path: Path) -> None:
 
 def of_checkpoint(path: Path) -> Path:
     """Return the path of the graph of the FP32 checkpoint at `path`; export it if it is missing."""
-    target = path.with_name(f"{path.stem}.{checkpoints.sha256_of(path)[:8]}.onnx")
-    with FileLock(f"{target}.lock"):
-        if not target.exists():
-            with paths.atomic(target) as temporary:
-                export(architectures.rebuild(checkpoints.read(path)).eval(), temporary)
-    return target
+    return checkpoints.derived(path, ".onnx", lambda target: export(architectures.rebuild(checkpoints.read(path)).eval(), target))

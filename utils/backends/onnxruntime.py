@@ -5,15 +5,13 @@ network's graph is its artifact. ONNX Runtime looks for an operator between Dequ
 QuantizeLinear, so it wants pairs behind every operator, and rounds biases to 32 bits.
 """
 
-import importlib.util
 from pathlib import Path
 
 import torch
 
-from utils import environment
 from utils.backends import onnx_export
 from utils.backends.base import Predictor
-from utils.backends.lowering import Lowering
+from utils.backends.lowering import Lowering, not_installed, u8s8_levels
 from utils.quantize.placement import Placement
 from utils.quantize.quantized import Quantized
 
@@ -24,16 +22,15 @@ class OnnxRuntime(Lowering):
     name, suffix, layout = "onnxruntime", ".onnx", torch.contiguous_format
 
     def problem(self) -> str | None:
-        missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
-        return f"not installed: {', '.join(missing)} (pip install -r requirements.txt)" if missing else None
+        return not_installed("requirements.txt", "onnx", "onnxruntime", "onnxscript")
 
     def placement(self, bits: int) -> Placement:
         if bits == 16:
             # Its 16-bit operators are computed in FP32 between roundings: a second simulation.
             return Placement("outputs", torch.int16, torch.int8, bias="float", symmetric=True, levels=2**16 - 1)
-        # Without VNNI its kernels add pairs of u8 x s8 products in 16 bits, which overflow.
-        levels = 255 if environment.has_vnni() else 127
-        return Placement("outputs", bias="int32", levels=levels, pooling_keeps_scale=True, unit_gates=True, float_logits=True)
+        return Placement(
+            "outputs", bias="int32", levels=u8s8_levels(), pooling_keeps_scale=True, unit_gates=True, float_logits=True
+        )
 
     def lower(self, quantized: Quantized, path: Path) -> None:
         onnx_export.export(quantized.network, path)

@@ -7,17 +7,16 @@ the rest in FP32.
 
 import collections
 import functools
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from utils import environment, paths
+from utils import paths
 from utils.backends import onnx_export
 from utils.backends.base import Predictor
-from utils.backends.lowering import Lowering
+from utils.backends.lowering import Lowering, not_installed, u8s8_levels
 from utils.errors import UserError
 from utils.quantize.operators import folded
 from utils.quantize.placement import Placement
@@ -42,21 +41,17 @@ class OpenVino(Lowering):
         self.name, self.precision, self.suffix = name, precision, f".{name}.onnx"
 
     def problem(self) -> str | None:
-        if importlib.util.find_spec("openvino") is None:
-            return "not installed: openvino (pip install -r requirements-openvino.txt)"
-        missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+        missing = not_installed("requirements-openvino.txt", "openvino") or not_installed(
+            "requirements.txt", "onnx", "onnxscript"
+        )
         if missing:
-            return f"not installed: {', '.join(missing)}"
+            return missing
         label = {"f32": "FP32", "f16": "FP16", "bf16": "BF16"}[self.precision]
         return None if label in _capabilities() else f"this CPU has no {label} arithmetic, so OpenVINO would compute in FP32"
 
     def placement(self, bits: int) -> Placement:
-        """Return where OpenVINO wants pairs.
-
-        Without VNNI, it adds pairs of u8 x s8 products in 16 bits, which holds 2 x 129 x 127, and
-        half of 2 x 255 x 127.
-        """
-        return Placement("inputs", scales="depthwise", levels=255 if environment.has_vnni() else 127)
+        """Return where OpenVINO wants pairs."""
+        return Placement("inputs", scales="depthwise", levels=u8s8_levels())
 
     def lower(self, quantized: Quantized, path: Path) -> None:
         onnx_export.export(quantized.network, path)

@@ -9,21 +9,19 @@ import copy
 import dataclasses
 import functools
 import importlib
-import importlib.util
 import re
 import tempfile
 import textwrap
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from torch import fx, nn
 
 from utils import paths
 from utils.backends import onnx_export
 from utils.backends.base import Deployed, Predictor
 from utils.backends.fp16 import Half
-from utils.backends.lowering import Lowering
+from utils.backends.lowering import Lowering, not_installed
 from utils.errors import UserError
 from utils.quantize.operators import folded
 from utils.quantize.placement import Placement
@@ -48,11 +46,9 @@ class TensorRT(Lowering):
         self.name, self.rest, self.package = name, rest, package
 
     def problem(self) -> str | None:
-        missing = [name for name in (self.package, "onnx", "onnxscript") if importlib.util.find_spec(name) is None]
-        problems = [] if torch.cuda.is_available() else ["no NVIDIA GPU that this build of torch can use"]
-        if missing:
-            problems.append(f"not installed: {', '.join(missing)} (pip install -r requirements-tensorrt.txt)")
-        return "; ".join(problems) or None
+        no_gpu = None if torch.cuda.is_available() else "no NVIDIA GPU that this build of torch can use"
+        missing = not_installed("requirements-tensorrt.txt", self.package, "onnx", "onnxscript")
+        return "; ".join(filter(None, (no_gpu, missing))) or None
 
     @property
     def suffix(self) -> str:
@@ -98,11 +94,9 @@ class TensorRT(Lowering):
         return Plan(self.package, self._fp32_plan(path) if path.suffix == ".pt" else path)
 
     def _fp32_plan(self, checkpoint: Path) -> Path:
-        target = checkpoint.with_name(f"{checkpoint.stem}.{checkpoints.sha256_of(checkpoint)[:8]}{self.suffix}")
-        with FileLock(f"{target}.lock"):
-            if not target.exists():
-                self._write(onnx_export.of_checkpoint(checkpoint), target)
-        return target
+        return checkpoints.derived(
+            checkpoint, self.suffix, lambda target: self._write(onnx_export.of_checkpoint(checkpoint), target)
+        )
 
     def _compile(self, network: nn.Module, path: Path) -> None:
         with tempfile.TemporaryDirectory() as folder:

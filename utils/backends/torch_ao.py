@@ -6,6 +6,7 @@ that loads without the code that made it, including packed weights and the scale
 hardswish.
 """
 
+import dataclasses
 import operator
 import warnings
 from pathlib import Path
@@ -19,9 +20,8 @@ with warnings.catch_warnings():
     from torch.ao.nn import quantized as nnq
     from torch.ao.nn.intrinsic import quantized as nniq
 
-from utils import environment
 from utils.backends.base import Deployed, Predictor
-from utils.backends.lowering import Lowering
+from utils.backends.lowering import Lowering, u8s8_levels
 from utils.quantize.placement import Placement
 from utils.quantize.quantized import Pair, Quantized, QuantizedLayer
 
@@ -48,27 +48,32 @@ class TorchAO(Lowering):
     def placement(self, bits: int) -> Placement:
         """Return the placement of this engine on this machine.
 
-        Without VNNI, fbgemm and oneDNN multiply u8 by s8 with an instruction that adds pairs of
-        products in 16 bits and saturates (see reduce_range in torch's documentation), so ranges
-        span 7 bits. qnnpack computes in 16 x 16 bits and never saturates. With VNNI, fbgemm's
-        depthwise kernels still saturate, but only where neighbouring inputs and weights are both
-        near the ends of their ranges. On MobileNetV3's trained weights that costs less than the
+        qnnpack computes in 16 x 16 bits and never saturates. With VNNI, fbgemm's depthwise kernels
+        still saturate, but only where neighbouring inputs and weights are both near the ends of
+        their ranges. On MobileNetV3's trained weights that costs less than the
         loss of a bit (validation SQNR 17.8 dB against 12.4 dB).
         """
-        wide = self.name == "qnnpack" or environment.has_vnni()
+        levels = 255 if self.name == "qnnpack" else u8s8_levels()
         # In torch, an average has the scale of its input, and hardsigmoid's is fixed.
-        return Placement("outputs", levels=255 if wide else 127, pooling_keeps_scale=True, unit_gates=True)
+        return Placement("outputs", levels=levels, pooling_keeps_scale=True, unit_gates=True)
 
     def lower(self, quantized: Quantized, path: Path) -> None:
-        torch.jit.save(trace(self.integers(quantized)), path)
+        self.save(self.integers(quantized), path)
 
     def deploy(self, quantized: Quantized) -> Deployed:
-        return self.with_network(super().deploy(quantized), self.integers(quantized))
+        network = self.integers(quantized)
+        deployed = self.with_network(super().deploy(quantized), network)
+        return dataclasses.replace(deployed, save=lambda path: self.save(network, path))
 
     def integers(self, quantized: Quantized) -> fx.GraphModule:
         """Return `quantized` with this engine's operators."""
         torch.backends.quantized.engine = self.name  # packs weights for this engine
         return _Integers(quantized).lowered()
+
+    def save(self, network: fx.GraphModule, path: Path) -> None:
+        """Write what `integers` returned to `path`."""
+        torch.backends.quantized.engine = self.name  # tracing runs the network
+        torch.jit.save(trace(network), path)
 
     def load(self, path: Path, device: str) -> Predictor:
         torch.backends.quantized.engine = self.name  # loading packs weights for this engine

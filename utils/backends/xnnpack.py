@@ -8,7 +8,6 @@ every processor, so they need no narrower range.
 
 import collections
 import copy
-import importlib.util
 import json
 import re
 import tempfile
@@ -16,13 +15,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
 from torch import fx, nn
 
 from utils import paths
 from utils.backends import exported
 from utils.backends.base import Predictor
-from utils.backends.lowering import Lowering
+from utils.backends.lowering import Lowering, not_installed
 from utils.errors import UserError
 from utils.quantize.operators import folded
 from utils.quantize.placement import Placement
@@ -30,7 +28,7 @@ from utils.quantize.quantized import OPS, Pair, Quantized, QuantizedLayer
 from utils.training import architectures, checkpoints
 
 LARGEST = 256  # batch size; larger ones run in parts. The file does not grow with it.
-STEPS = 256  # of a layer's output: XNNPACK refuses a layer whose products have a step of so many or more
+STEPS = 256  # XNNPACK refuses a layer if a step of its products is this many steps of its output, or more
 HALF = 127  # the integer that stands for 1/2 where hardsigmoid adds it
 ATEN = torch.ops.aten
 LAYERS = (ATEN.conv2d.default, ATEN.conv2d.padding, ATEN.linear.default)
@@ -48,8 +46,7 @@ class Xnnpack(Lowering):
     name, suffix, layout = "xnnpack", ".pte", torch.channels_last
 
     def problem(self) -> str | None:
-        missing = importlib.util.find_spec("executorch") is None
-        return "not installed: executorch (pip install -r requirements-executorch.txt)" if missing else None
+        return not_installed("requirements-executorch.txt", "executorch")
 
     def placement(self, bits: int) -> Placement:
         return Placement("outputs", torch.int8, bias="int32", unit_gates=True)
@@ -86,12 +83,12 @@ class Xnnpack(Lowering):
         """Return `path`, or, for an FP32 checkpoint, the path of its program; write that if it is missing."""
         if path.suffix != ".pt":
             return path
-        target = path.with_name(f"{path.stem}.{checkpoints.sha256_of(path)[:8]}.pte")
-        with FileLock(f"{target}.lock"):
-            if not target.exists():
-                network = for_xnnpack(folded(architectures.rebuild(checkpoints.read(path))))
-                write(exported.program(network, LARGEST, self.layout), target)
-        return target
+
+        def export(target: Path) -> None:
+            network = for_xnnpack(folded(architectures.rebuild(checkpoints.read(path))))
+            write(exported.program(network, LARGEST, self.layout), target)
+
+        return checkpoints.derived(path, self.suffix, export)
 
 
 class Pool(nn.Module):

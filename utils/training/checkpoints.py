@@ -5,10 +5,12 @@ There is one FP32 baseline per model and seed, and every quantized script starts
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from torch import nn
 
 from utils import cli, paths, progress
@@ -53,6 +55,20 @@ def sha256_of(path: Path) -> str:
     """Return the sha256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def derived(path: Path, suffix: str, write: Callable[[Path], None]) -> Path:
+    """Return the file that `write` makes of the checkpoint at `path`; make it if it is missing.
+
+    It lies beside the checkpoint, and its name holds 8 digits of the checkpoint's hash, so other
+    weights have another file. Processes that ask at once wait for the first.
+    """
+    target = path.with_name(f"{path.stem}.{sha256_of(path)[:8]}{suffix}")
+    with FileLock(f"{target}.lock"):
+        if not target.exists():
+            with paths.atomic(target) as temporary:
+                write(temporary)
+    return target
 
 
 def save(path: Path, architecture: str, model: nn.Module, data: Data, training: dict) -> None:
