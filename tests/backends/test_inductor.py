@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 import torch
-from small_networks import Mixed, Sum, images, mixed, quantized
+from small_networks import Mixed, Sum, images, quantized
 
 from utils import paths
 from utils.backends.inductor import ENGINES, FloatPair, for_inductor, kernels
@@ -18,16 +18,6 @@ from utils.training import architectures
 
 pytest.importorskip("torchao")
 ENGINE = ENGINES["inductor"]
-
-
-@pytest.fixture(scope="module")
-def model():
-    return mixed()
-
-
-@pytest.fixture(scope="module")
-def integers(model):
-    return quantized(model, ENGINE.placement(8), images())
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import onnx
 import pytest
 import torch
 from helpers import mobilenet_checkpoint
-from small_networks import Mixed, Sum, images, mixed, quantized
+from small_networks import Mixed, Sum, images, quantized
 
 from utils.backends.openvino import ENGINES, shorten
 from utils.errors import UserError
@@ -17,16 +17,6 @@ from utils.training import architectures
 
 openvino = pytest.importorskip("openvino")
 ENGINE = ENGINES["openvino"]
-
-
-@pytest.fixture(scope="module")
-def model():
-    return mixed()
-
-
-@pytest.fixture(scope="module")
-def integers(model):
-    return quantized(model, ENGINE.placement(8), images())
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import mobilenet_checkpoint
-from small_networks import Mixed, images, mixed, quantized
+from small_networks import Mixed, images, quantized
 from torch import nn
 
 from utils import paths
@@ -29,16 +29,6 @@ ENGINE = xnnpack.ENGINES["xnnpack"]
 
 def kinds(kernels, *names):
     return [kernels["integer"].get(name, 0) for name in names]
-
-
-@pytest.fixture(scope="module")
-def model():
-    return mixed()
-
-
-@pytest.fixture(scope="module")
-def integers(model):
-    return quantized(model, ENGINE.placement(8), images())
 
 
 @pytest.fixture(scope="module")
