@@ -145,7 +145,7 @@ def test_percentile_keeps_its_share():
 
 @pytest.mark.parametrize("side", [1, -1])
 def test_percentile_gives_up_no_more_than_its_share(side):
-    """Ten of a million values are far out: as many as PERCENTILE leaves, if all are on one side."""
+    """Ten of a million values are outliers: the share that PERCENTILE drops at one end if 0 is the other."""
     values = side * np.concatenate([np.full(999_990, 1.0), np.full(10, 50.0)])
     kept = METHODS["percentile"](*histogram(values), UINT8)
     assert max(np.abs(kept)) == pytest.approx(1, abs=50 / BINS)

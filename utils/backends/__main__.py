@@ -6,7 +6,7 @@ python -m utils.backends
 import importlib.metadata
 
 from utils.backends import registry
-from utils.catalog import BACKENDS, FORMATS, METHODS
+from utils.catalog import BACKENDS, FORMATS, METHODS, Run
 
 
 def formats(name: str) -> str:
@@ -14,7 +14,8 @@ def formats(name: str) -> str:
     backend = BACKENDS[name]
     methods: dict[str, list[str]] = {}
     for method, dtype in backend.serves:
-        methods.setdefault(dtype, []).append(METHODS[method].label)
+        run = Run("", method, dtype).on(name)  # on native, QAT is the control
+        methods.setdefault(run.dtype, []).append(METHODS[run.method].label)
     parts = [f"{FORMATS[dtype].label} ({', '.join(labels)})" for dtype, labels in methods.items()]
     return ", ".join(parts + ["compared as FP32"] * backend.fp32)
 

@@ -99,7 +99,7 @@ def mse(counts: np.ndarray, low: float, high: float, placement: Placement) -> tu
     centres = (edges[:-1] + edges[1:]) / 2
     if placement.symmetric:
         limits = SHARES * max(-low, high)
-        lows, highs, step = -limits, limits, 2 * limits / (2 * placing.INTEGERS[placement.activation][1])
+        lows, highs, step = -limits, limits, limits / INTEGERS[placement.activation][1]
     else:
         lows, highs = (SHARES * low)[:, None], (SHARES * high)[None, :]
         step = (highs - lows) / placement.levels

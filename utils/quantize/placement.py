@@ -78,7 +78,7 @@ class Inserted:
     """The pairs in a graph, by name, and what is around them."""
 
     reads: dict[str, str]  # quantized convolution or linear layer -> the pair that it reads
-    source: dict[str, str]  # pair -> the operator that it quantizes: its module, or "input", "add", ...
+    source: dict[str, str]  # pair -> the operator that it quantizes: its module, or the name of its node: "x", "add", ...
     channelwise: set[str]  # pairs with a scale for each channel
     same_as: dict[str, str]  # pair of an average -> the pair whose scale it has
     gates: set[str]  # pairs of hardsigmoids
@@ -87,10 +87,10 @@ class Inserted:
 def insert(network: fx.GraphModule, placement: Placement, keep_fp32: tuple[str, ...], make: Callable[[], nn.Module]) -> Inserted:
     """Insert a module `make()` at every place of a pair in `network`, in place.
 
-    What belongs to the modules `keep_fp32` is not quantized. A name is that of the first operator
-    of a sequence that is computed together, such as a convolution with its BatchNorm and ReLU, so
-    it does not depend on whether BatchNorm is folded. Raises `UserError` for an unknown operator,
-    and for a quantized layer that is called on several tensors.
+    What belongs to the modules `keep_fp32` is not quantized. Operators that are computed together,
+    such as a convolution with its BatchNorm and ReLU, share a pair. It is named after the first of
+    them, so that its name is the same whether BatchNorm is folded or not. Raises `UserError` for an
+    unknown operator, and for a quantized layer that is called on several tensors.
     """
     graph = Graph(network)
     places = (_inputs if placement.pairs == "inputs" else _outputs)(graph, keep_fp32)

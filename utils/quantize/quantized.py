@@ -101,7 +101,7 @@ class QuantizedLayer(nn.Module):
         """Take the integers nearest to the weights and the bias of a float `layer`.
 
         `input_scale` is the scale of the pair that the layer reads. The largest magnitude of an
-        output channel becomes the largest integer. A channel of zeros has scale 1.
+        output channel becomes the largest integer; see `quantize_weight`.
         """
         bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias.detach().float()
         smallest = 0.0
