@@ -4,8 +4,8 @@
     python reproduce.py --models mobilenetv3 --list
 
 Runs that the same code has measured on the same images, processor and versions are skipped. A
-baseline that fails stops only the runs that need it. The last output is a table of all outcomes.
-The exit status is 1 if a run failed or was stopped.
+baseline that fails stops only the runs that need it, and an engine that this machine lacks only its
+runs. The last output is a table of all outcomes. The exit status is 1 if a run failed or was stopped.
 
 --list prints the commands for GNU parallel or a Slurm array, one a line, to be run from any folder.
 The fp32 lines come first and must be done before the others start:
@@ -32,6 +32,7 @@ MODELS = tuple(catalog.MODELS)
 METHODS = tuple(dict.fromkeys(method for method, _ in catalog.kinds()))
 DTYPES = tuple(dict.fromkeys(dtype for _, dtype in catalog.kinds()))
 BACKENDS = tuple(name for name, backend in catalog.BACKENDS.items() if backend.serves)
+CANNOT = "cannot run here: "  # of the error of a script, see `select` in utils/backends/registry.py
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Outcome:
     """The outcome of a job."""
 
     job: Job
-    what: str  # "ok", "interrupted", or "failed", "skipped" or "not run" with the reason
+    what: str  # "ok", "interrupted", or "failed", "left out", "skipped" or "not run" with the reason
     seconds: float = 0.0
 
 
@@ -71,7 +72,7 @@ def plan(asked: argparse.Namespace) -> list[Job]:
     given = {
         name: value for name, value in vars(asked).items() if name not in ("models", "methods", "dtypes", "backends", "list")
     }
-    jobs, left_out = [], []
+    jobs, left_out = [], Counter()
     for run in catalog.runs():
         if run.model not in asked.models or run.method not in asked.methods or run.dtype not in asked.dtypes:
             continue
@@ -79,10 +80,11 @@ def plan(asked: argparse.Namespace) -> list[Job]:
         for backend in (name for name in run.backends if name in asked.backends):
             if asked.device in catalog.BACKENDS[backend].devices:
                 jobs.append(Job(run, backend, cli.resolve((backend,), given | {"init": init})))
-            else:
-                left_out.append(f"{run.name} on {backend}")
+            elif asked.device != "cpu" or asked.backends != BACKENDS:  # the usual run has nothing for a GPU
+                left_out[backend] += 1
     if left_out:
-        print(f"left out, because these do not run on {asked.device}: {', '.join(left_out)}", file=sys.stderr)
+        counts = ", ".join(f"{backend} ({count} runs)" for backend, count in left_out.items())
+        print(f"left out, because these do not run on {asked.device}: {counts}", file=sys.stderr)
     if not jobs:
         raise UserError("nothing to run: no script fits --models, --methods, --dtypes, --backends and --device; widen one.")
     return jobs
@@ -152,7 +154,10 @@ def _pass_on(stream, lines: list[str]) -> None:
 
 
 def execute(job: Job) -> str:
-    """Run one script and pass on what it prints; returns "ok", or "failed: " and the reason."""
+    """Run one script and pass on what it prints.
+
+    Returns "ok", or "failed: " or, where its engine cannot run here, "left out: " and the reason.
+    """
     import subprocess  # not at the top, so that `--help` answers sooner
     import threading
 
@@ -171,7 +176,11 @@ def execute(job: Job) -> str:
         for thread in threads:
             thread.join()
         process.wait()
-    return "ok" if process.returncode == 0 else f"failed: {reason(process.returncode, errors)}"
+    if process.returncode == 0:
+        return "ok"
+    why = reason(process.returncode, errors)
+    # An optional engine that is not installed, say: no failure of the study.
+    return f"left out: {why.partition(CANNOT)[2]}" if CANNOT in why else f"failed: {why}"
 
 
 def work(jobs: list[Job], is_done, outcomes: list[Outcome]) -> None:
@@ -214,7 +223,7 @@ def summarize(outcomes: list[Outcome]) -> None:
         backend = f"{outcome.job.backend:{max(map(len, BACKENDS))}}"
         print(f"{outcome.job.run.name:22} {backend} {outcome.seconds:6.0f} s  {outcome.what}")
     totals = Counter("ran" if outcome.what == "ok" else outcome.what.partition(":")[0] for outcome in outcomes)
-    order = ("ran", "skipped", "failed", "not run", "interrupted")
+    order = ("ran", "skipped", "left out", "failed", "not run", "interrupted")
     print(", ".join(f"{what} {totals[what]}" for what in order if totals[what]) or "nothing was run", flush=True)
 
 

@@ -20,7 +20,7 @@ def test_a_command_read_again_means_the_same(run, given, tmp_path):
     (tmp_path / "w.pth").touch()
     folders = ("--data", str(tmp_path), "--results", str(tmp_path / "my results"), "--checkpoints", str(tmp_path / "b"))
     start = ("--init", str(tmp_path / "w.pth")) if run.method == "fp32" else ()
-    for backend in run.backends:
+    for backend in run.backends_on("cpu"):
         options = cli.parse("", run, [*given, *folders, *start, "--classes", "red fox", "wolf", "--backend", backend])
         python, script, *words = shlex.split(cli.command(run, options))
         assert (python, script) == ("python", run.script)
@@ -56,4 +56,6 @@ def test_an_absolute_command_can_be_given_from_anywhere(tmp_path, monkeypatch):
 def test_int8_engines_are_refused_on_a_gpu():
     with pytest.raises(UserError, match="fbgemm runs on the CPU only"):
         cli.parse("", Run("resnet18", "ptq", "int8"), ["--device", "cuda"])
+    with pytest.raises(UserError, match=r"tensorrt runs on a GPU only; add --device cuda"):
+        cli.parse("", Run("resnet18", "ptq", "int8"), ["--backend", "tensorrt"])
     assert cli.parse("", Run("resnet18", "qat", "int8"), ["--device", "cuda", "--backend", "native"]).device == "cuda"

@@ -135,18 +135,29 @@ def test_every_baseline_comes_before_what_needs_it(methods):
 
 def test_the_plan_is_everything_once_or_what_was_asked_for():
     jobs = planned()
-    assert len(set(jobs)) == len(jobs) == sum(len(run.backends) for run in catalog.runs())
+    assert len(set(jobs)) == len(jobs) == sum(len(run.backends_on("cpu")) for run in catalog.runs())
     part = planned(models=["resnet18"], methods=["ptq"], dtypes=["int8"], backends=["x86", "native"])
     assert part == [(Run("resnet18", "ptq", "int8"), "x86")]
 
 
 def test_a_gpu_is_given_what_can_run_there_and_the_rest_is_named(capsys):
     jobs = planned(device="cuda")
-    assert {backend for _, backend in jobs} == {"native", "half", "amp", "simulated"}
+    assert {backend for _, backend in jobs} == {"native", "half", "amp", "simulated", "tensorrt", "tensorrt_fp16"}
     assert all(run.method in ("fp32", "qat") for run, backend in jobs if backend == "native")
     said = capsys.readouterr().err
-    assert said.startswith("left out, because these do not run on cuda: alexnet_ptq_int8 on fbgemm,")
-    assert said.count(" on qnnpack") == 6 and len(said.splitlines()) == 1
+    assert said.startswith("left out, because these do not run on cuda: fbgemm (6 runs),")
+    assert "onnxruntime (18 runs)" in said and len(said.splitlines()) == 1
+    planned(backends=["native", "tensorrt"])
+    assert capsys.readouterr().err == "left out, because these do not run on cpu: tensorrt (6 runs)\n"
+
+
+def test_an_engine_that_is_missing_is_left_out_and_no_failure(home):
+    home.script(
+        "quantization/ptq/alexnet_ptq_int8.py", "if 'x86' in sys.argv:\n    sys.exit('error: a: cannot run here: x86: gone')"
+    )
+    status, out, _, rows = home.run("--models", "alexnet")
+    assert (status, out.splitlines()[-1]) == (0, "ran 2, left out 1")
+    assert rows["alexnet_ptq_int8 x86"] == "left out: x86: gone"
 
 
 def test_the_estimate_is_by_kind_where_one_has_finished():
@@ -402,7 +413,7 @@ def test_list_prints_a_command_a_line_fp32_first(tmp_path):
     done = subprocess.run([sys.executable, ROOT / "reproduce.py", *options], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     lines = [shlex.split(line) for line in done.stdout.splitlines()]
-    assert len(lines) == sum(len(run.backends) for run in catalog.runs())
+    assert len(lines) == sum(len(run.backends_on("cpu")) for run in catalog.runs())
     assert len({tuple(line) for line in lines}) == len(lines)
     kinds = ["/models/" in line[1] for line in lines]
     assert kinds == sorted(kinds, reverse=True) and sum(kinds) == len(MODELS)

@@ -55,7 +55,7 @@ class Backend:
     devices: tuple[str, ...] = ("cpu",)
     package: str = "torch"  # that the engine is part of
     fp32: bool = False  # whether it competes for the fastest FP32, a reference of speed-ups
-    simulated: bool = False  # imitates other hardware in float: its speed says nothing
+    simulated: tuple[str, ...] = ()  # formats that it imitates in float, so that its speed says nothing
     dashes: str = "-"  # in figures
 
 
@@ -90,12 +90,18 @@ BACKENDS = {  # the first that serves a script is its default
     "x86": Backend("torch_ao", INT8, dashes="--"),
     "onednn": Backend("torch_ao", INT8, dashes="-."),
     "qnnpack": Backend("torch_ao", INT8, dashes=":"),
-    "onnxruntime": Backend("onnxruntime", INT8, package="onnxruntime", fp32=True, dashes=(0, (3, 1, 1, 1))),
-    "openvino": Backend("openvino", INT8, package="openvino", fp32=True, dashes=(0, (5, 1))),
-    "xnnpack": Backend("xnnpack", INT8, package="executorch", fp32=True, dashes=(0, (1, 1))),
     "half": Backend("fp16", FP16, ANYWHERE),
     "amp": Backend("fp16", FP16, ANYWHERE, dashes="--"),
-    "simulated": Backend("simulated", INT16, ANYWHERE, simulated=True),
+    "simulated": Backend("simulated", INT16, ANYWHERE, simulated=("int16",)),
+    "onnxruntime": Backend(
+        "onnxruntime", (*INT8, *FP16, *INT16), package="onnxruntime", fp32=True, simulated=("int16",), dashes=(0, (3, 1, 1, 1))
+    ),
+    "openvino": Backend("openvino", INT8, package="openvino", fp32=True, dashes=(0, (5, 1))),
+    "openvino_fp16": Backend("openvino", FP16, package="openvino", dashes=(0, (5, 1))),
+    "xnnpack": Backend("xnnpack", INT8, package="executorch", fp32=True, dashes=(0, (1, 1))),
+    "inductor": Backend("inductor", INT8, package="torchao", dashes=(0, (3, 1))),
+    "tensorrt": Backend("tensorrt", INT8, ("cuda",), package="tensorrt", fp32=True, dashes=(0, (7, 2))),
+    "tensorrt_fp16": Backend("tensorrt", (*INT8, *FP16), ("cuda",), package="tensorrt", dashes=(0, (7, 2, 1, 2))),
     "native": Backend("native", (("fp32", "fp32"), ("qat", "int8")), ANYWHERE, fp32=True),
     "frozen": Backend("frozen", devices=ANYWHERE, fp32=True),
     "compile": Backend("compile", devices=ANYWHERE, fp32=True),
@@ -132,6 +138,10 @@ class Run:
     def backends(self) -> tuple[str, ...]:
         """Backends that its script accepts, default first."""
         return tuple(name for name, backend in BACKENDS.items() if (self.method, self.dtype) in backend.serves)
+
+    def backends_on(self, device: str) -> tuple[str, ...]:
+        """Those of `backends` that run on `device`."""
+        return tuple(name for name in self.backends if device in BACKENDS[name].devices)
 
     def on(self, backend: str) -> "Run":
         """The run that this is on `backend`.

@@ -121,7 +121,7 @@ def parse(doc: str, run: Run, argv: list[str] | None = None) -> Options:
     """Parse and check the command line; raises `UserError` if a check of the values fails."""
     given = vars(parser(doc, run).parse_args(argv))
     backend = given.pop("backend")
-    return resolve(run.backends if backend == "all" else (backend,), given)
+    return resolve(run.backends_on(given["device"]) if backend == "all" else (backend,), given)
 
 
 def resolve(backends: tuple[str, ...], given: dict) -> Options:
@@ -141,8 +141,10 @@ def resolve(backends: tuple[str, ...], given: dict) -> Options:
 def _check(options: Options) -> None:
     data, init = options.data, options.init
     for name in options.backends:
-        if options.device not in catalog.BACKENDS[name].devices:
-            raise UserError(f"--device {options.device}: {name} runs on the CPU only; leave --device out.")
+        devices = catalog.BACKENDS[name].devices
+        if options.device not in devices:
+            there = "on a GPU only; add --device cuda." if "cpu" not in devices else "on the CPU only; leave --device out."
+            raise UserError(f"--device {options.device}: {name} runs {there}")
     if options.cuda_graph and options.device != "cuda":
         raise UserError("--cuda-graph needs --device cuda.")
     if options.threads > cpu_count():

@@ -190,7 +190,7 @@ def describe(run: Run, study: str, backend: str, options: Options) -> dict:
     """Say what was run: the section `run` of a record."""
     run = run.on(backend)
     names = {"study": study, "model": run.model, "method": run.method, "dtype": run.dtype}
-    simulated = catalog.BACKENDS[backend].simulated
+    simulated = run.dtype in catalog.BACKENDS[backend].simulated
     return names | {"backend": backend, "device": options.device, "simulated": simulated, "seed": options.seed}
 
 

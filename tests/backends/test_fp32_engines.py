@@ -47,7 +47,7 @@ def test_the_onnx_file_is_made_once_for_each_checkpoint(checkpoint):
 
 def test_engines_that_may_be_the_fastest_fp32_are_those_of_the_catalog():
     assert {name for name, backend in BACKENDS.items() if backend.fp32} == {
-        "native", "frozen", "compile", "onnxruntime", "openvino", "xnnpack",
+        "native", "frozen", "compile", "onnxruntime", "openvino", "xnnpack", "tensorrt",
     }  # fmt: skip
 
 

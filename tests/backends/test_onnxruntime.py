@@ -151,6 +151,22 @@ def test_modules_kept_in_fp32_compute_between_integers(model, images, tmp_path):
 # ---- INT16
 
 
+def test_fp16_answers_as_fp32_within_its_resolution(model, images, tmp_path):
+    deployed = ENGINE.quantize(model, None, {})
+    assert {numbers.bits for numbers in deployed.stored} == {16} and deployed.quantized is None
+    deployed.save(path := tmp_path / "half.onnx")
+    stored = {onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in onnx.load(path).graph.initializer}
+    assert stored - {"INT64"} == {"FLOAT16"}
+    with torch.inference_mode():
+        assert metrics.sqnr_db(model(images).numpy(), ENGINE.load(path, "cpu")(images).numpy()) > 50
+
+
+def test_qat_of_fp16_trains_a_copy_that_autocast_rounds(model):
+    assert ENGINE.training({}) == ("", {})
+    prepared = ENGINE.prepare(model, None, {})
+    assert prepared is not model and prepared.state_dict().keys() == model.state_dict().keys()
+
+
 def test_int16_answers_as_its_exact_execution(lowered, images):
     quantized, path = lowered[16]
     assert quantized.placement.activation is torch.int16

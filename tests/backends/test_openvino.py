@@ -29,7 +29,7 @@ def artifact(integers, tmp_path_factory):
 @pytest.fixture(scope="module")
 def floats(model, tmp_path_factory):
     path = tmp_path_factory.mktemp("fp32") / f"mixed{ENGINE.suffix}"
-    ENGINE.lower_float(model, path)
+    ENGINE.lower_half(folded(model), path)
     return path
 
 
@@ -140,7 +140,7 @@ def test_short_weights_are_the_nearest_and_take_half_the_bytes(model, floats, tm
 def test_a_precision_that_the_cpu_lacks_is_refused_and_another_is_in_the_graph(name, model, tmp_path):
     engine = ENGINES[name]
     path = tmp_path / f"mixed{engine.suffix}"
-    engine.lower_float(model, path)
+    engine.lower_half(folded(model), path)
     if problem := engine.problem():
         assert problem.endswith("so OpenVINO would compute in FP32")
         with pytest.raises(UserError, match=f"would compute in f32 on this CPU, not in {engine.precision}"):

@@ -107,7 +107,7 @@ def answers(graph):
 @pytest.mark.parametrize("engine", [FP32, FP16], ids=lambda engine: engine.name)
 def test_a_float_network_is_in_the_format_of_its_engine(engine, small, graphs, tmp_path):
     pytest.importorskip(RTX)
-    engine.lower_float(small, tmp_path / "plan")
+    engine.lower_half(folded(small), tmp_path / "plan")
     (graph,) = graphs
     computing = {kind: count for kind, count in formats(graph).items() if kind[0] in ("Conv", "Gemm", "Relu", "HardSwish", "Add")}
     assert {kind[1] for kind in computing} == {FLOAT[engine.rest]} and sum(computing.values()) == 7
@@ -203,7 +203,7 @@ def test_the_networks_of_the_study_build(name, layers, form, network, graphs, tm
     pytest.importorskip(RTX)
     model, integers = network(name)
     if form == "fp16":
-        FP16.lower_float(model, tmp_path / "plan")
+        FP16.lower_half(folded(model), tmp_path / "plan")
     else:
         (FP32 if form == "int8" else FP16).lower(integers, tmp_path / "plan")
     kinds = formats(graphs[0])
@@ -359,7 +359,7 @@ def test_the_plan_of_an_fp32_checkpoint_is_built_once(small, tmp_path, monkeypat
 def test_a_plan_answers_as_its_network(name, kind, least, graph, small, quantized, tmp_path):
     engine = tensorrt.ENGINES[name]
     if kind == "float":
-        engine.lower_float(small, tmp_path / "x.plan")
+        engine.lower_half(folded(small), tmp_path / "x.plan")
         with torch.inference_mode():
             expected = small(IMAGES).numpy()
     else:

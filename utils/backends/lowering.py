@@ -1,5 +1,6 @@
 """The part that all backends of integer networks share: PTQ and QAT by the method, then `lower`."""
 
+import copy
 import dataclasses
 import importlib.util
 from abc import ABC, abstractmethod
@@ -11,6 +12,7 @@ from torch import nn
 from utils import environment
 from utils.backends.base import Deployed, Stored, stored_parameters
 from utils.quantize import ptq, qat
+from utils.quantize.operators import folded
 from utils.quantize.placement import Placement
 from utils.quantize.quantized import Quantized
 from utils.training import checkpoints
@@ -36,6 +38,13 @@ class Lowering(ABC):
         Raises `UserError` if this engine could not run it.
         """
 
+    def lower_half(self, network: nn.Module, path: Path) -> None:
+        """Write a float `network`, without BatchNorm, to `path` in FP16.
+
+        Only backends that serve FP16 have it.
+        """
+        raise NotImplementedError(self.name)
+
     def deploy(self, quantized: Quantized) -> Deployed:
         """Describe `quantized` as this backend deploys it."""
         return Deployed(
@@ -47,25 +56,45 @@ class Lowering(ABC):
             facts={"placement": quantized.placement.describe(), "quantized": sorted(quantized.layers)},
         )
 
+    def deploy_half(self, model: nn.Module) -> Deployed:
+        """Describe a float `model` as this backend deploys it in FP16."""
+        network = folded(model)
+        numbers = stored_parameters(copy.deepcopy(network).half())
+        return Deployed(backend=self, save=lambda path: self.lower_half(network, path), stored=numbers)
+
     def with_network(self, deployed: Deployed, network: nn.Module) -> Deployed:
         """Return `deployed` with the module that torch runs, which must answer as the file does."""
         return dataclasses.replace(deployed, predict=network, network=network)
 
     def quantize(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> Deployed:
-        """Convert a float `model` by PTQ; see `ptq.quantize`."""
+        """Convert a float `model` by PTQ; see `ptq.quantize`.
+
+        A `recipe` without `bits`, as those of FP16, has no integers.
+        """
+        if "bits" not in recipe:
+            return self.deploy_half(model)
         return self.deploy(ptq.quantize(model, images, recipe, self.placement(recipe["bits"])))
 
     def training(self, recipe: dict) -> tuple[str, dict]:
+        if "bits" not in recipe:
+            return "", {}  # that of `half` and `amp`
         settings = {name: recipe[name] for name in qat.SETTINGS if name in recipe}
         settings["placement"] = self.placement(recipe["bits"]).in_training.describe()
         return checkpoints.fingerprint(**settings["placement"])[:6], settings
 
     def prepare(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> nn.Module:
-        """Return a trainable network; see `qat.trainable`."""
+        """Return a trainable network; see `qat.trainable`.
+
+        Without `bits`, training rounds through autocast, which the recipe's `amp` turns on.
+        """
+        if "bits" not in recipe:
+            return copy.deepcopy(model)
         return qat.trainable(model, images, recipe, self.placement(recipe["bits"]).in_training)
 
     def convert(self, trained: Checkpoint, model: nn.Module, images: torch.Tensor, recipe: dict) -> Deployed:
-        """Convert a trained network to integers, with the ranges of its training."""
+        """Convert a trained network: to integers with the ranges of its training, or to FP16."""
+        if "bits" not in recipe:
+            return self.deploy_half(trained.model)
         quantized = qat.convert(trained.model, model, recipe, self.placement(recipe["bits"]))
         return dataclasses.replace(self.deploy(quantized), fake_quant=trained.model)
 

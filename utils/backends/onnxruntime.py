@@ -1,16 +1,19 @@
-"""The CPU provider of ONNX Runtime, for FP32 and for quantized networks.
+"""The CPU provider of ONNX Runtime, for FP32, FP16 and quantized networks.
 
 The graph of an FP32 network is exported once from its checkpoint and kept beside it. A quantized
 network's graph is its artifact. ONNX Runtime looks for an operator between DequantizeLinear and
-QuantizeLinear, so it wants pairs behind every operator, and rounds biases to 32 bits.
+QuantizeLinear, so it wants pairs behind every operator, and rounds biases to 32 bits. FP16, which it
+casts to FP32 wherever it has no kernel, and 16-bit integers gain nothing here.
 """
 
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from utils.backends import onnx_export
 from utils.backends.base import Predictor
+from utils.backends.fp16 import Half
 from utils.backends.lowering import Lowering, not_installed, u8s8_levels
 from utils.quantize.placement import Placement
 from utils.quantize.quantized import Quantized
@@ -36,6 +39,9 @@ class OnnxRuntime(Lowering):
         onnx_export.export(quantized.network, path)
         if quantized.placement.bias == "int32":
             store_biases(quantized, path)
+
+    def lower_half(self, network: nn.Module, path: Path) -> None:
+        onnx_export.export(Half(network), path)
 
     def load(self, path: Path, device: str) -> Predictor:
         session = self.session(path)

@@ -18,7 +18,6 @@ from utils.backends import onnx_export
 from utils.backends.base import Predictor
 from utils.backends.lowering import Lowering, not_installed, u8s8_levels
 from utils.errors import UserError
-from utils.quantize.operators import folded
 from utils.quantize.placement import Placement
 from utils.quantize.quantized import Quantized
 
@@ -56,9 +55,9 @@ class OpenVino(Lowering):
     def lower(self, quantized: Quantized, path: Path) -> None:
         onnx_export.export(quantized.network, path)
 
-    def lower_float(self, model: nn.Module, path: Path) -> None:
-        """Write a float `model` to `path`, with its weights in this backend's precision."""
-        onnx_export.export(folded(model), path)
+    def lower_half(self, network: nn.Module, path: Path) -> None:
+        """Write a float `network` to `path`, with its weights in this backend's precision."""
+        onnx_export.export(network, path)
         if self.precision != "f32":
             shorten(path, self.precision)
 

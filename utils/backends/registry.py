@@ -23,15 +23,15 @@ def problem(name: str, device: str) -> str | None:
 def select(options: Options) -> Iterator[Backend]:
     """Yield the backends that `--backend` requests and that can run here.
 
-    Raises `UserError` after the last of them if others cannot run, with the reasons. With `all`, a
-    missing engine thus does not stop the others, but is reported.
+    Says which cannot, and why. Raises `UserError` with the reasons if none can.
     """
-    missing = []
+    missing, some = [], False
     for name in options.backends:
         if reason := problem(name, options.device):
             missing.append(f"{name}: {reason}")
             progress.say(f"backend {missing[-1]}")
         else:
+            some = True
             yield get(name)
-    if missing:
+    if not some:
         raise UserError(f"cannot run here: {'; '.join(missing)}")

@@ -23,7 +23,6 @@ from utils.backends.base import Deployed, Predictor
 from utils.backends.fp16 import Half
 from utils.backends.lowering import Lowering, not_installed
 from utils.errors import UserError
-from utils.quantize.operators import folded
 from utils.quantize.placement import Placement
 from utils.quantize.quantized import Pair, Quantized, QuantizedLayer, by_output
 from utils.training import checkpoints
@@ -78,12 +77,11 @@ class TensorRT(Lowering):
         """
         self._compile(quantized.network if self.rest is torch.float32 else half(quantized.network), path)
 
-    def lower_float(self, model: nn.Module, path: Path) -> None:
-        """Build the plan of a float `model`, all of it in the format `rest`; write it to `path`.
+    def lower_half(self, network: nn.Module, path: Path) -> None:
+        """Build the plan of a float `network`, all of it in the format `rest`; write it to `path`.
 
         Raises `UserError` if TensorRT refuses it.
         """
-        network = folded(model)
         self._compile(network if self.rest is torch.float32 else Half(network), path)
 
     def load(self, path: Path, device: str) -> Predictor:

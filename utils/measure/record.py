@@ -39,7 +39,7 @@ def run(experiment: Experiment, recipe: dict, deployed: Deployed, trained: Check
     host = _environment(run, experiment)
     if host["native_fp16"] is False:
         device = options.device.upper()
-        progress.say(f"warning: this {device} has no FP16 arithmetic; {backend.name} is emulated and very slow")
+        progress.say(f"warning: this {device} has no FP16 arithmetic; {backend.name} emulates it, or computes in FP32")
     path = _saved(run, experiment, deployed)
     logits, numerics = artifact_logits(deployed, path, experiment)
     reference = baseline_logits(experiment, logits if path == experiment.baseline.path else None)
@@ -174,16 +174,20 @@ def _metrics(
 
 
 def _times(deployed: Deployed, path: Path, experiment: Experiment) -> list[dict]:
-    if BACKENDS[deployed.backend.name].simulated:
+    if _simulated(deployed, experiment):
         # Not timed: the speed of a simulation says nothing.
         return [{"batch_size": None, "threads": experiment.options.threads}]
     candidate = deployed.backend.name, path
     return protocol.measure(candidate, experiment.baseline, experiment.data.test, experiment.options)
 
 
+def _simulated(deployed: Deployed, experiment: Experiment) -> bool:
+    return experiment.run.dtype in BACKENDS[deployed.backend.name].simulated
+
+
 def _footprint(deployed: Deployed, path: Path, experiment: Experiment) -> dict:
     image = next(experiment.data.test.batches(1, experiment.options.device))[0]
-    known = deployed.network is not None and not BACKENDS[deployed.backend.name].simulated
+    known = deployed.network is not None and not _simulated(deployed, experiment)
     return {
         "size_mb": footprint.size_mb(path),
         "activation_mb": footprint.activation_mb(deployed.predict, deployed.network, image) if known else None,

@@ -24,14 +24,15 @@ def find(baseline: Checkpoint, split: Split, batch_sizes: list[int], options: Op
     """Find the fastest FP32 engine for each of `batch_sizes`.
 
     Returns for each batch size `best_fp32` (name of the fastest engine), `fp32_ms` (median
-    milliseconds of each engine) and `fp32_missing` (the engines that cannot run here, and why). The
+    milliseconds of each engine) and `fp32_missing` (the engines for this device that cannot run here, and why). The
     first search is stored beside the checkpoint, so every candidate is compared with the same
     engine. A smoke run searches nothing and takes eager FP32.
     """
     if options.smoke:
         return {size: {"best_fp32": "native", "fp32_ms": {}, "fp32_missing": {}} for size in batch_sizes}
-    missing = {name: reason for name in ENGINES if (reason := registry.problem(name, options.device))}
-    names = [name for name in ENGINES if name not in missing]
+    able = [name for name in ENGINES if options.device in BACKENDS[name].devices]
+    missing = {name: reason for name in able if (reason := registry.problem(name, options.device))}
+    names = [name for name in able if name not in missing]
     facts = {"sha256": baseline.sha256, "cpu": environment.cpu()[0], "versions": environment.versions(), "engines": names}
     where = {"device": options.device, "threads": options.threads, "cuda_graph": options.cuda_graph}
     key = checkpoints.fingerprint(**facts, **where, rounds=SEARCH_S)
