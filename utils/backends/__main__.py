@@ -10,14 +10,17 @@ from utils.catalog import BACKENDS, FORMATS, METHODS, Run
 
 
 def formats(name: str) -> str:
-    """Return what a backend does, in words: "INT8 (PTQ, QAT), fastest FP32"."""
+    """Return what a backend does, in words: "INT8, FP16 (PTQ, QAT); compared as FP32"."""
     backend = BACKENDS[name]
     methods: dict[str, list[str]] = {}
     for method, dtype in backend.serves:
         run = Run("", method, dtype).on(name)  # on native, QAT is the control
-        methods.setdefault(run.dtype, []).append(METHODS[run.method].label)
-    parts = [f"{FORMATS[dtype].label} ({', '.join(labels)})" for dtype, labels in methods.items()]
-    return ", ".join(parts + ["compared as FP32"] * backend.fp32)
+        methods.setdefault(FORMATS[run.dtype].label, []).append(METHODS[run.method].label)
+    served: dict[str, list[str]] = {}  # formats by their methods
+    for label, labels in methods.items():
+        served.setdefault(", ".join(labels), []).append(label)
+    parts = [f"{', '.join(labels)} ({by})" for by, labels in served.items()]
+    return "; ".join(parts + ["compared as FP32"] * backend.fp32)
 
 
 def version(name: str) -> str:
@@ -35,7 +38,7 @@ def main() -> None:
         problems = {device: registry.problem(name, device) for device in backend.devices}
         able = ", ".join(device for device, problem in problems.items() if problem is None)
         here = f"runs on {able}" if able else f"cannot run here: {next(iter(problems.values()))}"
-        print(f"{name:12s} {version(name):22s} {formats(name):42s} {here}")
+        print(f"{name:14} {version(name):19} {formats(name):48} {here}")
 
 
 if __name__ == "__main__":
