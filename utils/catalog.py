@@ -143,6 +143,10 @@ class Run:
         """Those of `backends` that run on `device`."""
         return tuple(name for name in self.backends if device in BACKENDS[name].devices)
 
+    def simulated_on(self, backend: str) -> bool:
+        """Whether `backend` imitates this run's number format in float."""
+        return self.on(backend).dtype in BACKENDS[backend].simulated
+
     def on(self, backend: str) -> "Run":
         """The run that this is on `backend`.
 

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import catalog, paths
+from utils import paths
 from utils.catalog import Run
 from utils.cli import Options
 from utils.errors import UserError
@@ -190,7 +190,7 @@ def describe(run: Run, study: str, backend: str, options: Options) -> dict:
     """Say what was run: the section `run` of a record."""
     run = run.on(backend)
     names = {"study": study, "model": run.model, "method": run.method, "dtype": run.dtype}
-    simulated = run.dtype in catalog.BACKENDS[backend].simulated
+    simulated = run.simulated_on(backend)
     return names | {"backend": backend, "device": options.device, "simulated": simulated, "seed": options.seed}
 
 

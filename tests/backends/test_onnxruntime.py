@@ -148,7 +148,7 @@ def test_modules_kept_in_fp32_compute_between_integers(model, images, tmp_path):
     assert metrics.sqnr_db(exact.numpy(), answers(tmp_path / "artifact.onnx", [images]).numpy()) > 70
 
 
-# ---- INT16
+# ---- FP16
 
 
 def test_fp16_answers_as_fp32_within_its_resolution(model, images, tmp_path):
@@ -165,6 +165,9 @@ def test_qat_of_fp16_trains_a_copy_that_autocast_rounds(model):
     assert ENGINE.training({}) == ("", {})
     prepared = ENGINE.prepare(model, None, {})
     assert prepared is not model and prepared.state_dict().keys() == model.state_dict().keys()
+
+
+# ---- INT16
 
 
 def test_int16_answers_as_its_exact_execution(lowered, images):

@@ -25,13 +25,12 @@ def select(options: Options) -> Iterator[Backend]:
 
     Says which cannot, and why. Raises `UserError` with the reasons if none can.
     """
-    missing, some = [], False
+    missing = []
     for name in options.backends:
         if reason := problem(name, options.device):
             missing.append(f"{name}: {reason}")
             progress.say(f"backend {missing[-1]}")
         else:
-            some = True
             yield get(name)
-    if not some:
+    if len(missing) == len(options.backends):
         raise UserError(f"cannot run here: {'; '.join(missing)}")

@@ -8,7 +8,7 @@ import torch
 from utils import caveats, cli, environment, metrics, paths, progress, results, stats
 from utils.backends import fp16
 from utils.backends.base import Deployed
-from utils.catalog import BACKENDS, Run
+from utils.catalog import Run
 from utils.errors import UserError
 from utils.measure import footprint, layers
 from utils.quantize import reference as execution
@@ -174,20 +174,16 @@ def _metrics(
 
 
 def _times(deployed: Deployed, path: Path, experiment: Experiment) -> list[dict]:
-    if _simulated(deployed, experiment):
+    if experiment.run.simulated_on(deployed.backend.name):
         # Not timed: the speed of a simulation says nothing.
         return [{"batch_size": None, "threads": experiment.options.threads}]
     candidate = deployed.backend.name, path
     return protocol.measure(candidate, experiment.baseline, experiment.data.test, experiment.options)
 
 
-def _simulated(deployed: Deployed, experiment: Experiment) -> bool:
-    return experiment.run.dtype in BACKENDS[deployed.backend.name].simulated
-
-
 def _footprint(deployed: Deployed, path: Path, experiment: Experiment) -> dict:
     image = next(experiment.data.test.batches(1, experiment.options.device))[0]
-    known = deployed.network is not None and not _simulated(deployed, experiment)
+    known = deployed.network is not None and not experiment.run.simulated_on(deployed.backend.name)
     return {
         "size_mb": footprint.size_mb(path),
         "activation_mb": footprint.activation_mb(deployed.predict, deployed.network, image) if known else None,

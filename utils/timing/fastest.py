@@ -24,9 +24,9 @@ def find(baseline: Checkpoint, split: Split, batch_sizes: list[int], options: Op
     """Find the fastest FP32 engine for each of `batch_sizes`.
 
     Returns for each batch size `best_fp32` (name of the fastest engine), `fp32_ms` (median
-    milliseconds of each engine) and `fp32_missing` (the engines for this device that cannot run here, and why). The
-    first search is stored beside the checkpoint, so every candidate is compared with the same
-    engine. A smoke run searches nothing and takes eager FP32.
+    milliseconds of each engine) and `fp32_missing` (the engines for this device that cannot run
+    here, and why). The first search is stored beside the checkpoint, so every candidate is compared
+    with the same engine. A smoke run searches nothing and takes eager FP32.
     """
     if options.smoke:
         return {size: {"best_fp32": "native", "fp32_ms": {}, "fp32_missing": {}} for size in batch_sizes}
