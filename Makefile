@@ -41,7 +41,7 @@ render:
 	@$(BIN)/python figures/all.py --study $(STUDY)
 
 test: .venv/.tests lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 # On drawn images, or on those in the folder DATA.
 bench: .venv/.tests

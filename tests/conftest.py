@@ -1,4 +1,4 @@
-"""Tests of minutes run with --slow only."""
+"""Tests of minutes run with --slow only; the longest file of the others starts first."""
 
 import pytest
 
@@ -8,6 +8,8 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
+    # Several workers share the files. This one takes longer than many others, which run beside it.
+    items.sort(key=lambda item: item.path.name != "test_scripts.py")
     if config.getoption("--slow"):
         return
     skip = pytest.mark.skip(reason="takes minutes: run with --slow")

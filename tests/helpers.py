@@ -1,17 +1,14 @@
 """What several tests share: small splits and networks, FP32 checkpoints, and `torchrun`."""
 
-import functools
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from utils import catalog, paths
 from utils.data import Data, Split
 from utils.training import architectures, checkpoints
 from utils.training.checkpoints import Checkpoint
@@ -91,6 +88,24 @@ class Everything(nn.Module):
         y = self.gate(self.excite(self.relu(self.reduce(self.squeeze(y))))) * y
         y = torch.flatten(self.squeeze(self.project(y)), 1)
         return self.head(self.dropout(self.swish(self.fc(y))))
+
+
+class Outlier(nn.Module):
+    """A stem of which one channel is 1,000 times larger than the others, evened out by the depthwise convolution after it."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.act = nn.Conv2d(3, 8, 3, bias=False), nn.Hardswish()
+        self.depthwise, self.pointwise = nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 1)
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(4, 2)
+        with torch.no_grad():
+            self.stem.weight[0] *= 1e3
+            self.depthwise.weight[0] /= 1e3
+            for layer in (self.depthwise, self.pointwise, self.fc):
+                layer.bias.zero_()  # what is the same for all images would hide the noise
+
+    def forward(self, x):
+        return self.fc(torch.flatten(self.pool(self.pointwise(self.depthwise(self.act(self.stem(x))))), 1))
 
 
 def small(kind: type[nn.Module]) -> nn.Module:
@@ -182,26 +197,3 @@ def torchrun(processes: int, *command, cwd: Path) -> subprocess.CompletedProcess
     alone["OMP_WAIT_POLICY"] = "passive"
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     return subprocess.run([*start, *map(str, command)], cwd=cwd, env=alone, capture_output=True, text=True, timeout=600)
-
-
-TRAINING_OPTIONS = ("--smoke", "--batch-sizes", "1,3", "--results", "out", "--checkpoints", "weights")
-
-
-@functools.cache
-def trained_scripts(base: Path) -> tuple[Path, dict[str, subprocess.CompletedProcess]]:
-    """Run every training script of every model under `torchrun`, once in a test session, whoever asks for it.
-
-    `base` is `tmp_path_factory.getbasetemp()`. Returns the folder they ran in, with `out` and `weights`, and the finished
-    launchers by script. Baselines come first; after them, two scripts run at a time.
-    """
-    home, finished = base / "trained", {}
-    home.mkdir()
-
-    def trained(script: str) -> subprocess.CompletedProcess:
-        return torchrun(2, paths.ROOT / script, *TRAINING_OPTIONS, cwd=home)
-
-    with ThreadPoolExecutor(2) as pool:
-        for method in ("fp32", "qat"):
-            scripts = [run.script for run in catalog.runs() if run.method == method]
-            finished |= zip(scripts, pool.map(trained, scripts), strict=True)
-    return home, finished

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import TRAINING_OPTIONS, trained_scripts
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,6 +31,7 @@ SCRIPTS = [script for scripts in KINDS.values() for script in scripts]
 CONTROL = f"{QUANTIZED['qat_int8'][2]} --backend native"
 AMP = f"{QUANTIZED['ptq_fp16'][2]} --backend amp"
 COMMANDS = [*SCRIPTS, CONTROL, AMP]
+OPTIONS = ("--smoke", "--batch-sizes", "1,3")
 
 
 def run(script, *options, cwd, check=True):
@@ -46,17 +46,18 @@ def run(script, *options, cwd, check=True):
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
-    """All 21 scripts, run once with --smoke from another folder: those that train under torchrun, the others two at a time."""
-    home, trained = trained_scripts(tmp_path_factory.getbasetemp())
+    """All 21 scripts, run once with --smoke from another folder: baselines first, two at a time."""
+    home, outputs = tmp_path_factory.mktemp("smoke"), {}
 
     def output(command):
         script, *backend = command.split()
-        return run(script, *backend, *TRAINING_OPTIONS, cwd=home).stdout  # folders are relative on purpose
+        # Folders are relative on purpose.
+        return run(script, *backend, *OPTIONS, "--results", "out", "--checkpoints", "weights", cwd=home).stdout
 
-    outputs = {script: done.stdout for script, done in trained.items()}
     with ThreadPoolExecutor(2) as pool:
-        others = [command for command in COMMANDS if command not in outputs]
-        return home, outputs | dict(zip(others, pool.map(output, others), strict=True))
+        for commands in (FP32, [command for command in COMMANDS if command not in FP32]):
+            outputs |= zip(commands, pool.map(output, commands), strict=True)
+    return home, outputs
 
 
 def rows(home):

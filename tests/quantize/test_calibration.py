@@ -9,8 +9,9 @@ import torch
 from helpers import Everything, noise, small
 from torch import nn
 
-from utils.quantize import calibration, operators
+from utils.quantize import calibration
 from utils.quantize.calibration import BINS, METHODS, Observer
+from utils.quantize.operators import folded
 from utils.quantize.placement import Placement
 
 UINT8, SEVEN_BITS = Placement("outputs"), Placement("outputs", levels=127)
@@ -262,7 +263,7 @@ IMAGES = noise(40, 33)
 @torch.no_grad()
 def ends(model, name):
     """The ends of what module `name` of the folded model gives first."""
-    network, seen = operators.folded(model), []
+    network, seen = folded(model), []
     network.get_submodule(name).register_forward_hook(
         lambda _m, _i, output: seen.append((output.min().item(), output.max().item()))
     )
@@ -271,7 +272,7 @@ def ends(model, name):
 
 
 def test_every_pair_has_the_range_of_its_tensor(model):
-    chosen = calibration.calibrate(model, IMAGES, UINT8, dict(activations="minmax"))
+    chosen = calibration.calibrate(folded(model), IMAGES, UINT8, dict(activations="minmax"))
     for pair, module in (("pair_stem", "relu"), ("pair_conv", "conv"), ("pair_squeeze", "squeeze"), ("pair_head", "head")):
         low, high = ends(model, module)
         assert chosen[pair][0].item() == pytest.approx((high - low) / 255)
@@ -281,14 +282,14 @@ def test_every_pair_has_the_range_of_its_tensor(model):
 
 
 def test_headroom_widens_all_ranges(model):
-    plain = calibration.calibrate(model, IMAGES, INT16, dict(activations="percentile"))
-    wide = calibration.calibrate(model, IMAGES, INT16, dict(activations="percentile", headroom=4.0))
+    plain = calibration.calibrate(folded(model), IMAGES, INT16, dict(activations="percentile"))
+    wide = calibration.calibrate(folded(model), IMAGES, INT16, dict(activations="percentile", headroom=4.0))
     assert all(wide[name][0].item() == pytest.approx(4 * plain[name][0].item()) for name in plain)
 
 
 def test_methods_that_clip_give_finer_steps(model):
     steps = {
-        method: calibration.calibrate(model, IMAGES, dataclasses.replace(UINT8, levels=31), dict(activations=method))
+        method: calibration.calibrate(folded(model), IMAGES, dataclasses.replace(UINT8, levels=31), dict(activations=method))
         for method in METHODS
     }
     for name, (widest, _) in steps["minmax"].items():
@@ -298,28 +299,29 @@ def test_methods_that_clip_give_finer_steps(model):
 
 def test_shared_and_fixed_scales(model):
     placement = Placement("outputs", torch.int8, pooling_keeps_scale=True, unit_gates=True)
-    chosen = calibration.calibrate(model, IMAGES, placement, dict(activations="minmax"))
+    chosen = calibration.calibrate(folded(model), IMAGES, placement, dict(activations="minmax"))
     assert chosen["pair_squeeze"] == chosen["pair_swish_1"] and chosen["pair_squeeze_1"] == chosen["pair_project"]
     assert [n.item() for n in chosen["pair_gate"]] == [1 / 256, -128]
-    free = calibration.calibrate(model, IMAGES, Placement("outputs", torch.int8), dict(activations="minmax"))
+    free = calibration.calibrate(folded(model), IMAGES, Placement("outputs", torch.int8), dict(activations="minmax"))
     assert free["pair_squeeze"] != chosen["pair_squeeze"] and free["pair_gate"][0] < 1 / 255
 
 
 def test_a_scale_for_each_channel(model):
-    chosen = calibration.calibrate(model, IMAGES, Placement("outputs", scales="depthwise"), dict(activations="minmax"))
+    chosen = calibration.calibrate(folded(model), IMAGES, Placement("outputs", scales="depthwise"), dict(activations="minmax"))
     assert {name for name, (scale, _) in chosen.items() if scale.ndim} == {"pair_swish"}
     assert chosen["pair_swish"][0].shape == chosen["pair_swish"][1].shape == (8,)
-    one = calibration.calibrate(model, IMAGES, UINT8, dict(activations="minmax"))["pair_swish"][0]
+    one = calibration.calibrate(folded(model), IMAGES, UINT8, dict(activations="minmax"))["pair_swish"][0]
     assert chosen["pair_swish"][0].max() <= one < 1.2 * chosen["pair_swish"][0].max()
 
 
 def test_what_stays_in_fp32_is_not_calibrated(model):
-    chosen = calibration.calibrate(model, IMAGES, UINT8, dict(activations="minmax", keep_fp32=("reduce", "excite")))
+    chosen = calibration.calibrate(folded(model), IMAGES, UINT8, dict(activations="minmax", keep_fp32=("reduce", "excite")))
     assert "pair_reduce" not in chosen and "pair_excite" in chosen
 
 
 def test_the_float_network_is_left_alone(model):
-    before = copy.deepcopy(model.state_dict())
-    calibration.calibrate(model, IMAGES, UINT8, dict(activations="mse"))
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert not any(isinstance(module, Observer) for module in model.modules())
+    network = folded(model)
+    before = copy.deepcopy(network.state_dict())
+    calibration.calibrate(network, IMAGES, UINT8, dict(activations="mse"))
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert not any(isinstance(module, Observer) for module in network.modules())

@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
-from helpers import Everything, noise, small, uneven_images
+from helpers import Everything, Outlier, noise, small, uneven_images
 from torch import nn
 
 from utils import metrics
 from utils.quantize import layers, ptq
-from utils.quantize.calibration import folded
+from utils.quantize.operators import folded
 from utils.quantize.placement import Placement
 from utils.quantize.reference import Reference, execute
 
@@ -22,6 +22,7 @@ PLACEMENTS = [
     Placement("inputs", torch.int8, symmetric=True),
 ]
 RECIPE = dict(activations="minmax")
+SPATIAL = {"stem", "conv", "depthwise", "project"}  # layers of Everything with more than one position an image
 IMAGES = noise(32, 33)
 
 
@@ -93,7 +94,8 @@ def test_every_number_says_where_it_comes_from(model):
     assert origin["pair_x"] == "mse of 32 images" and origin["pair_squeeze"] == "as pair_swish_1"
     assert origin["stem"] == "largest magnitude of each channel"
     corrected = ptq.quantize(model, IMAGES, RECIPE | dict(bias_correction=True), OUTPUTS)
-    assert {corrected.origin[name] for name in corrected.layers} == {"largest magnitude of each channel, bias corrected"}
+    assert {corrected.origin[name] for name in SPATIAL} == {"largest magnitude of each channel, bias corrected"}
+    assert {corrected.origin[name] for name in set(corrected.layers) - SPATIAL} == {"largest magnitude of each channel"}
 
 
 # ---- bias correction
@@ -162,12 +164,14 @@ def mean_errors(result, images):
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_after_correction_every_layer_has_the_mean_of_the_float_network(model, placement):
-    before = mean_errors(ptq.quantize(model, IMAGES, RECIPE, placement), IMAGES)
-    result = ptq.quantize(model, IMAGES, RECIPE | dict(bias_correction=True), placement)
-    after = mean_errors(result, IMAGES)
+def test_after_correction_layers_with_positions_have_the_mean_of_the_float_network(model, placement):
+    plain, result = (ptq.quantize(model, IMAGES, RECIPE | dict(bias_correction=each), placement) for each in (False, True))
+    before, after = mean_errors(plain, IMAGES), mean_errors(result, IMAGES)
     assert list(after) == list(before) == list(result.layers)
     for name, layer in result.layers.items():
+        if name not in SPATIAL:
+            assert torch.equal(layer.bias, plain.layers[name].bias), name
+            continue
         step = (result.input_scale(name).max() * layer.scale.max()).item() if placement.bias == "int32" else 0.0
         assert after[name] <= 1e-6 + 0.51 * step, name
         assert placement.bias == "int32" or after[name] < 0.1 * before[name], name
@@ -197,24 +201,6 @@ def test_images_in_batches_count_the_same(monkeypatch, model):
 
 
 # ---- a scale for each channel
-
-
-class Outlier(nn.Module):
-    """A stem of which one channel is 1,000 times larger than the others, evened out by the depthwise convolution after it."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.act = nn.Conv2d(3, 8, 3, bias=False), nn.Hardswish()
-        self.depthwise, self.pointwise = nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 1)
-        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(4, 2)
-        with torch.no_grad():
-            self.stem.weight[0] *= 1e3
-            self.depthwise.weight[0] /= 1e3
-            for layer in (self.depthwise, self.pointwise, self.fc):
-                layer.bias.zero_()  # what is the same for all images would hide the noise
-
-    def forward(self, x):
-        return self.fc(torch.flatten(self.pool(self.pointwise(self.depthwise(self.act(self.stem(x))))), 1))
 
 
 @torch.no_grad()

@@ -10,8 +10,8 @@ from torch import nn
 
 from utils import metrics
 from utils.quantize import ptq, qat
-from utils.quantize.calibration import folded
 from utils.quantize.layers import weighted
+from utils.quantize.operators import folded
 from utils.quantize.placement import INTEGERS, Placement
 from utils.quantize.qat import RoundedConv2d, RoundedLinear, TrainedPair
 from utils.quantize.quantized import by_output, quantize_weight

@@ -11,6 +11,7 @@ from torch import nn
 
 from utils.errors import UserError
 from utils.quantize import ptq, quantized
+from utils.quantize.operators import folded
 from utils.quantize.placement import INTEGERS, Placement
 from utils.quantize.quantized import Pair, Quantized, QuantizedLayer, quantize_weight
 from utils.quantize.reference import execute
@@ -162,7 +163,7 @@ def test_a_layer_without_bias_has_zeros():
 
 
 def test_the_skeleton_has_pairs_and_integers_where_the_placement_says(model):
-    result = Quantized.skeleton(model, OUTPUTS, ("excite",))
+    result = Quantized.skeleton(folded(model), OUTPUTS, ("excite",))
     assert list(result.layers) == ["stem", "conv", "depthwise", "reduce", "project", "fc", "head"]
     assert type(result.network.excite) is nn.Conv2d and torch.equal(result.network.excite.weight, model.excite.weight)
     pairs = [name for name, module in result.network.named_modules() if isinstance(module, Pair)]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from utils.quantize import ptq, reference
+from utils.quantize.operators import folded
 from utils.quantize.placement import INTEGERS, Placement
 from utils.quantize.quantized import Pair, Quantized, QuantizedLayer
 
@@ -130,7 +131,7 @@ class Two(nn.Module):
 
 def with_numbers(model: nn.Module, placement: Placement, random: np.random.Generator) -> Quantized:
     """The quantized network of `model` with random scales and integers, of which many are as large as they can be."""
-    quantized = Quantized.skeleton(model.eval(), placement, ())
+    quantized = Quantized.skeleton(folded(model), placement, ())
     lowest, highest = INTEGERS[placement.activation]
     for name in quantized.pairs.source:
         shape = (3,) if name in quantized.pairs.channelwise else ()

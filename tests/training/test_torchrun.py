@@ -1,4 +1,6 @@
-"""Every training script of every model, run by two processes at once.
+"""The training scripts, run by two processes at once: those of one model, and all with --slow.
+
+The scripts of a kind have equal syntax trees, so one model shows what torchrun does to them.
 
 The processes share the machine's threads while they train. The first then measures on all of them, as the processes that load
 its artifact do: with another number of threads, sums are added in another order, and the loaded network would seem to answer
@@ -7,19 +9,34 @@ differently from the one that was saved.
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from helpers import trained_scripts
+from helpers import torchrun
 
-from utils import catalog
+from utils import catalog, paths
 
-SCRIPTS = [run.script for run in catalog.runs() if run.method in ("fp32", "qat")]
+RUNS = [run for run in catalog.runs() if run.method in ("fp32", "qat")]
+QUICK = "mobilenetv3"
+SCRIPTS = [pytest.param(run.script, marks=[] if run.model == QUICK else pytest.mark.slow) for run in RUNS]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return trained_scripts(tmp_path_factory.getbasetemp())[1]
+def finished(request, tmp_path_factory):
+    """The finished launchers by script; baselines run first, and after them two scripts at a time."""
+    home, finished = tmp_path_factory.mktemp("trained"), {}
+    chosen = [run for run in RUNS if run.model == QUICK or request.config.getoption("--slow")]
+
+    def trained(script):
+        options = "--smoke", "--batch-sizes", "1", "--results", "out", "--checkpoints", "weights"
+        return torchrun(2, paths.ROOT / script, *options, cwd=home)
+
+    with ThreadPoolExecutor(2) as pool:
+        for method in ("fp32", "qat"):
+            scripts = [run.script for run in chosen if run.method == method]
+            finished |= zip(scripts, pool.map(trained, scripts), strict=True)
+    return finished
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -34,4 +51,4 @@ def test_two_processes_train_and_one_measures(finished, script):
 def test_each_writes_a_result_of_its_name(finished):
     written = {script: re.findall(r"written: .*/(\w+)\.json", done.stdout) for script, done in finished.items()}
     assert all(name.startswith(f"{Path(script).stem}_") for script, names in written.items() for name in names)
-    assert len({name for names in written.values() for name in names}) == len(SCRIPTS)
+    assert len({name for names in written.values() for name in names}) == len(finished)

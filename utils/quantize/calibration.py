@@ -1,13 +1,15 @@
 """Calibration: run images through the float network, and choose the range of every activation."""
 
+import copy
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import nn
 
 from utils import progress
 from utils.quantize import placement as placing
-from utils.quantize.operators import folded
-from utils.quantize.placement import INTEGERS, Inserted, Placement
+from utils.quantize.placement import INFINITY, INTEGERS, Inserted, Placement
 
 BATCH = 32
 BINS = 2048  # of a histogram
@@ -25,22 +27,33 @@ def observe(network: nn.Module, images: torch.Tensor) -> None:
             bar.step(len(batch))
 
 
+def fill(network: nn.Module, observers: Iterable["Observer"], images: torch.Tensor, method: str) -> None:
+    """Run `images` through a `network` with `observers`, for ranges by `method`: twice unless "minmax"."""
+    observe(network, images)
+    if method != "minmax":
+        for observer in observers:
+            observer.counts = torch.zeros(len(observer.low), BINS, dtype=torch.float64)
+        observe(network, images)
+
+
 class Observer(nn.Module):
     """A record of a tensor's values: first of their ends, then of their histogram between these.
 
-    All channels share one row of the record, or, with `channelwise`, each has a row. The tensor
-    passes unchanged.
+    All channels share one row of the record, or, with `channelwise`, each has a row. Values beyond
+    the ends `useful` count as these ends. The tensor passes unchanged.
     """
 
     def __init__(self):
         super().__init__()
         self.channelwise = False
+        self.useful = -INFINITY, INFINITY  # see `operators.Graph.useful`
         self.low: torch.Tensor | None = None  # float32 (rows,), at most 0
         self.high: torch.Tensor | None = None  # float32 (rows,), at least 0
         self.counts: torch.Tensor | None = None  # float64 (rows, BINS), in the second pass
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = (x.detach().transpose(0, 1) if self.channelwise else x.detach()[None]).flatten(1)
+        values = x.detach().clamp(*self.useful)
+        rows = (values.transpose(0, 1) if self.channelwise else values[None]).flatten(1)
         if self.counts is not None:
             for counts, row, low, high in zip(self.counts, rows, self.low.tolist(), self.high.tolist(), strict=True):
                 if low < high:
@@ -142,20 +155,17 @@ def numbers(low: np.ndarray, high: np.ndarray, placement: Placement) -> tuple[to
 def calibrate(network: nn.Module, images: torch.Tensor, placement: Placement, recipe: dict) -> dict:
     """Return the scale and zero-point of every pair of `network`, by the pair's name.
 
-    `network` is float; it is not changed. `images` are float32 (n, 3, 224, 224), normalised; they
+    `network` is float, with BatchNorm folded; it is not changed. `images` are float32 (n, 3, 224, 224), normalised; they
     run twice unless the method is "minmax". Recipe: `activations`, one of METHODS; `keep_fp32`, the
     modules that stay in FP32; `headroom`, a factor on all ranges, 1 if missing.
     """
-    observed = folded(network)
+    observed = copy.deepcopy(network)
     pairs = placing.insert(observed, placement, recipe.get("keep_fp32", ()), Observer)
     observers = {name: observed.get_submodule(name) for name in pairs.source}
-    for name in pairs.channelwise:
-        observers[name].channelwise = True
-    observe(observed, images)
-    if (method := recipe["activations"]) != "minmax":
-        for observer in observers.values():
-            observer.counts = torch.zeros(len(observer.low), BINS, dtype=torch.float64)
-        observe(observed, images)
+    for name, observer in observers.items():
+        observer.channelwise, observer.useful = name in pairs.channelwise, pairs.useful[name]
+    method = recipe["activations"]
+    fill(observed, observers.values(), images, method)
     headroom = recipe.get("headroom", 1.0)
     chosen = {}
     for name in _leading_first(pairs):

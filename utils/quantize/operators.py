@@ -2,9 +2,12 @@
 
 import copy
 import enum
+import functools
+import math
 import operator
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.experimental.optimization import fuse
 
@@ -23,11 +26,26 @@ class Kind(enum.Enum):
     OUTPUT = enum.auto()
 
 
+class ScaledHardswish(nn.Module):
+    """Hardswish between two factors for each channel: hardswish(x * before) * after.
+
+    `before` and `after` are float32 (channels,); `utils.quantize.equalization` chooses them.
+    """
+
+    def __init__(self, before: torch.Tensor, after: torch.Tensor):
+        super().__init__()
+        self.register_buffer("before", before.view(1, -1, 1, 1))
+        self.register_buffer("after", after.view(1, -1, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.hardswish(x * self.before) * self.after
+
+
 FOLLOWING = (nn.BatchNorm2d, nn.ReLU)  # hardware computes these together with what they follow
 IDLE = (nn.Dropout, nn.Identity)  # these do nothing in evaluation mode
 MODULES = {
     Kind.LAYER: WEIGHTED,
-    Kind.COMPUTING: (*FOLLOWING, nn.Hardswish, nn.Hardsigmoid),
+    Kind.COMPUTING: (*FOLLOWING, nn.Hardswish, nn.Hardsigmoid, ScaledHardswish),
     Kind.AVERAGING: (nn.AdaptiveAvgPool2d,),
     Kind.MOVING: (nn.MaxPool2d, nn.Flatten, *IDLE),
 }
@@ -118,6 +136,24 @@ class Graph:
             reader for user in direct for reader in (self.readers(user) if self.kinds[user] is Kind.MOVING else [user])
         ]  # fmt: skip
 
+    def useful(self, node: fx.Node) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the ends of the range beyond which no reader of `node` tells numbers apart.
+
+        They are float32, of shape () or (1, channels, 1, 1), and infinite if a reader tells all
+        apart: hardswish is 0 below -3, and hardsigmoid 0 below -3 and 1 above 3.
+        """
+        ends = [self._useful_to(reader) for reader in self.readers(node)] or [(-math.inf, math.inf)]
+        lows, highs = ([torch.as_tensor(end) for end in column] for column in zip(*ends, strict=True))
+        return functools.reduce(torch.minimum, lows), functools.reduce(torch.maximum, highs)
+
+    def _useful_to(self, reader: fx.Node) -> tuple:
+        module = self.module(reader)
+        if isinstance(module, nn.Hardsigmoid):
+            return -3.0, 3.0
+        if isinstance(module, nn.Hardswish | ScaledHardswish):
+            return (-3.0 if isinstance(module, nn.Hardswish) else -3 / module.before), math.inf
+        return -math.inf, math.inf
+
     def depthwise(self, node: fx.Node) -> bool:
         """Return whether `node` is a convolution with one filter for each channel."""
         module = self.module(node)
@@ -143,6 +179,7 @@ def folded(model: nn.Module) -> fx.GraphModule:
     Dropout and identities, which do nothing in evaluation mode, are removed.
     """
     network = fuse(copy.deepcopy(model).cpu().eval())
+    network.meta["architecture"] = getattr(model, "architecture", "")
     for node in list(network.graph.nodes):
         if node.op == "call_module" and isinstance(network.get_submodule(node.target), IDLE):
             node.replace_all_uses_with(node.args[0])

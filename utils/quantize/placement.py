@@ -16,6 +16,7 @@ from torch import fx, nn
 from utils.errors import UserError
 from utils.quantize.operators import IDLE, Graph, Kind
 
+INFINITY = torch.tensor(torch.inf)
 INTEGERS = {  # lowest, highest
     torch.uint8: (0, 255),
     torch.int8: (-128, 127),
@@ -82,6 +83,7 @@ class Inserted:
     channelwise: set[str]  # pairs with a scale for each channel
     same_as: dict[str, str]  # pair of an average -> the pair whose scale it has
     gates: set[str]  # pairs of hardsigmoids
+    useful: dict[str, tuple[torch.Tensor, torch.Tensor]]  # pair -> ends of the numbers that its readers tell apart
 
 
 def insert(network: fx.GraphModule, placement: Placement, keep_fp32: tuple[str, ...], make: Callable[[], nn.Module]) -> Inserted:
@@ -97,7 +99,7 @@ def insert(network: fx.GraphModule, placement: Placement, keep_fp32: tuple[str, 
     if placement.float_logits:
         places = {node: users for node, users in places.items() if [graph.kinds[user] for user in users] != [Kind.OUTPUT]}
     firsts = {node: graph.first(node) for node in places}  # before any pair stands in between
-    inserted = Inserted({}, {}, set(), {}, set())
+    inserted = Inserted({}, {}, set(), {}, set(), {})
     carried: dict[fx.Node, str] = {}  # tensor -> the pair whose values it holds
     for node in graph.nodes:
         moved = _moved(graph, node, carried) if placement.pairs == "outputs" else None
@@ -161,6 +163,7 @@ def _moved(graph: Graph, node: fx.Node, carried: dict[fx.Node, str]) -> str | No
 def _describe(inserted: Inserted, graph: Graph, node: fx.Node, name: str, placement: Placement, users: list[fx.Node]) -> None:
     if placement.unit_gates and isinstance(graph.module(node), nn.Hardsigmoid):
         inserted.gates.add(name)
+    inserted.useful[name] = graph.useful(node) if placement.pairs == "outputs" else (-INFINITY, INFINITY)
     readers = users if placement.pairs == "inputs" else graph.readers(node)
     apart = {"apart": graph.keeps_channels_apart, "depthwise": graph.depthwise, "tensor": lambda _: False}[placement.scales]
     if readers and all(map(apart, readers)) and not graph.mixes_when_moved(node):

@@ -4,7 +4,9 @@ import torch
 from torch import nn
 
 from utils.quantize import calibration
+from utils.quantize.equalization import equalize
 from utils.quantize.layers import channel_means, mean_by_channel
+from utils.quantize.operators import folded
 from utils.quantize.placement import Placement
 from utils.quantize.quantized import Quantized, QuantizedLayer
 from utils.quantize.reference import Reference
@@ -14,18 +16,19 @@ def quantize(model: nn.Module, images: torch.Tensor, recipe: dict, placement: Pl
     """Quantize a float `model` as `recipe` says, for the engines of `placement`.
 
     `images`, float32 (n, 3, 224, 224) normalised, are for calibration. Recipe: `activations`, a
-    method of `calibration.METHODS`; `keep_fp32`, names of modules that stay in FP32;
+    method of `calibration.METHODS`; `keep_fp32`, names of modules that stay in FP32; `equalize` and
     `bias_correction` (bool). The model is not changed.
     """
-    keep = tuple(recipe.get("keep_fp32", ()))
-    result = Quantized.skeleton(model, placement, keep)
-    result.reference = calibration.folded(model)
-    for name, numbers in calibration.calibrate(model, images, placement, recipe).items():
+    network = folded(model)
+    equalized = equalize(network, images, placement, recipe) if recipe.get("equalize") else {}
+    result = Quantized.skeleton(network, placement, tuple(recipe.get("keep_fp32", ())))
+    result.reference = network
+    for name, numbers in calibration.calibrate(network, images, placement, recipe).items():
         result.pair(name).assign(*numbers)
         result.origin[name] = calibration.origin(result.pairs, name, recipe, len(images))
     for name, layer in result.layers.items():
         layer.quantize(result.reference.get_submodule(name), result.input_scale(name))
-        result.origin[name] = "largest magnitude of each channel"
+        result.origin[name] = "; ".join(["largest magnitude of each channel", *filter(None, [equalized.get(name)])])
     if recipe.get("bias_correction"):
         correct_biases(result, images)
     return result
@@ -44,7 +47,7 @@ class _Correcting(Reference):
     def call_module(self, target, args, kwargs):
         output = super().call_module(target, args, kwargs)
         layer = self.fetch_attr(target)
-        if not isinstance(layer, QuantizedLayer):
+        if not isinstance(layer, QuantizedLayer) or output[0, 0].numel() == 1:
             return output
         excess = mean_by_channel(output) - self.float_means[target]
         layer.set_bias(layer.bias.double() - excess, self.quantized.input_scale(target))
@@ -54,12 +57,17 @@ class _Correcting(Reference):
 
 @torch.no_grad()
 def correct_biases(quantized: Quantized, images: torch.Tensor) -> None:
-    """Correct the biases of all quantized layers in place.
+    """Correct the biases of quantized layers in place, but for those with one position an image.
 
     Rounding shifts the mean output of a channel. The shift is measured on `images`
     (n, 3, 224, 224) before the activation function, and subtracted from the bias. This is the
     empirical bias correction of Nagel et al. 2019, "Data-Free Quantization Through Weight
     Equalization and Bias Correction" (arXiv:1906.04721), section 4.2 and appendix D.
+
+    In squeeze-and-excitation, whose layers see the mean of an image, most values lie where ReLU or
+    hardsigmoid is flat. Matching their means shifted the few that matter: with these layers
+    corrected, too, the logits of MobileNetV3-Small shrank by a fifth (SQNR 13.8 dB against 20.4 dB on
+    validation images).
 
     All images pass through a layer before the next layer runs: 256 images take about 8 GB in
     ResNet-18.

@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from utils.quantize import calibration
 from utils.quantize import placement as placing
+from utils.quantize.operators import folded
 from utils.quantize.placement import INTEGERS, Placement
 from utils.quantize.quantized import Quantized, by_output, quantize_weight
 
@@ -72,7 +73,7 @@ def trainable(model: nn.Module, images: torch.Tensor, recipe: dict, placement: P
     """
     network = fx.symbolic_trace(copy.deepcopy(model).cpu().train())
     pairs = placing.insert(network, placement, tuple(recipe.get("keep_fp32", ())), lambda: TrainedPair(placement.activation))
-    for name, numbers in calibration.calibrate(model, images, placement, recipe).items():
+    for name, numbers in calibration.calibrate(folded(model), images, placement, recipe).items():
         network.get_submodule(name).assign(*numbers)
     for name in pairs.reads:
         layer = network.get_submodule(name)  # the same parameters, another forward()
@@ -89,8 +90,9 @@ def convert(trained: nn.Module, model: nn.Module, recipe: dict, placement: Place
     weights = trained.state_dict()
     model = copy.deepcopy(model)
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
-    result = Quantized.skeleton(model, placement, tuple(recipe.get("keep_fp32", ())))
-    result.reference = calibration.folded(model)
+    network = folded(model)
+    result = Quantized.skeleton(network, placement, tuple(recipe.get("keep_fp32", ())))
+    result.reference = network
     shift = INTEGERS[placement.activation][0] - INTEGERS[placement.in_training.activation][0]
     for name in result.pairs.source:
         pair = trained.get_submodule(name)

@@ -10,6 +10,7 @@ Integer-Arithmetic-Only Inference" (arXiv:1712.05877): a number is scale x (inte
 weights have zero-point 0 and a scale for each output channel.
 """
 
+import copy
 import hashlib
 import warnings
 from dataclasses import dataclass, field
@@ -26,12 +27,12 @@ with warnings.catch_warnings():
 from utils.errors import UserError
 from utils.quantize import placement as placing
 from utils.quantize.layers import weighted
-from utils.quantize.operators import folded
+from utils.quantize.operators import ScaledHardswish, folded
 from utils.quantize.placement import INTEGERS, Inserted, Placement
 from utils.training import architectures
 
 OPS = torch.ops.quantized_decomposed
-FORMAT = 1  # of the file
+FORMAT = 2  # of the file
 FAINT = 2.0**-20  # smallest scale of a channel's weights, relative to the layer's largest
 
 
@@ -159,17 +160,17 @@ class Quantized:
     reference: nn.Module | None = None  # the folded float network; not in the file
 
     @classmethod
-    def skeleton(cls, model: nn.Module, placement: Placement, keep_fp32: tuple[str, ...]) -> "Quantized":
-        """Build the quantized network of a float `model`, with all its numbers still to be set.
+    def skeleton(cls, network: fx.GraphModule, placement: Placement, keep_fp32: tuple[str, ...]) -> "Quantized":
+        """Build the quantized form of a float `network`, whose BatchNorm is folded, without numbers yet.
 
-        What stays in FP32 has the weights of `model` already.
+        `network` is copied. What stays in FP32 has its weights.
         """
-        network = folded(model)
+        network = copy.deepcopy(network)
         pairs = placing.insert(network, placement, keep_fp32, lambda: Pair(placement.activation))
         for name, layer in weighted(network).items():
             if name in pairs.reads:
                 network.set_submodule(name, QuantizedLayer(layer, placement))
-        return cls(getattr(model, "architecture", ""), placement, keep_fp32, network.eval(), pairs)
+        return cls(network.meta.get("architecture", ""), placement, keep_fp32, network.eval(), pairs)
 
     @property
     def layers(self) -> dict[str, QuantizedLayer]:
@@ -191,7 +192,10 @@ class Quantized:
         # Zero-points are integers of at most 16 bits, whatever torch's operators take them as.
         state = {name: value.to(torch.int16) if value.dtype is torch.int64 else value for name, value in state.items()}
         content = {"format": FORMAT, "architecture": self.architecture, "placement": self.placement.describe()}
-        content |= {"keep_fp32": self.keep_fp32, "origin": self.origin, "state_dict": state}
+        scaled = {
+            name: module.before.numel() for name, module in self.network.named_modules() if isinstance(module, ScaledHardswish)
+        }
+        content |= {"keep_fp32": self.keep_fp32, "scaled": scaled, "origin": self.origin, "state_dict": state}
         torch.save(content, path)
 
     @classmethod
@@ -207,8 +211,10 @@ class Quantized:
                 raise ValueError
         except Exception:  # a damaged file can raise anything
             raise UserError(f"{path}: holds no quantized network that this version can read; delete it and run again.") from None
-        model = model or architectures.build(content["architecture"])
-        result = cls.skeleton(model, Placement.of(content["placement"]), tuple(content["keep_fp32"]))
+        network = folded(model or architectures.build(content["architecture"]))
+        for name, channels in content["scaled"].items():
+            network.set_submodule(name, ScaledHardswish(*torch.ones(2, channels)))
+        result = cls.skeleton(network, Placement.of(content["placement"]), tuple(content["keep_fp32"]))
         state = content["state_dict"]
         for name in result.pairs.source:
             result.pair(name).assign(state[f"{name}.scale"], state[f"{name}.zero_point"])

@@ -1,0 +1,108 @@
+"""Equalization: the network remains the same function, and its depthwise layers read channels of one range."""
+
+import copy
+import functools
+import math
+
+import pytest
+import torch
+from helpers import Outlier, SmallDepthwise, noise, small, uneven_images
+from torch import nn
+
+from utils import metrics
+from utils.quantize import equalization, ptq
+from utils.quantize.equalization import Place, equalize, factors, places
+from utils.quantize.operators import ScaledHardswish, folded
+from utils.quantize.placement import Placement
+from utils.quantize.quantized import Quantized, quantize_weight
+from utils.quantize.reference import execute
+
+OUTPUTS, INPUTS = Placement("outputs"), Placement("inputs")
+RECIPE = dict(activations="minmax")
+
+
+def sqnr_db(a, b):
+    value = metrics.sqnr_db(a.numpy(), b.numpy())
+    return math.inf if value is None else value
+
+
+class Uneven(nn.Module):
+    """A convolution whose channels differ by factors, an activation, and a depthwise convolution that evens them out."""
+
+    def __init__(self, activation, uneven=(1.0, 3.0, 10.0, 30.0)):
+        super().__init__()
+        self.stem, self.activation, self.depthwise = nn.Conv2d(3, 4, 3), activation(), nn.Conv2d(4, 4, 3, groups=4)
+        equalization.divide(self.stem, 1 / torch.tensor(uneven))
+        equalization.multiply(self.depthwise, 1 / torch.tensor(uneven))
+
+    def forward(self, x):
+        return self.depthwise(self.activation(self.stem(x)))
+
+
+class Twice(SmallDepthwise):
+    """The depthwise convolution is not the only reader of the stem."""
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head(torch.flatten(self.pool(self.pointwise(self.depthwise(x) + x)), 1))
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Identity])
+@torch.no_grad()
+def test_channels_have_one_range_afterwards_and_weights_the_same_integers(activation):
+    model, images = small(functools.partial(Uneven, activation)), noise(8, 12)
+    network = folded(model)
+    done = equalize(network, images, OUTPUTS, RECIPE)
+    assert list(done) == ["depthwise"] and "exactly" in done["depthwise"]
+    assert torch.allclose(network(images), model(images), rtol=1e-5, atol=1e-5)
+    read = network.stem(images).relu() if activation is nn.ReLU else network.stem(images)
+    ends = read.transpose(0, 1).flatten(1).amax(1), -read.transpose(0, 1).flatten(1).amin(1) / equalization.LOW
+    reach = torch.maximum(*ends)
+    assert torch.allclose(reach, reach.max().expand(4), rtol=1e-4)
+    for name in ("stem", "depthwise"):
+        before, after = (quantize_weight(each.get_submodule(name).weight, 127)[0] for each in (model, network))
+        assert torch.equal(before, after)
+
+
+def test_factors_are_those_computed_by_hand():
+    low, high = torch.tensor([0.0, -1.0, -4.0, 0.0]), torch.tensor([8.0, 4.0, 2.0, 0.0])
+    # Reaches are 8, 4, 4 / LOW = 8 and 0, which gets the smallest factor.
+    assert factors((low, high)).tolist() == [1.0, 0.5, 1.0, equalization.SMALLEST]
+
+
+@torch.no_grad()
+def test_an_outlier_channel_before_hardswish_takes_nothing_from_the_others():
+    model, images = small(Outlier), uneven_images()
+    for placement in (OUTPUTS, INPUTS):
+        plain, equalized = (ptq.quantize(model, images, RECIPE | dict(equalize=each), placement) for each in (False, True))
+        assert sqnr_db(model(images), execute(plain, images)) < 10
+        assert sqnr_db(model(images), execute(equalized, images)) > 25
+        assert sqnr_db(model(images), equalized.reference(images)) > 100  # the same function
+        (scaled,) = (module for module in equalized.network.modules() if isinstance(module, ScaledHardswish))
+        assert bool((scaled.before == 1).all()) == (placement is INPUTS)  # nothing rounds what hardswish reads
+        assert sum("one scale would leave" in origin for origin in equalized.origin.values()) == 1
+
+
+@torch.no_grad()
+def test_hardswish_is_left_alone_where_one_scale_is_enough():
+    network = folded(small(functools.partial(Uneven, nn.Hardswish, (1.0, 1.0, 2.0, 2.0))))
+    before = copy.deepcopy(network.state_dict())
+    assert [place.activation for place in places(network, ())] == ["activation"]
+    assert equalize(network, noise(16, 33), OUTPUTS, RECIPE) == {}
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+def test_places_are_depthwise_convolutions_that_alone_read_another_layer():
+    assert places(folded(small(SmallDepthwise)), ()) == [Place("stem.0", "stem.2", "depthwise.0")]
+    assert places(folded(small(SmallDepthwise)), ("stem",)) == []  # what stays in FP32 is not changed
+    assert places(folded(small(Twice)), ()) == []
+
+
+@torch.no_grad()
+def test_an_equalized_network_is_saved_and_loaded(tmp_path):
+    model, images = small(Outlier), uneven_images()
+    saved = ptq.quantize(model, images, RECIPE | dict(equalize=True), OUTPUTS)
+    saved.save(tmp_path / "q.pt")
+    loaded = Quantized.load(tmp_path / "q.pt", small(Outlier))
+    assert loaded.digest() == saved.digest()
+    assert torch.equal(execute(loaded, images), execute(saved, images))

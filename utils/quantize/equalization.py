@@ -1,0 +1,158 @@
+"""Equalization: give the channels that a depthwise convolution reads equal ranges.
+
+One scale for a tensor gives a channel few levels if another channel is much wider. In the stem of
+MobileNetV3-Small one of 16 channels reaches 255 where the median one reaches 6, and rounding that
+tensor alone to 8 bits brings the network down to chance. A depthwise convolution multiplies each
+channel by separate weights, so the layer before it may divide a channel by a factor that these
+weights multiply by. Both have a scale for each channel of their weights, which takes the factor:
+their integers, and the network, remain the same.
+
+Through ReLU this is exact, because relu(x / s) = relu(x) / s: the cross-layer equalization of Nagel
+et al. 2019 (arXiv:1906.04721, section 4.1), with factors from the ranges of activations. Hardswish
+does not commute with a factor. It is replaced by `ScaledHardswish`, which multiplies its input by
+one factor for each channel and its output by another. That costs time in every engine, so it is
+done only where a single scale costs more than LIMIT.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+
+from utils import metrics
+from utils.quantize import calibration
+from utils.quantize.calibration import Observer
+from utils.quantize.layers import watching
+from utils.quantize.operators import Graph, Kind, ScaledHardswish
+from utils.quantize.placement import Placement
+from utils.quantize.quantized import Pair, by_output
+
+LIMIT = 30.0  # dB: SQNR of the logits if a single tensor is rounded with one scale
+IMAGES = 64  # that measure it
+LOW = 0.5  # largest magnitude of an equalized range's low end, relative to its high end
+SMALLEST = 2.0**-8  # of the factors, relative to the largest: rare values of quiet channels must fit, too
+
+Range = tuple[torch.Tensor, torch.Tensor]  # low and high ends of the channels, float32 (channels,) each
+
+
+@dataclass(frozen=True)
+class Place:
+    """A depthwise convolution that alone reads what another layer computes."""
+
+    layer: str  # the other layer
+    activation: str | None  # ReLU or hardswish between the two
+    depthwise: str
+
+    @property
+    def read(self) -> str:
+        """The module whose output the depthwise convolution reads."""
+        return self.activation or self.layer
+
+
+def places(network: fx.GraphModule, keep_fp32: tuple[str, ...]) -> list[Place]:
+    """Return where a folded `network` can be equalized, in order of computation, but for `keep_fp32`."""
+    graph, result = Graph(network), []
+    for node in graph.nodes:
+        if not graph.depthwise(node):
+            continue
+        activation = node.args[0] if isinstance(graph.module(node.args[0]), nn.ReLU | nn.Hardswish) else None
+        layer = node.args[0] if activation is None else activation.args[0]
+        alone = all(len(each.users) == 1 for each in (layer, activation) if each is not None)
+        if graph.kinds[layer] is Kind.LAYER and alone and not any(graph.inside(each, keep_fp32) for each in (layer, node)):
+            result.append(Place(layer.target, activation and activation.target, node.target))
+    return result
+
+
+@torch.no_grad()
+def equalize(network: fx.GraphModule, images: torch.Tensor, placement: Placement, recipe: dict) -> dict[str, str]:
+    """Equalize a float `network`, whose BatchNorm is folded, in place.
+
+    It remains the same function, but for FP32's rounding. Ranges are those of `images`, float32
+    (n, 3, 224, 224) normalised, by the method that the recipe has for `activations`. Returns what
+    was done, by the depthwise convolution. Where these may read a scale for each channel, as
+    `placement` says, nothing is done.
+    """
+    if placement.scales != "tensor":
+        return {}
+    done, chosen = {}, places(network, tuple(recipe.get("keep_fp32", ())))
+    names = {name for place in chosen for name in (place.layer, place.read)}
+    ranges = channel_ranges(network, names, images, placement, recipe["activations"])
+    logits = network(images[:IMAGES]).numpy()
+    for place in chosen:
+        layer, factor = network.get_submodule(place.layer), factors(ranges[place.read])
+        if not isinstance(network.get_submodule(place.read), nn.Hardswish):
+            divide(layer, factor)
+            done[place.depthwise] = f"inputs equalized exactly, factors from {factor.min():.3g} to 1"
+        else:
+            rounded = (place.layer, place.read) if placement.pairs == "outputs" else (place.read,)
+            alone = [_rounded_alone(network, name, ranges[name], placement).run(images[:IMAGES]) for name in rounded]
+            worst = min(metrics.sqnr_db(logits, each.numpy()) or float("inf") for each in alone)
+            if worst >= LIMIT:
+                continue
+            before = factors(ranges[place.layer]) if place.layer in rounded else torch.ones_like(factor)
+            divide(layer, before)
+            network.set_submodule(place.read, ScaledHardswish(before, 1 / factor))
+            done[place.depthwise] = (
+                f"inputs equalized, factors from {factor.min():.3g} to 1; one scale would leave {worst:.1f} dB"
+            )
+        multiply(network.get_submodule(place.depthwise), factor)
+    return done
+
+
+def channel_ranges(
+    network: fx.GraphModule, names: set[str], images: torch.Tensor, placement: Placement, method: str
+) -> dict[str, Range]:
+    """Return the ranges of every channel of the modules `names`, by a method of `calibration.METHODS`."""
+    graph = Graph(network)
+    observers = {node.target: Observer() for node in graph.nodes if node.target in names}
+    for node in graph.nodes:
+        if node.target in observers:
+            observers[node.target].channelwise, observers[node.target].useful = True, graph.useful(node)
+    modules = [(name, network.get_submodule(name)) for name in observers]
+    with watching(modules, lambda name, output: observers[name](output)):
+        calibration.fill(network, observers.values(), images, method)
+    ends = {name: observer.range(method, placement) for name, observer in observers.items()}
+    return {name: tuple(torch.from_numpy(end).float() for end in pair) for name, pair in ends.items()}
+
+
+def factors(ends: Range) -> torch.Tensor:
+    """Return the factors, float32 (channels,), whose quotients with the channels have one range.
+
+    The largest is 1. Low ends are at most LOW times the high end afterwards: a channel of negative
+    numbers would else double the range of all.
+    """
+    low, high = ends
+    reach = torch.maximum(high, -low / LOW)
+    return (reach / reach.max()).clamp_min(SMALLEST)
+
+
+def divide(layer: nn.Module, factor: torch.Tensor) -> None:
+    """Divide the output channels of a convolution or linear layer by `factor` (out,), in place."""
+    layer.weight.data /= by_output(factor, layer.weight)
+    if layer.bias is not None:
+        layer.bias.data /= factor
+
+
+def multiply(depthwise: nn.Conv2d, factor: torch.Tensor) -> None:
+    """Multiply the weights of a depthwise convolution by `factor` (channels,), in place."""
+    depthwise.weight.data *= by_output(factor, depthwise.weight)
+
+
+def _rounded_alone(network: fx.GraphModule, name: str, ends: Range, placement: Placement) -> fx.Interpreter:
+    """Return an interpreter of `network` that rounds the output of module `name` with one scale."""
+    pair = Pair(placement.activation)
+    low, high = ends[0].min()[None].double().numpy(), ends[1].max()[None].double().numpy()
+    pair.assign(*calibration.numbers(low, high, placement))
+    return _Alone(network, name, pair)
+
+
+class _Alone(fx.Interpreter):
+    """An interpreter that rounds the output of one module, and nothing else."""
+
+    def __init__(self, network: fx.GraphModule, name: str, pair: Pair):
+        super().__init__(network)
+        self.name, self.pair = name, pair
+
+    def call_module(self, target, args, kwargs):
+        output = super().call_module(target, args, kwargs)
+        return self.pair(output) if target == self.name else output
