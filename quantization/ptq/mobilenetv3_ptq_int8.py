@@ -3,10 +3,11 @@
     python quantization/ptq/mobilenetv3_ptq_int8.py --data PATH --backend all
 
 The FP32 checkpoint is calibrated on training images. Calibration alone brings this network down to
-chance (published: 58 %), because of its first blocks: a few channels with large outliers leave the
-others almost no resolution in an activation tensor that has one scale. The stem and the first three
-blocks hold under 1 % of the parameters and stay in FP32. Bias correction then removes the mean
-error of the hardswish blocks.
+chance (published: 58 %), because of its first layers: a channel with large outliers leaves the
+others almost no resolution in an activation tensor that has one scale. Equalization gives the
+channels one range, without changing the network, and bias correction removes the mean error of its
+convolutions. That makes INT8 of the whole network possible; the stem and the first block, with
+0.1 % of the parameters, stay in FP32 all the same, which halves the loss of accuracy.
 """
 
 import sys
@@ -21,8 +22,9 @@ RECIPE = dict(
     bits=8,
     activations="mse",
     calibration_images=256,
+    equalize=True,
     bias_correction=True,
-    keep_fp32=("features.0", "features.1", "features.2", "features.3"),
+    keep_fp32=("features.0", "features.1"),
 )
 
 
