@@ -1,5 +1,6 @@
 """What several tests share: small splits and networks, FP32 checkpoints, and `torchrun`."""
 
+import math
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from utils import metrics
 from utils.data import Data, Split
 from utils.training import architectures, checkpoints
 from utils.training.checkpoints import Checkpoint
@@ -106,6 +108,12 @@ class Outlier(nn.Module):
 
     def forward(self, x):
         return self.fc(torch.flatten(self.pool(self.pointwise(self.depthwise(self.act(self.stem(x))))), 1))
+
+
+def sqnr_db(reference: torch.Tensor, quantized: torch.Tensor) -> float:
+    """`metrics.sqnr_db` of tensors, infinite without noise."""
+    value = metrics.sqnr_db(reference.numpy(), quantized.numpy())
+    return math.inf if value is None else value
 
 
 def small(kind: type[nn.Module]) -> nn.Module:

@@ -325,3 +325,18 @@ def test_the_float_network_is_left_alone(model):
     calibration.calibrate(network, IMAGES, UINT8, dict(activations="mse"))
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     assert not any(isinstance(module, Observer) for module in network.modules())
+
+
+@pytest.mark.parametrize(
+    ("reader", "low", "high"), [(nn.Hardswish, -3, None), (nn.Hardsigmoid, -3, 3), (nn.Identity, None, None)]
+)
+def test_a_range_ends_where_its_reader_is_flat(reader, low, high):
+    torch.manual_seed(0)
+    network, images = folded(nn.Sequential(nn.Conv2d(3, 2, 1), reader(), nn.Conv2d(2, 2, 1)).eval()), 20 * noise(4, 8)
+    with torch.no_grad():
+        values = network.get_submodule("0")(images)
+    assert values.min() < -4 and values.max() > 4
+    scale, zero_point = calibration.calibrate(network, images, UINT8, dict(activations="minmax"))["pair__0"]
+    ends = -zero_point * scale, (255 - zero_point) * scale
+    expected = values.min() if low is None else low, values.max() if high is None else high
+    assert ends == pytest.approx([float(end) for end in expected], abs=float(scale))

@@ -2,14 +2,12 @@
 
 import copy
 import functools
-import math
 
 import pytest
 import torch
-from helpers import Outlier, SmallDepthwise, noise, small, uneven_images
+from helpers import Outlier, SmallDepthwise, noise, small, sqnr_db, uneven_images
 from torch import nn
 
-from utils import metrics
 from utils.quantize import equalization, ptq
 from utils.quantize.equalization import Place, equalize, factors, places
 from utils.quantize.operators import ScaledHardswish, folded
@@ -19,11 +17,6 @@ from utils.quantize.reference import execute
 
 OUTPUTS, INPUTS = Placement("outputs"), Placement("inputs")
 RECIPE = dict(activations="minmax")
-
-
-def sqnr_db(a, b):
-    value = metrics.sqnr_db(a.numpy(), b.numpy())
-    return math.inf if value is None else value
 
 
 class Uneven(nn.Module):

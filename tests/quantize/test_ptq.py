@@ -1,14 +1,12 @@
 """Post-training quantization: what bias correction makes up for, what is left alone, and what a channel's scale rescues."""
 
 import copy
-import math
 
 import pytest
 import torch
-from helpers import Everything, Outlier, noise, small, uneven_images
+from helpers import Everything, Outlier, noise, small, sqnr_db, uneven_images
 from torch import nn
 
-from utils import metrics
 from utils.quantize import layers, ptq
 from utils.quantize.operators import folded
 from utils.quantize.placement import Placement
@@ -24,11 +22,6 @@ PLACEMENTS = [
 RECIPE = dict(activations="minmax")
 SPATIAL = {"stem", "conv", "depthwise", "project"}  # layers of Everything with more than one position an image
 IMAGES = noise(32, 33)
-
-
-def sqnr_db(a, b):
-    value = metrics.sqnr_db(a.numpy(), b.numpy())
-    return math.inf if value is None else value
 
 
 @pytest.fixture(scope="module")

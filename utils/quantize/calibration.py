@@ -9,7 +9,7 @@ from torch import nn
 
 from utils import progress
 from utils.quantize import placement as placing
-from utils.quantize.placement import INFINITY, INTEGERS, Inserted, Placement
+from utils.quantize.placement import INTEGERS, Inserted, Placement
 
 BATCH = 32
 BINS = 2048  # of a histogram
@@ -46,13 +46,13 @@ class Observer(nn.Module):
     def __init__(self):
         super().__init__()
         self.channelwise = False
-        self.useful = -INFINITY, INFINITY  # see `operators.Graph.useful`
+        self.useful: tuple[torch.Tensor, torch.Tensor] | None = None  # see `operators.Graph.useful`
         self.low: torch.Tensor | None = None  # float32 (rows,), at most 0
         self.high: torch.Tensor | None = None  # float32 (rows,), at least 0
         self.counts: torch.Tensor | None = None  # float64 (rows, BINS), in the second pass
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        values = x.detach().clamp(*self.useful)
+        values = x.detach().clamp(*self.useful) if self.useful else x.detach()
         rows = (values.transpose(0, 1) if self.channelwise else values[None]).flatten(1)
         if self.counts is not None:
             for counts, row, low, high in zip(self.counts, rows, self.low.tolist(), self.high.tolist(), strict=True):

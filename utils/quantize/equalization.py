@@ -103,11 +103,11 @@ def channel_ranges(
     network: fx.GraphModule, names: set[str], images: torch.Tensor, placement: Placement, method: str
 ) -> dict[str, Range]:
     """Return the ranges of every channel of the modules `names`, by a method of `calibration.METHODS`."""
-    graph = Graph(network)
-    observers = {node.target: Observer() for node in graph.nodes if node.target in names}
+    graph, observers = Graph(network), {}
     for node in graph.nodes:
-        if node.target in observers:
-            observers[node.target].channelwise, observers[node.target].useful = True, graph.useful(node)
+        if node.target in names:
+            observer = observers[node.target] = Observer()
+            observer.channelwise, observer.useful = True, graph.useful(graph.readers(node))
     modules = [(name, network.get_submodule(name)) for name in observers]
     with watching(modules, lambda name, output: observers[name](output)):
         calibration.fill(network, observers.values(), images, method)

@@ -136,23 +136,18 @@ class Graph:
             reader for user in direct for reader in (self.readers(user) if self.kinds[user] is Kind.MOVING else [user])
         ]  # fmt: skip
 
-    def useful(self, node: fx.Node) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the ends of the range beyond which no reader of `node` tells numbers apart.
+    def useful(self, readers: list[fx.Node]) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return the ends of the range beyond which none of `readers` tells numbers apart.
 
-        They are float32, of shape () or (1, channels, 1, 1), and infinite if a reader tells all
-        apart: hardswish is 0 below -3, and hardsigmoid 0 below -3 and 1 above 3.
+        They are float32, of shape () or (1, channels, 1, 1), and one may be infinite: hardswish is 0
+        below -3, and hardsigmoid 0 below -3 and 1 above 3. None if a reader tells all apart.
         """
-        ends = [self._useful_to(reader) for reader in self.readers(node)] or [(-math.inf, math.inf)]
-        lows, highs = ([torch.as_tensor(end) for end in column] for column in zip(*ends, strict=True))
-        return functools.reduce(torch.minimum, lows), functools.reduce(torch.maximum, highs)
-
-    def _useful_to(self, reader: fx.Node) -> tuple:
-        module = self.module(reader)
-        if isinstance(module, nn.Hardsigmoid):
-            return -3.0, 3.0
-        if isinstance(module, nn.Hardswish | ScaledHardswish):
-            return (-3.0 if isinstance(module, nn.Hardswish) else -3 / module.before), math.inf
-        return -math.inf, math.inf
+        modules = [self.module(reader) for reader in readers]
+        if not modules or not all(isinstance(module, nn.Hardswish | nn.Hardsigmoid | ScaledHardswish) for module in modules):
+            return None
+        lows = [-3 / module.before if isinstance(module, ScaledHardswish) else torch.tensor(-3.0) for module in modules]
+        high = 3.0 if all(isinstance(module, nn.Hardsigmoid) for module in modules) else math.inf
+        return functools.reduce(torch.minimum, lows), torch.tensor(high)
 
     def depthwise(self, node: fx.Node) -> bool:
         """Return whether `node` is a convolution with one filter for each channel."""

@@ -16,7 +16,6 @@ from torch import fx, nn
 from utils.errors import UserError
 from utils.quantize.operators import IDLE, Graph, Kind
 
-INFINITY = torch.tensor(torch.inf)
 INTEGERS = {  # lowest, highest
     torch.uint8: (0, 255),
     torch.int8: (-128, 127),
@@ -83,7 +82,7 @@ class Inserted:
     channelwise: set[str]  # pairs with a scale for each channel
     same_as: dict[str, str]  # pair of an average -> the pair whose scale it has
     gates: set[str]  # pairs of hardsigmoids
-    useful: dict[str, tuple[torch.Tensor, torch.Tensor]]  # pair -> ends of the numbers that its readers tell apart
+    useful: dict[str, tuple[torch.Tensor, torch.Tensor] | None]  # pair -> see `Graph.useful`
 
 
 def insert(network: fx.GraphModule, placement: Placement, keep_fp32: tuple[str, ...], make: Callable[[], nn.Module]) -> Inserted:
@@ -163,8 +162,8 @@ def _moved(graph: Graph, node: fx.Node, carried: dict[fx.Node, str]) -> str | No
 def _describe(inserted: Inserted, graph: Graph, node: fx.Node, name: str, placement: Placement, users: list[fx.Node]) -> None:
     if placement.unit_gates and isinstance(graph.module(node), nn.Hardsigmoid):
         inserted.gates.add(name)
-    inserted.useful[name] = graph.useful(node) if placement.pairs == "outputs" else (-INFINITY, INFINITY)
     readers = users if placement.pairs == "inputs" else graph.readers(node)
+    inserted.useful[name] = graph.useful(readers)
     apart = {"apart": graph.keeps_channels_apart, "depthwise": graph.depthwise, "tensor": lambda _: False}[placement.scales]
     if readers and all(map(apart, readers)) and not graph.mixes_when_moved(node):
         inserted.channelwise.add(name)

@@ -28,7 +28,9 @@ def quantize(model: nn.Module, images: torch.Tensor, recipe: dict, placement: Pl
         result.origin[name] = calibration.origin(result.pairs, name, recipe, len(images))
     for name, layer in result.layers.items():
         layer.quantize(result.reference.get_submodule(name), result.input_scale(name))
-        result.origin[name] = "; ".join(["largest magnitude of each channel", *filter(None, [equalized.get(name)])])
+        result.origin[name] = "largest magnitude of each channel"
+    for name, how in equalized.items():
+        result.origin[name] += f"; {how}"
     if recipe.get("bias_correction"):
         correct_biases(result, images)
     return result

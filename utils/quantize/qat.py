@@ -69,7 +69,7 @@ def trainable(model: nn.Module, images: torch.Tensor, recipe: dict, placement: P
     Parameters keep their names. BatchNorm is not folded, so that it trains as in the control. The
     integers are the same as with folding, which multiplies a channel's weights by one number: the
     channel's scale absorbs it. Activations have the ranges of PTQ, calibrated on `images`
-    (n, 3, 224, 224); biases are not rounded. Recipe: see `ptq.quantize`.
+    (n, 3, 224, 224); biases are not rounded. Recipe: see `ptq.quantize`, but nothing is equalized.
     """
     network = fx.symbolic_trace(copy.deepcopy(model).cpu().train())
     pairs = placing.insert(network, placement, tuple(recipe.get("keep_fp32", ())), lambda: TrainedPair(placement.activation))
