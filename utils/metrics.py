@@ -2,7 +2,6 @@
 
 import numpy as np
 from scipy.special import log_softmax, softmax
-from sklearn import metrics as sk
 
 ECE_BINS = 15
 
@@ -14,6 +13,8 @@ def classification(logits: np.ndarray, y: np.ndarray) -> dict[str, float | int]:
     from 0 to 1. All but `ece` are defined as in scikit-learn, with label 1 as the positive class.
     Raises `ValueError` if a logit is not finite.
     """
+    from sklearn import metrics as sk  # not at the top: 1 s, also for the processes that only run a network
+
     if not np.isfinite(logits).all():
         bad = int((~np.isfinite(logits)).any(axis=1).sum())
         raise ValueError(f"{bad} of {len(logits)} images have logits that are not finite")

@@ -86,3 +86,11 @@ def test_pixels_stay_in_the_range_of_their_image(marked):
     assert result.shape == images.shape
     assert images.min() - 1e-5 <= result.min() and result.max() <= images.max() + 1e-5  # nothing is filled with black
     assert len({image.sum().item() for image in result}) == 50  # each image has its random numbers
+
+
+def test_a_smaller_size_is_the_same_image_with_fewer_pixels(marked):
+    numbers = draws(len(marked))
+    smooth = torch.nn.functional.interpolate(marked[:, :, :8, :8], size=128, mode="bilinear", align_corners=False)
+    whole, small = (augment(smooth, numbers, crop=0.6, degrees=20, size=size) for size in (128, 64))
+    assert small.shape == (2, 3, 64, 64)
+    assert torch.allclose(small, torch.nn.functional.avg_pool2d(whole, 2), atol=0.05)

@@ -172,3 +172,16 @@ def test_what_is_not_loaded_is_drawn_from_the_seed():
     first, again, other = (architectures.initialize("mobilenetv3", "scratch", seed).model for seed in (1, 1, 2))
     assert torch.equal(first.classifier[3].weight, again.classifier[3].weight)
     assert not torch.equal(first.classifier[3].weight, other.classifier[3].weight)
+
+
+@torch.no_grad()
+def test_silent_branches_leave_the_shortcuts_alone_and_nothing_else():
+    plain, silent = (architectures.initialize("mobilenetv3", "scratch", 0).model for _ in range(2))
+    architectures.silence_branches(silent)
+    blocks = [block for block in silent.modules() if getattr(block, "use_res_connect", False)]
+    assert len(blocks) == 6  # of 11: the others change the number of channels or the resolution
+    for block in blocks:
+        x = torch.randn(2, block.block[0][0].in_channels, 7, 7)
+        assert torch.equal(block(x), x)
+    changed = sum(not torch.equal(a, b) for a, b in zip(plain.parameters(), silent.parameters(), strict=True))
+    assert changed == len(blocks)

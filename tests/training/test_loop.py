@@ -138,6 +138,19 @@ def test_dropout_and_order_are_drawn_anew_each_epoch(tmp_path, monkeypatch, imag
     assert len({state.numpy().tobytes() for state in drawn}) == 6
 
 
+def test_the_first_epochs_see_small_images(tmp_path, monkeypatch, images):
+    seen, step = [], loop.Training.step
+
+    def recorded(self, x, y):
+        seen.append(tuple(x.shape[2:]))
+        return step(self, x, y)
+
+    monkeypatch.setattr(loop.Training, "step", recorded)
+    fit(images, tmp_path / "state", epochs=3, small=dict(epochs=2, size=16))
+    side = images.train.batch([0]).shape[2:]
+    assert seen == [(16, 16)] * 6 + [tuple(side)] * 3  # 3 steps an epoch
+
+
 @pytest.mark.parametrize("damage", ["other fingerprint", "cut off", "no bytes", "not torch's"])
 def test_a_state_that_cannot_be_used_is_ignored(tmp_path, images, damage):
     whole, expected = fit(images, tmp_path / "whole")

@@ -61,17 +61,18 @@ class Xnnpack(Lowering):
     def load(self, path: Path, device: str) -> Predictor:
         """Load an artifact or an FP32 checkpoint, to run with the present number of threads."""
         with exported.quiet():
+            # `executorch.runtime` does the same with these, but imports the exporter first: 3 s in every process.
             from executorch.extension.pybindings import _C
-            from executorch.runtime import Runtime
 
             # The pool has a thread for every core until it is reset, and belongs to the process.
             _C._unsafe_reset_threadpool(torch.get_num_threads())
-            method = Runtime.get().load_program(self._program(path)).load_method("forward")
+            program = _C._load_program(str(self._program(path)))
+            method = program.load_method("forward")
 
-        def predict(x: torch.Tensor) -> torch.Tensor:
+        def predict(x: torch.Tensor, program=program) -> torch.Tensor:  # a method needs its program alive
             if len(x) > LARGEST:
                 return torch.cat([predict(part) for part in x.split(LARGEST)])
-            return method.execute([x.contiguous(memory_format=self.layout)])[0]
+            return method([x.contiguous(memory_format=self.layout)])[0]
 
         return predict
 

@@ -22,8 +22,10 @@ def normalize_(images: torch.Tensor) -> torch.Tensor:
     return images
 
 
-def augment(images: torch.Tensor, uniform: torch.Tensor, crop: float, degrees: float) -> torch.Tensor:
+def augment(images: torch.Tensor, uniform: torch.Tensor, crop: float, degrees: float, size: int | None = None) -> torch.Tensor:
     """Return randomly cropped, mirrored and rotated copies of `images`, float (n, 3, h, w).
+
+    They have the size of `images`, or `size` x `size` pixels.
 
     One affine resampling does it all, so pixels are interpolated once. The side of a crop is
     between `crop` and 1 times that of the image, anywhere inside; the rotation is uniform within
@@ -37,7 +39,7 @@ def augment(images: torch.Tensor, uniform: torch.Tensor, crop: float, degrees: f
     cos, sin = side * angle.cos(), side * angle.sin()
     # Where each pixel of the result lies in the image, whose side goes from -1 to 1.
     # `F.affine_grid` has a matrix product for each pixel, which takes as long as the resampling.
-    height, width = images.shape[2:]
+    height, width = images.shape[2:] if size is None else (size, size)
     across, down = (((2 * torch.arange(n) + 1) / n - 1).to(images.device) for n in (width, height))
     grid = torch.empty(len(images), height, width, 2, device=images.device)
     for axis, (by_x, by_y) in enumerate([(cos * mirror, -sin), (sin * mirror, cos)]):

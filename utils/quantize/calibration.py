@@ -114,22 +114,25 @@ def mse(counts: np.ndarray, low: float, high: float, placement: Placement) -> tu
         limits = SHARES * max(-low, high)
         lows, highs, step = -limits, limits, limits / INTEGERS[placement.activation][1]
     else:
-        lows, highs = (SHARES * low)[:, None], (SHARES * high)[None, :]
+        # An end at 0, as that of most channels after ReLU, leaves only the other one to be chosen.
+        lows, highs = ((SHARES if end else SHARES[:1]) * end for end in (low, high))
+        lows, highs = lows[:, None], highs[None, :]
         step = (highs - lows) / placement.levels
     # Sums of counts, of values and of squares below every edge give the clipping error of any end.
     sums = [np.concatenate([[0], np.cumsum(counts * centres**power)]) for power in (0, 1, 2)]
+    below, beyond = np.searchsorted(centres, lows), np.searchsorted(centres, highs, side="right")
+    zeros = (
+        np.searchsorted(centres, np.maximum(-step / 2, lows)),
+        np.searchsorted(centres, np.minimum(step / 2, highs), side="right"),
+    )
 
     def squares(places: np.ndarray, ends: np.ndarray, above: bool) -> np.ndarray:
         count, first, second = ((total[-1] - total[places]) if above else total[places] for total in sums)
         return second - 2 * ends * first + ends**2 * count
 
-    def between(low: np.ndarray, high: np.ndarray, power: int) -> np.ndarray:
-        return sums[power][np.searchsorted(centres, high, side="right")] - sums[power][np.searchsorted(centres, low)]
-
-    near = np.maximum(-step / 2, lows), np.minimum(step / 2, highs)
-    rounded = between(lows, highs, 0) - between(*near, 0)
-    below, beyond = np.searchsorted(centres, lows), np.searchsorted(centres, highs, side="right")
-    error = squares(below, lows, False) + squares(beyond, highs, True) + between(*near, 2) + rounded * step**2 / 12
+    count, _, near = (total[zeros[1]] - total[zeros[0]] for total in sums)
+    rounded = sums[0][beyond] - sums[0][below] - count
+    error = squares(below, lows, False) + squares(beyond, highs, True) + near + rounded * step**2 / 12
     best = np.unravel_index(np.argmin(error), error.shape)
     return float(np.broadcast_to(lows, error.shape)[best]), float(np.broadcast_to(highs, error.shape)[best])
 

@@ -9,7 +9,7 @@ from utils.quantize.layers import channel_means, mean_by_channel
 from utils.quantize.operators import folded
 from utils.quantize.placement import Placement
 from utils.quantize.quantized import Quantized, QuantizedLayer
-from utils.quantize.reference import Reference
+from utils.quantize.reference import Reference, along_channels
 
 
 def quantize(model: nn.Module, images: torch.Tensor, recipe: dict, placement: Placement) -> Quantized:
@@ -51,10 +51,10 @@ class _Correcting(Reference):
         layer = self.fetch_attr(target)
         if not isinstance(layer, QuantizedLayer) or output[0, 0].numel() == 1:
             return output
-        excess = mean_by_channel(output) - self.float_means[target]
-        layer.set_bias(layer.bias.double() - excess, self.quantized.input_scale(target))
+        excess, before = mean_by_channel(output) - self.float_means[target], layer.bias.double()
+        layer.set_bias(before - excess, self.quantized.input_scale(target))
         self.quantized.origin[target] += ", bias corrected"
-        return super().call_module(target, args, kwargs)
+        return output + along_channels(layer.bias.double() - before, output)
 
 
 @torch.no_grad()

@@ -66,6 +66,17 @@ def rebuild(content: dict) -> nn.Module:
     return model
 
 
+def silence_branches(model: nn.Module) -> None:
+    """Set the last BatchNorm gain of each residual branch of a MobileNetV3 to 0, in place.
+
+    The network then starts as its shortcuts alone, and learns from the first steps (Goyal et al.
+    2017, arXiv:1706.02677, section 5.1).
+    """
+    for module in model.modules():
+        if getattr(module, "use_res_connect", False):
+            nn.init.zeros_(module.block[-1][1].weight)
+
+
 def initialize(name: str, init: str, seed: int) -> Start:
     """Build architecture `name` with weights from `init`: "scratch", "imagenet" or a file.
 

@@ -95,6 +95,17 @@ def validate(model: nn.Module, split: Split, device: str) -> tuple[float, float]
     return loss / count, right / count
 
 
+def augmentation(recipe: dict, epoch: int) -> dict | None:
+    """Return the arguments of `augment` for `epoch`, from 0: those of the recipe's `augment`.
+
+    With `small=dict(epochs=n, size=s)`, the images of the first n epochs have s x s pixels. These
+    epochs take less time, and the later ones adapt the network to whole images (progressive
+    resizing; Tan and Le 2021, arXiv:2104.00298, section 4).
+    """
+    small = recipe.get("small")
+    return recipe["augment"] | {"size": small["size"]} if small and epoch < small["epochs"] else recipe["augment"]
+
+
 def freeze(model: nn.Module, recipe: dict, epoch: int) -> None:
     """Freeze BatchNorm statistics and dropout as `recipe` schedules it.
 
@@ -221,12 +232,12 @@ class Training:
         self.network.train()
         freeze(self.model, self.recipe, number)
         losses = []
-        batch_size, augmentation = self.recipe["batch_size"], self.recipe["augment"]
+        batch_size = self.recipe["batch_size"]
         label = f"epoch {number + 1}/{self.recipe['epochs']}"
         with progress.Bar(label, max(1, len(self.data.train) // batch_size), "steps") as bar:
             seed = np.random.SeedSequence([self.seed, number, 1]).generate_state(1)[0].item()
             part = distributed.rank(), distributed.size()
-            for x, y in self.data.train.shuffled(batch_size, seed, self.device, augmentation, part):
+            for x, y in self.data.train.shuffled(batch_size, seed, self.device, augmentation(self.recipe, number), part):
                 losses.append(self.step(x, y))
                 bar.step(note=f"loss {losses[-1]:.3f}")
         distributed.share(self.model)

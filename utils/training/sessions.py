@@ -40,8 +40,11 @@ class _Job:
 def train(run: Run, start: Start, data: Data, recipe: dict, options: Options) -> Checkpoint:
     """Train `start` by `recipe` to the FP32 baseline of `run`, unless done before, and load it.
 
-    Parameters that `start` drew at random learn at `head_lr`, as the last layer does.
+    Parameters that `start` drew at random learn at `head_lr`, as the last layer does. With
+    `silent_branches` in the recipe, `architectures.silence_branches` comes first.
     """
+    if recipe.get("silent_branches"):
+        architectures.silence_branches(start.model)
     head = {name for name, _ in start.model.named_parameters() if name not in start.pretrained}
     setup = loop.Setup(head | architectures.head(start.model, run.model), options.seed, options.device)
     job = _Job(checkpoints.path_of(run, data.study, options), run.model, recipe, {"init": start.digest}, setup)
