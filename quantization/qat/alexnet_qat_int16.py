@@ -2,7 +2,7 @@
 
     python quantization/qat/alexnet_qat_int16.py --data PATH
 
-The FP32 checkpoint is fine-tuned with weights and activations rounded as 16-bit hardware would hold
+Training goes on where PTQ ends, with weights and activations rounded as 16-bit hardware would hold
 them; gradients pass straight through the rounding. The file stores the integers. The schedule is
 that of the control (alexnet_qat_int8.py --backend native), so the two can be compared.
 """
@@ -17,13 +17,11 @@ from utils.catalog import Run
 RUN = Run(model="alexnet", method="qat", dtype="int16")
 RECIPE = dict(
     training=dict(
-        epochs=2, batch_size=32, keep="last", patience=0,  # no early stopping: all runs train alike
-        backbone_lr=1e-5, head_lr=1e-5, warmup_epochs=0.5,
-        weight_decay=0.01, label_smoothing=0.0, clip_norm=1.0,
+        epochs=1, batch_size=32, keep="last", patience=0,  # no early stopping: all runs train alike
+        backbone_lr=3e-3, head_lr=3e-3, warmup_epochs=0.1,  # in the units of utils/quantize/qat.py
+        weight_decay=0.0, clip_norm=1.0,
         distill=True,  # match the FP32 network, not the labels: adapt to the rounding only
-        dropout=False,  # as in the teacher
         augment=dict(crop=0.7, degrees=15),  # smallest crop as a share of the side; rotation
-        bn_momentum=0.1, freeze_bn=1,  # epoch, from 0, at which its statistics freeze
         amp=False,
     ),
     bits=16,

@@ -17,25 +17,25 @@ from utils.catalog import Run
 RUN = Run(model="mobilenetv3", method="qat", dtype="fp16")
 RECIPE = dict(
     training=dict(
-        epochs=3, batch_size=32, keep="last", patience=0,  # no early stopping: all runs train alike
-        backbone_lr=5e-5, head_lr=5e-5, warmup_epochs=0.5,
-        weight_decay=0.01, label_smoothing=0.0, clip_norm=1.0,
+        epochs=1, batch_size=32, keep="last", patience=0,  # no early stopping: all runs train alike
+        backbone_lr=3e-3, head_lr=3e-3, warmup_epochs=0.1,  # in the units of utils/quantize/qat.py
+        weight_decay=0.0, clip_norm=1.0,
         distill=True,  # match the FP32 network, not the labels: adapt to the rounding only
-        dropout=False,  # as in the teacher
         augment=dict(crop=0.7, degrees=15),  # smallest crop as a share of the side; rotation
-        bn_momentum=0.1, freeze_bn=1,  # epoch, from 0, at which its statistics freeze
         amp="always",
     ),
+    calibration_images=256,  # these say how widely outputs spread, the unit in which biases learn
 )  # fmt: skip
 
 
 def main(options):
     experiment = experiments.begin(RUN, options)
     model = experiment.baseline.model
+    calibration = experiment.data.train.calibration(RECIPE["calibration_images"])
     for backend in backends.select(options):
-        prepared = backend.prepare(model, None, RECIPE)
+        prepared = backend.prepare(model, calibration, RECIPE)
         trained = training.finetune(experiment, backend, prepared, RECIPE)
-        deployed = backend.convert(trained, model, None, RECIPE)
+        deployed = backend.convert(trained, model, calibration, RECIPE)
         measure.run(experiment, RECIPE, deployed, trained)
 
 

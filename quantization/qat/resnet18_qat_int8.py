@@ -3,10 +3,10 @@
     python quantization/qat/resnet18_qat_int8.py --data PATH --backend fbgemm
     python quantization/qat/resnet18_qat_int8.py --data PATH --backend native
 
-The FP32 checkpoint is fine-tuned with INT8 rounding in the forward pass. Every convolution and the
-linear layer are quantized. Backends that round alike share one training. `native` is the control:
-the same schedule, data order and seed without rounding. It separates the effect of QAT from that of
-more training.
+Training goes on where PTQ ends, with the INT8 rounding in the forward pass: weights, biases and the
+ranges of activations learn to give the logits of the FP32 network. Every convolution and the linear layer are quantized.
+Backends that round alike share one training. `native` is the control: the same schedule, data order
+and seed without rounding. It separates the effect of QAT from that of more training.
 """
 
 import sys
@@ -19,13 +19,11 @@ from utils.catalog import Run
 RUN = Run(model="resnet18", method="qat", dtype="int8")
 RECIPE = dict(
     training=dict(
-        epochs=2, batch_size=32, keep="last", patience=0,  # no early stopping: all runs train alike
-        backbone_lr=1e-5, head_lr=1e-5, warmup_epochs=0.5,
-        weight_decay=0.01, label_smoothing=0.0, clip_norm=1.0,
+        epochs=1, batch_size=32, keep="last", patience=0,  # no early stopping: all runs train alike
+        backbone_lr=3e-3, head_lr=3e-3, warmup_epochs=0.1,  # in the units of utils/quantize/qat.py
+        weight_decay=0.0, clip_norm=1.0,
         distill=True,  # match the FP32 network, not the labels: adapt to the rounding only
-        dropout=False,  # as in the teacher
         augment=dict(crop=0.7, degrees=15),  # smallest crop as a share of the side; rotation
-        bn_momentum=0.1, freeze_bn=1,  # epoch, from 0, at which its statistics freeze
         amp=False,
     ),
     bits=8,

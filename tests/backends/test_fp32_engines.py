@@ -8,6 +8,7 @@ from helpers import mobilenet_checkpoint
 
 from utils.backends import registry
 from utils.catalog import BACKENDS
+from utils.quantize.layers import weighted
 from utils.training import checkpoints
 from utils.training.checkpoints import Checkpoint
 
@@ -57,16 +58,22 @@ def test_the_artifact_of_eager_fp32_is_the_checkpoint_itself(baseline):
     assert deployed.save == baseline.path and deployed.reference is None and deployed.fake_quant is None
     assert deployed.network is deployed.predict is not baseline.model
     loaded = registry.get("native").load(baseline.path, "cpu")
-    assert list(deployed.layers) == list(registry.get("native").convert(baseline, baseline.model, None, {}).layers)
+    assert list(deployed.layers) == list(weighted(baseline.model))
     x = torch.randn(1, 3, 64, 64).to(memory_format=torch.channels_last)
     with torch.inference_mode():
         assert torch.equal(deployed.predict(x), loaded(x))
     assert all(torch.equal(before[name], value) for name, value in baseline.model.state_dict().items())
 
 
-def test_the_control_trains_a_copy_in_fp32(baseline):
-    native = registry.get("native")
-    prepared = native.prepare(baseline.model, None, {})
-    assert prepared is not baseline.model and native.training({}) == ("", {})
-    trained = Checkpoint(baseline.path, prepared, baseline.sha256, {})
-    assert native.convert(trained, baseline.model, None, {}).save == baseline.path
+def test_the_control_becomes_a_checkpoint_of_the_plain_architecture(baseline, tmp_path):
+    native, images = registry.get("native"), torch.randn(4, 3, 64, 64)
+    network = native.prepare(baseline.model, images, {})
+    with torch.no_grad():
+        network.get_submodule("classifier.0").bias.fill_(300.0)
+    deployed = native.convert(Checkpoint(baseline.path, network.eval(), "", {}), baseline.model, images, {})
+    deployed.save(tmp_path / "control.pt")
+    with torch.inference_mode():
+        answers = native.load(tmp_path / "control.pt", "cpu")(images)
+        assert torch.equal(answers, deployed.predict(images))
+        torch.testing.assert_close(answers, network(images), rtol=1e-3, atol=1e-4)
+        assert not torch.allclose(answers, baseline.model(images), atol=1e-3)

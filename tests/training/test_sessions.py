@@ -66,6 +66,13 @@ def forbid_training(monkeypatch):
 # ---- FP32 baselines
 
 
+def test_what_was_trained_on_one_device_is_measured_on_the_other(tmp_path, monkeypatch, images):
+    trained = train(tmp_path, images)
+    forbid_training(monkeypatch)
+    again = train(tmp_path, images, device="cuda")
+    assert again.sha256 == trained.sha256 and again.training["device"] == "cpu"
+
+
 def test_a_training_leaves_its_checkpoint_and_is_not_done_twice(tmp_path, monkeypatch, images, capsys):
     trained = train(tmp_path, images)
     written, facts = trained.path.read_bytes(), trained.training

@@ -117,6 +117,11 @@ class Training(Protocol):
         """
 
 
+def unrounded_training() -> tuple[str, dict]:
+    """Return the tag and settings, see `Training.training`, of backends that train by `qat.unrounded`."""
+    return "", {"placement": None}
+
+
 def plain_layers(network: nn.Module) -> dict[str, Layer]:
     """Return the layers of a network that has the modules of the float network."""
     return {name: Layer(module, module.weight) for name, module in weighted(network).items()}

@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 from utils import environment
+from utils.backends import base
 from utils.backends.base import Deployed, Predictor, plain_layers, stored_parameters
+from utils.quantize import qat
 from utils.training import architectures
 from utils.training.checkpoints import Checkpoint
 
@@ -79,17 +81,17 @@ class FP16:
         )
 
     def training(self, recipe: dict) -> tuple[str, dict]:
-        return "", {}
+        return base.unrounded_training()
 
     def prepare(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> nn.Module:
-        """Return a copy of `model`.
+        """Return a trainable network; see `qat.unrounded`.
 
         Training rounds through autocast, which the recipe's `amp` turns on.
         """
-        return copy.deepcopy(model)
+        return qat.unrounded(model, images)
 
     def convert(self, trained: Checkpoint, model: nn.Module, images: torch.Tensor, recipe: dict) -> Deployed:
-        return self.quantize(trained.model, images, recipe)
+        return self.quantize(qat.plain(trained.model, model), images, recipe)
 
     def load(self, path: Path, device: str) -> Predictor:
         content = torch.load(path, map_location="cpu", weights_only=True)

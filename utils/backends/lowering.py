@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from utils import environment
+from utils.backends import base
 from utils.backends.base import Deployed, Stored, stored_parameters
 from utils.quantize import ptq, qat
 from utils.quantize.operators import folded
@@ -77,7 +78,7 @@ class Lowering(ABC):
 
     def training(self, recipe: dict) -> tuple[str, dict]:
         if "bits" not in recipe:
-            return "", {}  # that of `half` and `amp`
+            return base.unrounded_training()
         settings = {name: recipe[name] for name in qat.SETTINGS if name in recipe}
         settings["placement"] = self.placement(recipe["bits"]).in_training.describe()
         return checkpoints.fingerprint(**settings["placement"])[:6], settings
@@ -88,14 +89,14 @@ class Lowering(ABC):
         Without `bits`, training rounds through autocast, which the recipe's `amp` turns on.
         """
         if "bits" not in recipe:
-            return copy.deepcopy(model)
+            return qat.unrounded(model, images)
         return qat.trainable(model, images, recipe, self.placement(recipe["bits"]).in_training)
 
     def convert(self, trained: Checkpoint, model: nn.Module, images: torch.Tensor, recipe: dict) -> Deployed:
         """Convert a trained network: to integers with the ranges of its training, or to FP16."""
         if "bits" not in recipe:
-            return self.deploy_half(trained.model)
-        quantized = qat.convert(trained.model, model, recipe, self.placement(recipe["bits"]))
+            return self.deploy_half(qat.plain(trained.model, model))
+        quantized = qat.convert(trained.model, recipe, self.placement(recipe["bits"]))
         return dataclasses.replace(self.deploy(quantized), fake_quant=trained.model)
 
 

@@ -1,12 +1,15 @@
 """Eager FP32 PyTorch: the baseline of all comparisons, and the control of QAT."""
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from utils.backends import base
 from utils.backends.base import Deployed, Predictor, plain_layers, stored_parameters
+from utils.quantize import qat
 from utils.training import architectures, checkpoints
 from utils.training.checkpoints import Checkpoint
 
@@ -33,14 +36,16 @@ class Native:
         )
 
     def training(self, recipe: dict) -> tuple[str, dict]:
-        return "", {}
+        return base.unrounded_training()
 
     def prepare(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> nn.Module:
-        """Return a copy of `model`: the control, fine-tuned in FP32 by the schedule of QAT."""
-        return copy.deepcopy(model)
+        """Return the control, trained in FP32 by the schedule of QAT; see `qat.unrounded`."""
+        return qat.unrounded(model, images)
 
     def convert(self, trained: Checkpoint, model: nn.Module, images: torch.Tensor, recipe: dict) -> Deployed:
-        return self.deploy(trained)
+        plain = qat.plain(trained.model, model)
+        deployed = self.deploy(Checkpoint(trained.path, plain, trained.sha256, trained.training))
+        return dataclasses.replace(deployed, save=lambda path: checkpoints.export(path, plain))
 
     def load(self, path: Path, device: str) -> Predictor:
         return architectures.rebuild(checkpoints.read(path)).eval().to(device, memory_format=torch.channels_last)

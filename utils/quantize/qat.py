@@ -1,104 +1,268 @@
-"""Quantization-aware training: a network that rounds as the deployed one will, and its conversion.
+"""Quantization-aware training: the network that PTQ gives, trained on with its rounding.
 
-Gradients pass the rounding as if it were not there, and are zero where values are clipped: the
-straight-through estimator of Bengio et al. 2013 (arXiv:1308.3432).
+Training starts where PTQ ends: BatchNorm is folded, inputs of depthwise layers are equalized and
+biases corrected. Then weights, biases and the ranges of activations learn. Gradients pass the
+rounding as if it were not there, and are zero where values are clipped: the straight-through
+estimator of Bengio et al. 2013 (arXiv:1308.3432). Ranges learn at both ends, as in LSQ+ (Bhalgat
+et al. 2020, arXiv:2004.09576).
+
+Everything learns in units of its size: a weight in 1/127 of the largest of its channel, a bias in
+WIDTH of the spread of its channel, the ends of a range in WIDTH of that range. So one learning rate
+fits all channels, layers, networks and numbers of bits. Without such units, a step of the optimizer
+that is nothing to one channel moves another by several integers: after folding and equalization,
+the channels of a layer differ by factors of hundreds.
 """
 
 import copy
+import operator
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from utils.quantize import calibration
+from utils.quantize import calibration, ptq
 from utils.quantize import placement as placing
-from utils.quantize.operators import folded
+from utils.quantize.layers import mean_by_channel, watching, weighted
+from utils.quantize.operators import Graph, folded
 from utils.quantize.placement import INTEGERS, Placement
 from utils.quantize.quantized import Quantized, by_output, quantize_weight
 
-SETTINGS = ("bits", "activations", "headroom", "keep_fp32", "calibration_images")  # of a recipe, that decide what is trained
+# Of a recipe: what decides the network that is trained.
+SETTINGS = ("bits", "activations", "headroom", "keep_fp32", "calibration_images", "equalize", "bias_correction")
+STEPS = 127  # units of a weight: from 0 to the largest of its channel
+WIDTH = 1 / 16  # unit of biases and ranges
+
+
+class Rounding(torch.autograd.Function):
+    """Round to the nearest of the values of a pair, with gradients for its scale and zero-point.
+
+    With x, its rounded value y and their gradients dx (0 where x is clipped) and dy, those of the
+    scale s and of the zero-point z are sum(dy y - dx x) / s and s sum(dx - dy). These are the
+    formulas of LSQ+, in which y - x is the error of rounding and y the clipped end.
+    """
+
+    @staticmethod
+    def forward(ctx, x, scale, zero_point, limits):
+        integer = zero_point.round().clamp(*limits).to(torch.int32)
+        if scale.ndim == 0:
+            on = torch.ones((), dtype=torch.int64, device=x.device)
+            y, inside = torch.ops.aten._fake_quantize_per_tensor_affine_cachemask_tensor_qparams(x, scale, integer, on, *limits)
+        else:
+            y, inside = torch.ops.aten.fake_quantize_per_channel_affine_cachemask(x, scale, integer, 1, *limits)
+        ctx.save_for_backward(x, y, inside, scale)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, y, inside, scale = ctx.saved_tensors
+        dx = dy * inside
+        dims = list(range(x.ndim)) if scale.ndim == 0 else [dim for dim in range(x.ndim) if dim != 1]
+        of_scale = ((dy * y).sum(dims) - (dx * x).sum(dims)) / scale
+        return dx, of_scale, scale * (dx.sum(dims) - dy.sum(dims)), None
 
 
 class TrainedPair(nn.Module):
-    """The rounding of a `Pair`, with gradients; its scale and zero-point stay as calibrated."""
+    """The rounding of a `Pair`, whose range learns at both ends.
+
+    `stretch` and `shift`, float32 () or (channels,), are 0 at the beginning.
+    """
 
     def __init__(self, dtype: torch.dtype):
         super().__init__()
         self.limits = INTEGERS[dtype]
         self.assign(torch.tensor(1.0), torch.tensor(0))
 
-    def assign(self, scale: torch.Tensor, zero_point: torch.Tensor) -> None:
-        """Set the scale, float32 () or (channels,), and the zero-point of the same shape."""
-        self.register_buffer("scale", scale.float())
-        self.register_buffer("zero_point", zero_point.to(torch.int32))
+    def assign(self, scale: torch.Tensor, zero_point: torch.Tensor, learns: bool = True, symmetric: bool = False) -> None:
+        """Set the scale and the zero-point, () or (channels,), at which training begins.
+
+        They stay unless the pair `learns`; the zero-point of a `symmetric` one stays in any case.
+        """
+        self.register_buffer("first_scale", scale.float())
+        self.register_buffer("first_zero_point", zero_point.float())
+        self.stretch = nn.Parameter(torch.zeros_like(scale, dtype=torch.float32), requires_grad=learns)
+        self.shift = nn.Parameter(torch.zeros_like(scale, dtype=torch.float32), requires_grad=learns and not symmetric)
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """The present scale."""
+        return self.first_scale * (1 + WIDTH * self.stretch)
+
+    @property
+    def zero_point(self) -> torch.Tensor:
+        """The present zero-point, float32, not rounded."""
+        low, high = self.limits
+        return self.first_zero_point + WIDTH * min(high - low, 255) * self.shift
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.scale.ndim == 0:
-            return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, *self.limits)
-        return torch.fake_quantize_per_channel_affine(x, self.scale, self.zero_point, 1, *self.limits)
+        return Rounding.apply(x, self.scale, self.zero_point, self.limits)
 
 
-class _Rounded:
-    """A layer that trains FP32 weights and computes with their rounded values."""
+class _Trained:
+    """A layer whose weights and biases learn in units of their size, and are rounded or not.
 
-    highest_weight = 127
+    `weight` holds units, `bias` what was learned, in units, besides `first_bias`.
+    """
 
-    def rounded(self) -> torch.Tensor:
-        """Return the values of the integers of the weights, with straight-through gradients."""
-        integers, scale = quantize_weight(self.weight, self.highest_weight)
-        return self.weight + (integers * by_output(scale, self.weight) - self.weight).detach()
+    def begin(self, scale: torch.Tensor, highest: int | None, spread: torch.Tensor) -> None:
+        """Turn a float layer into a trained one, in place.
+
+        `scale` (out,) is the step of a channel's weights, whose integers reach from -`highest` to
+        `highest`, or None: they are not rounded. `spread` (out,) is the standard deviation of a
+        channel's output.
+        """
+        bias = torch.zeros(len(self.weight)) if self.bias is None else self.bias.detach().clone()
+        self.highest = highest
+        self.register_buffer("unit", scale * ((highest or STEPS) / STEPS))
+        self.register_buffer("first_bias", bias)
+        self.register_buffer("bias_unit", WIDTH * spread)
+        self.weight = nn.Parameter(self.weight.detach() / by_output(self.unit, self.weight))
+        self.bias = nn.Parameter(torch.zeros_like(bias), requires_grad=self.bias is not None)
+
+    def float_weight(self) -> torch.Tensor:
+        """Return the weights before rounding, in the network's numbers."""
+        return self.weight * by_output(self.unit, self.weight)
+
+    def used(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the weights and the bias that the layer computes with, in the network's numbers."""
+        weight = self.weight
+        if self.highest is not None:
+            step = STEPS / self.highest
+            weight = torch.fake_quantize_per_tensor_affine(weight, step, 0, -self.highest, self.highest)
+        return weight * by_output(self.unit, weight), self.first_bias + self.bias_unit * self.bias
 
 
-class RoundedConv2d(_Rounded, nn.Conv2d):
-    """A convolution that trains FP32 weights and computes with their rounded values."""
+class TrainedConv2d(_Trained, nn.Conv2d):
+    """A convolution that learns in units and computes with rounded weights."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self._conv_forward(x, self.rounded(), self.bias)
+        return self._conv_forward(x, *self.used())
 
 
-class RoundedLinear(_Rounded, nn.Linear):
-    """A linear layer that trains FP32 weights and computes with their rounded values."""
+class TrainedLinear(_Trained, nn.Linear):
+    """A linear layer that learns in units and computes with rounded weights."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.rounded(), self.bias)
+        return F.linear(x, *self.used())
 
 
 def trainable(model: nn.Module, images: torch.Tensor, recipe: dict, placement: Placement) -> fx.GraphModule:
-    """Return a trainable graph of `model` that rounds weights and activations.
+    """Return the network that PTQ by `recipe` gives, ready to be trained with its rounding.
 
-    Parameters keep their names. BatchNorm is not folded, so that it trains as in the control. The
-    integers are the same as with folding, which multiplies a channel's weights by one number: the
-    channel's scale absorbs it. Activations have the ranges of PTQ, calibrated on `images`
-    (n, 3, 224, 224); biases are not rounded. Recipe: see `ptq.quantize`, but nothing is equalized.
+    `images`, float32 (n, 3, 224, 224) normalised, are those for calibration; for the recipe see
+    `ptq.quantize`. Biases are not rounded. What stays in FP32 does not learn.
     """
-    network = fx.symbolic_trace(copy.deepcopy(model).cpu().train())
-    pairs = placing.insert(network, placement, tuple(recipe.get("keep_fp32", ())), lambda: TrainedPair(placement.activation))
-    for name, numbers in calibration.calibrate(folded(model), images, placement, recipe).items():
-        network.get_submodule(name).assign(*numbers)
-    for name in pairs.reads:
-        layer = network.get_submodule(name)  # the same parameters, another forward()
-        layer.__class__ = RoundedConv2d if isinstance(layer, nn.Conv2d) else RoundedLinear
-        layer.highest_weight = placement.highest_weight
+    quantized = ptq.quantize(model, images, recipe, placement)
+    network = _quiet(quantized.reference)
+    network.meta["folded"] = quantized.reference
+    spreads = spread(quantized.reference, images)
+    pairs = placing.insert(network, placement, quantized.keep_fp32, lambda: TrainedPair(placement.activation))
+    for name in pairs.source:
+        pair = quantized.pair(name)
+        network.get_submodule(name).assign(pair.scale, pair.zero_point, name not in pairs.gates, placement.symmetric)
+    for name, leading in pairs.same_as.items():
+        network.set_submodule(name, network.get_submodule(leading))
+    for name, layer in quantized.layers.items():
+        trained = _begin(network.get_submodule(name), layer.scale, layer.high, spreads[name])
+        trained.first_bias.copy_(layer.bias)
     return network
 
 
-def convert(trained: nn.Module, model: nn.Module, recipe: dict, placement: Placement) -> Quantized:
-    """Return the quantized network for `placement`, trained with `placement.in_training`.
+def unrounded(model: nn.Module, images: torch.Tensor) -> fx.GraphModule:
+    """Return the folded network of `model`, ready to be trained in the same units without rounding.
 
-    `trained` is the network that `trainable` returned for `model`.
+    It is the control of QAT, and what trains for FP16. `images` are as for `trainable`.
     """
-    weights = trained.state_dict()
-    model = copy.deepcopy(model)
-    model.load_state_dict({name: weights[name] for name in model.state_dict()})
-    network = folded(model)
+    network = _quiet(folded(model))
+    spreads = spread(network, images)
+    for name, layer in weighted(network).items():
+        _begin(layer, quantize_weight(layer.weight, STEPS)[1], None, spreads[name])
+    return network
+
+
+def _quiet(network: fx.GraphModule) -> fx.GraphModule:
+    """Copy `network` with nothing that learns, and no operator that overwrites what gradients need."""
+    network = copy.deepcopy(network).requires_grad_(False).train()
+    for module in network.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False
+    for node in network.graph.nodes:
+        if node.target is operator.iadd:
+            node.target = operator.add
+    network.recompile()
+    return network
+
+
+def _begin(layer: nn.Module, scale: torch.Tensor, highest: int | None, spread: torch.Tensor) -> _Trained:
+    layer.__class__ = TrainedConv2d if isinstance(layer, nn.Conv2d) else TrainedLinear
+    layer.begin(scale, highest, spread)
+    return layer
+
+
+@torch.no_grad()
+def spread(network: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the standard deviation of each channel of all weighted layers' outputs on `images`.
+
+    They are float32 (channels,), over images and positions, by layer.
+    """
+    moments: dict[str, list[torch.Tensor]] = {}
+
+    def add(name: str, output: torch.Tensor) -> None:
+        now = torch.stack([mean_by_channel(output), mean_by_channel(output.square())]).double() * len(output)
+        moments[name] = moments.get(name, 0) + now / len(images)
+
+    with watching(weighted(network).items(), add):
+        for batch in images.split(calibration.BATCH):
+            network(batch)
+    return {name: (square - mean.square()).clamp_min(0).sqrt().float() for name, (mean, square) in moments.items()}
+
+
+@torch.no_grad()
+def convert(trained: fx.GraphModule, recipe: dict, placement: Placement) -> Quantized:
+    """Return the quantized network for `placement` of what `trainable` gave for `placement.in_training`."""
+    network = copy.deepcopy(trained.meta["folded"])
+    for name, layer in _trained(trained).items():
+        plain = network.get_submodule(name)
+        plain.weight.data, plain.bias = layer.float_weight(), nn.Parameter(layer.used()[1])
     result = Quantized.skeleton(network, placement, tuple(recipe.get("keep_fp32", ())))
     result.reference = network
     shift = INTEGERS[placement.activation][0] - INTEGERS[placement.in_training.activation][0]
     for name in result.pairs.source:
         pair = trained.get_submodule(name)
-        result.pair(name).assign(pair.scale, pair.zero_point + shift)
-        result.origin[name] = calibration.origin(result.pairs, name, recipe, recipe["calibration_images"]) + ", kept in training"
+        integer = pair.zero_point.round().clamp(*pair.limits).long()
+        result.pair(name).assign(pair.scale, integer + shift)
+        begun = calibration.origin(result.pairs, name, recipe, recipe["calibration_images"])
+        result.origin[name] = begun + (", trained" if pair.stretch.requires_grad else "")
     for name, layer in result.layers.items():
-        layer.quantize(result.reference.get_submodule(name), result.input_scale(name))
-        result.origin[name] = "trained; largest magnitude of each channel"
+        scale = trained.get_submodule(name).unit * (STEPS / placement.highest_weight)
+        layer.quantize(network.get_submodule(name), result.input_scale(name), scale)
+        result.origin[name] = "trained; scales as by PTQ"
     return result
+
+
+@torch.no_grad()
+def plain(trained: fx.GraphModule, model: nn.Module) -> nn.Module:
+    """Return `model` with the weights that `trained`, from `unrounded`, has learned.
+
+    Weights hold the factors of their BatchNorm, which then only adds the bias.
+    """
+    result = copy.deepcopy(model)
+    graph, learned = Graph(fx.symbolic_trace(copy.deepcopy(model).eval())), _trained(trained)
+    for node in graph.nodes:
+        if node.target not in learned:
+            continue
+        weight, bias = learned[node.target].used()
+        layer, after = result.get_submodule(node.target), graph.followed(node)
+        layer.weight.copy_(weight)
+        if after is not None and isinstance(graph.module(after), nn.BatchNorm2d):
+            norm = result.get_submodule(after.target)
+            norm.weight.fill_(1)
+            norm.bias.copy_(bias if layer.bias is None else bias - layer.bias)
+            norm.running_mean.zero_()
+            norm.running_var.fill_(1 - norm.eps)
+        elif layer.bias is not None:
+            layer.bias.copy_(bias)
+    return result
+
+
+def _trained(network: nn.Module) -> dict[str, _Trained]:
+    return {name: module for name, module in network.named_modules() if isinstance(module, _Trained)}

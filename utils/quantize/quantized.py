@@ -98,18 +98,18 @@ class QuantizedLayer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.compute(x, self.values(), self.bias)
 
-    def quantize(self, layer: nn.Module, input_scale: torch.Tensor) -> None:
+    def quantize(self, layer: nn.Module, input_scale: torch.Tensor, scale: torch.Tensor | None = None) -> None:
         """Take the integers nearest to the weights and the bias of a float `layer`.
 
-        `input_scale` is the scale of the pair that the layer reads. The largest magnitude of an
-        output channel becomes the largest integer; see `quantize_weight`.
+        `input_scale` is the scale of the pair that the layer reads. The scales of the weights are
+        `scale` (out,), if given, or those of `quantize_weight`.
         """
         bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias.detach().float()
         smallest = 0.0
         if self.bias_integers is not None:
             # Nearly dead channels have tiny weights, and 2^31 of their steps may not reach the bias.
             smallest = bias.abs() / (input_scale * (INTEGERS[torch.int32][1] - 1))
-        integers, self.scale = quantize_weight(layer.weight, self.high, smallest)
+        integers, self.scale = quantize_weight(layer.weight, self.high, smallest, scale)
         self.weight = integers.to(self.weight.dtype)
         self.set_bias(bias, input_scale)
 
@@ -125,16 +125,17 @@ class QuantizedLayer(nn.Module):
 
 
 def quantize_weight(
-    weight: torch.Tensor, highest: int, smallest: torch.Tensor | float = 0.0
+    weight: torch.Tensor, highest: int, smallest: torch.Tensor | float = 0.0, scale: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantize `weight` (out, ...) symmetrically, with one scale for each output channel.
 
-    Returns integers, float32 (out, ...), and scales, float32 (out,). The largest magnitude of a
-    channel becomes `highest`, unless the scale would be below `smallest`, or below FAINT times the
-    layer's largest. A channel of zeros has the layer's largest scale, and a layer of zeros 1.
+    Returns integers, float32 (out, ...), and scales, float32 (out,). These are `scale`, if given;
+    else the largest magnitude of a channel becomes `highest`. But no scale is below `smallest`, or
+    below FAINT times the layer's largest. A channel of zeros has the layer's largest scale, and a
+    layer of zeros 1.
     """
     weight = weight.detach()
-    scale = weight.abs().flatten(1).amax(1) / highest
+    scale = weight.abs().flatten(1).amax(1) / highest if scale is None else scale.clone()
     largest = scale.max().item() or 1.0
     scale[scale == 0] = largest
     # XNNPACK refuses channels whose scale is under 2^-32 of that of the layer's output.

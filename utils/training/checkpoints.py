@@ -71,6 +71,15 @@ def derived(path: Path, suffix: str, write: Callable[[Path], None]) -> Path:
     return target
 
 
+def export(path: Path, model: nn.Module) -> None:
+    """Write the weights of `model`, of an architecture of the catalog, without training facts."""
+    torch.save({"state_dict": _weights(model), "json": json.dumps({"format": FORMAT, "architecture": model.architecture})}, path)
+
+
+def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+
+
 def save(path: Path, architecture: str, model: nn.Module, data: Data, training: dict) -> None:
     """Write weights and training facts atomically.
 
@@ -86,10 +95,9 @@ def save(path: Path, architecture: str, model: nn.Module, data: Data, training: 
             kept = path.with_name(f"{path.stem}.{old[:8]}.pt")
             path.replace(kept)
             progress.say(f"checkpoint: the one made with other settings is kept as {kept.name}")
-    weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     facts = {"format": FORMAT, "architecture": architecture, "data": data.describe(), "training": training}
     with paths.atomic(path) as temporary:
-        torch.save({"state_dict": weights, "json": json.dumps(facts)}, temporary)
+        torch.save({"state_dict": _weights(model), "json": json.dumps(facts)}, temporary)
 
 
 def read(path: Path) -> dict:

@@ -44,12 +44,14 @@ def autocast(device: str, wanted: bool | str) -> tuple[contextlib.AbstractContex
 
 
 def parameter_groups(model: nn.Module, head: set[str], recipe: dict) -> list[dict]:
-    """Return AdamW's parameter groups: `head` at `head_lr`, the rest at `backbone_lr`.
+    """Return AdamW's parameter groups: `head` at `head_lr`, the rest of what learns at `backbone_lr`.
 
     Biases and the parameters of normalisation have no weight decay.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         rate = recipe["head_lr"] if name in head else recipe["backbone_lr"]
         decay = recipe["weight_decay"] if parameter.ndim > 1 else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
@@ -106,20 +108,6 @@ def augmentation(recipe: dict, epoch: int) -> dict | None:
     return recipe["augment"] | {"size": small["size"]} if small and epoch < small["epochs"] else recipe["augment"]
 
 
-def freeze(model: nn.Module, recipe: dict, epoch: int) -> None:
-    """Freeze BatchNorm statistics and dropout as `recipe` schedules it.
-
-    BatchNorm is frozen from epoch `freeze_bn` on: it normalises with its running statistics, as it
-    will when deployed (Krishnamoorthi 2018, arXiv:1806.08342, section 3.2.1). With `dropout=False`,
-    dropout is off in all epochs.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Dropout) and not recipe.get("dropout", True):
-            module.eval()
-        if isinstance(module, nn.BatchNorm2d) and epoch >= recipe.get("freeze_bn", math.inf):
-            module.eval()
-
-
 @dataclass(frozen=True)
 class Setup:
     """The inputs of a training besides its model, data and recipe."""
@@ -127,7 +115,7 @@ class Setup:
     head: set[str]  # names of the parameters that learn at `head_lr`
     seed: int
     device: str
-    teacher: nn.Module | None = None  # its probabilities replace the labels
+    teacher: nn.Module | None = None  # its logits replace the labels
 
 
 @dataclass(frozen=True)
@@ -192,24 +180,25 @@ class Training:
         self.scaler.load_state_dict(state["scaler"])
         self.history, self.best = state["history"], state["best"]
 
-    def target(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Return the training target: labels int64 (n,) or teacher probabilities float32 (n, 2).
+    def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Return the loss of a batch, float32 ().
 
-        Without a teacher, the target is `y`. With one, the network learns by distillation (Hinton
-        et al. 2015, arXiv:1503.02531, at temperature 1), so that QAT learns to compensate for
-        rounding and nothing else. Mishra and Marr 2018 (arXiv:1711.05852) apply it to quantized
-        students.
+        Without a teacher, this is the cross-entropy in nats against the labels `y`, int64 (n,). With
+        one, it is the mean squared difference to its logits (Ba and Caruana 2014, arXiv:1312.6184),
+        so that QAT learns to compensate for rounding and nothing else: without rounding it is 0 from
+        the beginning. Mishra and Marr 2018 (arXiv:1711.05852) distil quantized networks, too.
         """
+        with self.autocast:
+            logits = self.network(x).float()
         if self.teacher is None:
-            return y
+            return F.cross_entropy(logits, y, label_smoothing=self.recipe["label_smoothing"])
         with torch.no_grad():
-            return self.teacher(x).softmax(1)
+            expected = self.teacher(x)
+        return F.mse_loss(logits, expected)
 
     def step(self, x: torch.Tensor, y: torch.Tensor) -> float:
         """Take one optimizer step on a batch and return its loss."""
-        y = self.target(x, y)
-        with self.autocast:
-            loss = F.cross_entropy(self.network(x).float(), y, label_smoothing=self.recipe["label_smoothing"])
+        loss = self.loss(x, y)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
@@ -230,7 +219,6 @@ class Training:
         entropy = [self.seed, number, *[distributed.rank()] * (distributed.rank() > 0)]
         torch.manual_seed(np.random.SeedSequence(entropy).generate_state(1)[0].item())  # dropout
         self.network.train()
-        freeze(self.model, self.recipe, number)
         losses = []
         batch_size = self.recipe["batch_size"]
         label = f"epoch {number + 1}/{self.recipe['epochs']}"

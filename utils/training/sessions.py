@@ -74,8 +74,10 @@ def _once(job: _Job, model: nn.Module, data: Data, options: Options) -> dict:
     """Train `model` in place, or load the result of the same training; return the stored facts."""
     recipe, path = job.recipe | (SMOKE if options.smoke else {}), job.path
     distributed.join(options.device, options.threads, recipe["batch_size"])
-    facts = {"recipe": recipe, **job.facts, "data": data.digest, "seed": options.seed, "device": options.device}
+    facts = {"recipe": recipe, **job.facts, "data": data.digest, "seed": options.seed}
+    # Without the device: a network is trained once, wherever that was, and measured on every device.
     fingerprint = checkpoints.fingerprint(**facts)
+    facts["device"] = options.device
     # All processes look for the checkpoint before process 0 may write it, so all decide alike.
     distributed.wait()
     if path.exists() and (stored := checkpoints.read(path))["training"]["fingerprint"] == fingerprint:
