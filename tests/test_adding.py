@@ -50,15 +50,19 @@ def test_everything_derives_from_the_catalog(home):
     assert {Path(line.split()[1]).relative_to(home).as_posix() for line in listed} == scripts
     assert len([script for script in scripts if "resnet34" in script]) == 8  # seven, and that of the method
     assert len([script for script in scripts if "_rtn_" in script]) == 4
-    assert "rounded" in run(home, "quantization/rtn/resnet34_rtn_int8.py", "--help")
+    assert "exact" in run(home, "quantization/qat/resnet34_qat_int8.py", "--help")
 
 
 def test_the_scripts_run_and_the_tables_and_figures_show_them(home):
     options = ("--smoke", "--threads", "1", "--batch-sizes", "1")
     said = run(home, "quantization/rtn/resnet34_rtn_int8.py", *options)  # makes its baseline, too
-    assert "resnet34_rtn_int8_rounded_cpu_seed0: accuracy" in said
+    assert "resnet34_rtn_int8_exact_cpu_seed0: accuracy" in said
+    assert "the engine adds nothing and agrees on 100.00 %" in said
+    said = run(home, "quantization/qat/resnet34_qat_int8.py", "--backend", "exact", *options)
+    assert "resnet34_qat_int8_exact_cpu_seed0: accuracy" in said
+    assert "the engine adds nothing and agrees on 100.00 %" in said
     run(home, "figures/all.py", "--study", "drawn_smoke")
     table = (home / "results/drawn_smoke/tables.md").read_text()
-    assert "ResNet-34: round to nearest" in table and "INT8 RTN rounded" in table
+    assert "ResNet-34: round to nearest" in table and "INT8 RTN exact" in table and "INT8 QAT exact" in table
     assert (home / "figures/drawn_smoke/activations.png").stat().st_size > 5000
     assert "Memory that the activations take." in (home / "figures/drawn_smoke/report.html").read_text()
