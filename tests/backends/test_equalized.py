@@ -42,7 +42,7 @@ def test_the_engine_answers_as_the_exact_reference(model, name, tmp_path):
     engine, x = registry.get(name), images()
     if problem := engine.problem():
         pytest.skip(problem)
-    quantized = ptq.quantize(model, x, RECIPE | {"equalize": True}, engine.placement(8))
+    quantized = ptq.quantize(model, x, RECIPE | {"equalize": True}, engine.placement_by({"bits": 8}))
     assert any(isinstance(module, ScaledHardswish) for module in quantized.network.modules())
     engine.lower(quantized, tmp_path / f"file{engine.suffix}")
     answers = engine.load(tmp_path / f"file{engine.suffix}", "cpu")(x.contiguous(memory_format=engine.layout))

@@ -87,19 +87,20 @@ def test_a_fresh_process_runs_the_file_without_torchao_with_other_threads(artifa
     torch.testing.assert_close(logits, ENGINE.load(artifact, "cpu")(images(3)), rtol=0.02, atol=0.01)
 
 
-def test_no_sum_overflows_on_this_cpu(tmp_path):
-    """All products are the largest ones: 8-bit activations without VNNI give half the answer."""
+@pytest.mark.parametrize("factor", ["activations", "weights"])
+def test_no_sum_overflows_on_this_cpu(tmp_path, factor):
+    """All products are the largest ones: factors of 8 bits without VNNI give half the answer."""
     x = torch.full((1, 3, 224, 224), 2.0)
     path = tmp_path / f"sum{ENGINE.suffix}"
-    ENGINE.lower(quantized(Sum(), ENGINE.placement(8), x), path)
+    ENGINE.lower(quantized(Sum(), ENGINE.placement_by({"bits": 8, "seven_bits": factor}), x), path)
     torch.testing.assert_close(ENGINE.load(path, "cpu")(x), torch.full((1, 2), 128.0), rtol=1e-3, atol=0)
     assert ENGINE.kernels(path)["integer_layers"] == 2
 
 
-@pytest.mark.parametrize(("vnni", "levels"), [(True, 255), (False, 127)])
-def test_activations_have_seven_bits_without_vnni(monkeypatch, vnni, levels):
+@pytest.mark.parametrize("vnni", [True, False])
+def test_products_are_narrow_without_vnni(monkeypatch, vnni):
     monkeypatch.setattr("utils.environment.has_vnni", lambda: vnni)
-    assert ENGINE.placement(8).levels == levels
+    assert ENGINE.placement(8).narrow is not vnni
 
 
 def test_a_float_pair_gives_the_same_numbers_bit_for_bit():
@@ -134,7 +135,7 @@ def test_what_is_missing_is_named(monkeypatch):
 @pytest.mark.slow
 def test_what_is_kept_in_fp32_is_not_counted_as_integer(model, tmp_path):
     path = tmp_path / f"mixed{ENGINE.suffix}"
-    network = quantized(model, ENGINE.placement(8), images(), keep_fp32=("project", "head.4"))
+    network = quantized(model, ENGINE.placement_by({"bits": 8}), images(), keep_fp32=("project", "head.4"))
     ENGINE.lower(network, path)
     counts = ENGINE.kernels(path)
     assert (counts["layers"], counts["integer_layers"]) == (Mixed.LAYERS, Mixed.LAYERS - 3)
@@ -155,7 +156,7 @@ def test_networks_of_the_study_have_integer_kernels_and_every_weight_once(name, 
     x = torch.randn(4, 3, 224, 224)
     with torch.no_grad():
         network(x)
-    integers = quantized(network.eval(), ENGINE.placement(8), x)
+    integers = quantized(network.eval(), ENGINE.placement_by({"bits": 8}), x)
     path = tmp_path / f"{name}{ENGINE.suffix}"
     ENGINE.lower(integers, path)
     counts = ENGINE.kernels(path)

@@ -13,6 +13,7 @@ from utils import environment, metrics
 from utils.backends import onnx_export, registry
 from utils.quantize import ptq
 from utils.quantize.reference import execute
+from utils.training.checkpoints import Checkpoint
 
 ENGINE = registry.get("onnxruntime")
 RECIPE = dict(activations="minmax", keep_fp32=())
@@ -35,7 +36,7 @@ def lowered(model, images, tmp_path_factory):
     """The quantized networks of 8 and 16 bits, and their artifacts."""
     folder, networks = tmp_path_factory.mktemp("onnx"), {}
     for bits in (8, 16):
-        quantized = ptq.quantize(model, images, RECIPE | dict(bias_correction=True), ENGINE.placement(bits))
+        quantized = ptq.quantize(model, images, RECIPE | dict(bias_correction=True), ENGINE.placement_by({"bits": bits}))
         networks[bits] = quantized, folder / f"{bits}{ENGINE.suffix}"
         ENGINE.lower(*networks[bits])
     return networks
@@ -121,15 +122,16 @@ EXTREME = {
 
 
 @pytest.mark.parametrize("name", EXTREME)
+@pytest.mark.parametrize("factor", ["activations", "weights"])
 @torch.no_grad()
-def test_kernels_compute_what_the_integers_say(tmp_path, name):
+def test_kernels_compute_what_the_integers_say(tmp_path, name, factor):
     """Large weights and inputs: where products are added up in too few bits, the sum is far off."""
     images = torch.rand(4, 3, 224, 224)
     images[:2] = images[:2].round()
     images[2] = 1
     model = nn.Sequential(extreme(EXTREME[name]), nn.MaxPool2d(4)).eval()
-    quantized = ptq.quantize(model, images, RECIPE, ENGINE.placement(8))
-    assert quantized.layers["0"].weight.abs().min() == 127
+    quantized = ptq.quantize(model, images, RECIPE, ENGINE.placement_by({"bits": 8, "seven_bits": factor}))
+    assert quantized.layers["0"].weight.abs().min() == quantized.placement.highest_weight
     ENGINE.lower(quantized, tmp_path / "artifact.onnx")
     assert ENGINE.kernels(tmp_path / "artifact.onnx").get("QLinearConv") == 1
     difference = answers(tmp_path / "artifact.onnx", [images]) - execute(quantized, images)
@@ -139,7 +141,7 @@ def test_kernels_compute_what_the_integers_say(tmp_path, name):
 def test_modules_kept_in_fp32_compute_between_integers(model, images, tmp_path):
     """ONNX Runtime quantizes float weights between pairs by default, with one scale."""
     recipe = RECIPE | dict(keep_fp32=("conv", "norm", "reduce", "fc"))
-    quantized = ptq.quantize(model, images, recipe, ENGINE.placement(8))
+    quantized = ptq.quantize(model, images, recipe, ENGINE.placement_by({"bits": 8}))
     ENGINE.lower(quantized, tmp_path / "artifact.onnx")
     counts = ENGINE.kernels(tmp_path / "artifact.onnx")
     assert (counts["QLinearConv"], counts["QGemm"]) == (4, 1)
@@ -161,10 +163,15 @@ def test_fp16_answers_as_fp32_within_its_resolution(model, images, tmp_path):
         assert metrics.sqnr_db(model(images).numpy(), ENGINE.load(path, "cpu")(images).numpy()) > 50
 
 
-def test_qat_of_fp16_trains_a_copy_that_autocast_rounds(model):
-    assert ENGINE.training({}) == ("", {})
-    prepared = ENGINE.prepare(model, None, {})
-    assert prepared is not model and prepared.state_dict().keys() == model.state_dict().keys()
+def test_qat_of_fp16_deploys_what_autocast_rounded_in_training(model, images, tmp_path):
+    assert ENGINE.training({}) == registry.get("half").training({})
+    network = ENGINE.prepare(model, images, {})
+    with torch.no_grad():
+        network.head.bias.fill_(5.0)
+        expected = network(images)
+    trained = Checkpoint(tmp_path, network.eval(), "", {})
+    ENGINE.convert(trained, model, images, {}).save(tmp_path / "artifact.onnx")
+    assert metrics.sqnr_db(expected.numpy(), answers(tmp_path / "artifact.onnx", [images]).numpy()) > 40
 
 
 # ---- INT16
@@ -180,10 +187,10 @@ def test_int16_answers_as_its_exact_execution(lowered, images):
 
 
 @pytest.mark.parametrize("vnni", [True, False])
-def test_activations_keep_to_seven_bits_where_products_would_saturate(monkeypatch, vnni):
+def test_products_are_narrow_without_vnni(monkeypatch, vnni):
     monkeypatch.setattr(environment, "has_vnni", lambda: vnni)
-    assert ENGINE.placement(8).levels == (255 if vnni else 127)
-    assert ENGINE.placement(16).levels == 2**16 - 1
+    assert ENGINE.placement(8).narrow is not vnni
+    assert not ENGINE.placement(16).narrow  # between its pairs it computes in FP32
 
 
 def test_a_missing_package_is_named(monkeypatch):
@@ -197,7 +204,7 @@ def test_torch_runs_nothing_of_what_is_deployed(model, images):
     deployed = ENGINE.quantize(model, images[:2], RECIPE | dict(bits=8))
     assert deployed.predict is None and deployed.network is None and deployed.quantized is not None
     assert deployed.facts["quantized"] == sorted(deployed.quantized.layers)
-    assert deployed.facts["placement"] == ENGINE.placement(8).describe()
+    assert deployed.facts["placement"] == ENGINE.placement_by({"bits": 8}).describe()
 
 
 def test_a_session_has_the_threads_of_this_process(lowered):

@@ -63,7 +63,9 @@ def test_all_layers_run_on_integers_the_rest_in_fp32(artifact):
 
 
 def test_what_is_kept_in_fp32_is_not_counted_as_integer(model, tmp_path):
-    ENGINE.lower(quantized(model, ENGINE.placement(8), images(), keep_fp32=("depthwise", "head.4")), tmp_path / "artifact")
+    ENGINE.lower(
+        quantized(model, ENGINE.placement_by({"bits": 8}), images(), keep_fp32=("depthwise", "head.4")), tmp_path / "artifact"
+    )
     kernels = ENGINE.kernels(tmp_path / "artifact")
     assert (kernels["layers"], kernels["integer_layers"]) == (Mixed.LAYERS, Mixed.LAYERS - 2)
 
@@ -90,18 +92,19 @@ def test_hardswish_stays_one_operator(artifact, floats):
         assert (kinds.count("HSwish"), kinds.count("HardSigmoid")) == (Mixed.HARDSWISHES, 1)
 
 
-def test_no_sum_overflows_on_this_cpu(tmp_path):
-    """All products are the largest ones: 8-bit activations without VNNI give half the answer."""
+@pytest.mark.parametrize("factor", ["activations", "weights"])
+def test_no_sum_overflows_on_this_cpu(tmp_path, factor):
+    """All products are the largest ones: factors of 8 bits without VNNI give half the answer."""
     x = torch.full((1, 3, 224, 224), 2.0)
-    network = quantized(Sum(), ENGINE.placement(8), x)
+    network = quantized(Sum(), ENGINE.placement_by({"bits": 8, "seven_bits": factor}), x)
     ENGINE.lower(network, tmp_path / "artifact")
     torch.testing.assert_close(ENGINE.load(tmp_path / "artifact", "cpu")(x), torch.full((1, 2), 128.0), rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize(("vnni", "levels"), [(True, 255), (False, 127)])
-def test_activations_have_seven_bits_without_vnni(monkeypatch, vnni, levels):
+@pytest.mark.parametrize("vnni", [True, False])
+def test_products_are_narrow_without_vnni(monkeypatch, vnni):
     monkeypatch.setattr("utils.environment.has_vnni", lambda: vnni)
-    assert ENGINE.placement(8).levels == levels
+    assert ENGINE.placement(8).narrow is not vnni
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -167,7 +170,7 @@ def test_the_networks_of_the_study_run_all_their_layers_on_integers(name, tmp_pa
     with torch.no_grad():
         network(torch.randn(4, 3, 224, 224))
     x = torch.randn(4, 3, 224, 224)
-    integers = quantized(network.eval(), ENGINE.placement(8), x)
+    integers = quantized(network.eval(), ENGINE.placement_by({"bits": 8}), x)
     ENGINE.lower(integers, tmp_path / "artifact")
     kernels = ENGINE.kernels(tmp_path / "artifact")
     assert kernels["layers"] == kernels["integer_layers"] == {"alexnet": 8, "resnet18": 21, "mobilenetv3": 54}[name]

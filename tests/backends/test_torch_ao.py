@@ -128,15 +128,16 @@ def test_a_network_that_has_everything_answers_as_its_exact_execution(everything
 
 # ---- kernels, where sums are large
 
-# fbgemm's depthwise kernels add pairs of products in 16 bits, with VNNI too; without VNNI, activations have 7 bits.
+# fbgemm's depthwise kernels add pairs of products in 16 bits, with VNNI too; without VNNI, one factor has 7 bits.
 SATURATING = {("fbgemm", 16)} if environment.has_vnni() else set()
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("groups", [1, 16])
 @pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("factor", ["activations", "weights"])
 @torch.no_grad()
-def test_kernels_compute_what_the_integers_say(request, engine, groups, bias):
+def test_kernels_compute_what_the_integers_say(request, engine, groups, bias, factor):
     """Large weights and inputs: where products are added up in too few bits, the sum is far off."""
     if (engine, groups) in SATURATING:
         request.applymarker(pytest.mark.xfail(strict=True, reason="fbgemm's depthwise kernels saturate on 8-bit activations"))
@@ -147,21 +148,23 @@ def test_kernels_compute_what_the_integers_say(request, engine, groups, bias):
     images = torch.rand(4, 16, 12, 12).to(memory_format=torch.channels_last)
     images[:2] = images[:2].round()
     images[2] = 1
-    network = registry.get(engine).quantize(nn.Sequential(conv), images, RECIPE)
-    assert network.quantized.layers["0"].weight.abs().min() == 127
+    network = registry.get(engine).quantize(nn.Sequential(conv), images, RECIPE | dict(seven_bits=factor))
+    assert network.quantized.layers["0"].weight.abs().min() == network.quantized.placement.highest_weight
     assert steps_apart(network, images) < 1.01
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("factor", ["activations", "weights"])
 @torch.no_grad()
-def test_linear_kernels_compute_what_the_integers_say(engine):
+def test_linear_kernels_compute_what_the_integers_say(engine, factor):
     torch.manual_seed(4)
     linear = nn.Linear(512, 8)
     linear.weight.copy_(torch.where(torch.rand_like(linear.weight) < 0.5, -1.0, 1.0))
     linear.weight[0] = 1
     images = torch.rand(6, 512).round()
     images[0] = 1
-    assert steps_apart(registry.get(engine).quantize(nn.Sequential(linear), images, RECIPE), images) < 1.01
+    network = registry.get(engine).quantize(nn.Sequential(linear), images, RECIPE | dict(seven_bits=factor))
+    assert steps_apart(network, images) < 1.01
 
 
 OPERATORS = {
@@ -192,18 +195,20 @@ def test_an_operator_answers_as_its_exact_execution_within_a_step(engine, name):
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("vnni", [True, False])
-def test_activations_keep_to_seven_bits_where_products_would_saturate(monkeypatch, everything, engine, vnni):
+def test_a_factor_keeps_to_seven_bits_where_products_would_saturate(monkeypatch, everything, engine, vnni):
     monkeypatch.setattr(environment, "has_vnni", lambda: vnni)
-    placement = registry.get(engine).placement(8)
-    steps = 255 if vnni or engine == "qnnpack" else 127
-    assert placement.levels == steps
-    first = ptq.quantize(everything, IMAGES, RECIPE, placement).pair("pair_x").scale.item()
-    assert first == pytest.approx((IMAGES.max() - IMAGES.min()).item() / steps, rel=1e-6)
+    for factor, highest, levels in (("weights", 64, 255), ("activations", 127, 127)):
+        highest, levels = (127, 255) if vnni or engine == "qnnpack" else (highest, levels)
+        placement = registry.get(engine).placement_by(RECIPE | dict(bits=8, seven_bits=factor))
+        network = ptq.quantize(everything, IMAGES, RECIPE, placement)
+        assert max(layer.weight.abs().max().item() for layer in network.layers.values()) == highest
+        expected = (IMAGES.max() - IMAGES.min()).item() / levels
+        assert network.pair("pair_x").scale.item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_scales_that_torch_fixes_are_known_to_the_method(deployed, engine):
-    placement, quantized = registry.get(engine).placement(8), deployed[engine].quantized
+    placement, quantized = registry.get(engine).placement_by({"bits": 8}), deployed[engine].quantized
     assert not placement.float_logits and "pair_head" in quantized.pairs.source  # torch's layers give integers only
     assert quantized.pair("pair_gate").numbers == torch_ao.GATE
     assert quantized.pair("pair_squeeze").numbers == quantized.pair("pair_swish_1").numbers
@@ -294,7 +299,7 @@ def test_what_an_engine_lacks_is_computed_in_fp32_and_rounded(engine, name):
 @torch.inference_mode()
 def test_means_and_gates_with_other_scales_are_computed_in_fp32_and_rounded(engine, everything):
     """As of a placement that fixes neither: torch's operators would give them the scales they always have."""
-    levels = registry.get(engine).placement(8).levels
+    levels = registry.get(engine).placement_by({"bits": 8}).levels
     quantized = ptq.quantize(everything, IMAGES, RECIPE, Placement("outputs", levels=levels))
     network = registry.get(engine).integers(quantized)
     assert metrics.sqnr_db(execute(quantized, IMAGES).numpy(), network(IMAGES).numpy()) > 40

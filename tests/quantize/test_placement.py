@@ -182,6 +182,17 @@ def test_a_placement_comes_back_from_its_description(settings):
 
 def test_the_lowest_integer_of_a_weight_is_not_used():
     assert (OUTPUTS.highest_weight, Placement("outputs", weight=torch.int16).highest_weight) == (127, 32767)
+
+
+def test_one_factor_of_narrow_products_has_seven_bits():
+    narrow = Placement("outputs", narrow=True)
+    assert OUTPUTS.narrowed("weights") == OUTPUTS.narrowed("activations") == OUTPUTS
+    for factor, levels, highest in (("activations", 127, 127), ("weights", 255, 64)):
+        placement = narrow.narrowed(factor)
+        assert (placement.levels, placement.highest_weight) == (levels, highest)
+        assert 2 * levels * highest <= 2**15 - 1
+    with pytest.raises(ValueError, match="bias"):
+        narrow.narrowed("bias")
     for dtype, ends in INTEGERS.items():
         assert ends == (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
 

@@ -21,7 +21,7 @@ from torch import fx, nn
 
 from utils.backends import exported
 from utils.backends.base import Predictor
-from utils.backends.lowering import Lowering, not_installed, u8s8_levels
+from utils.backends.lowering import Lowering, not_installed, u8s8_is_narrow
 from utils.quantize.placement import INTEGERS, Placement
 from utils.quantize.quantized import Pair, Quantized, QuantizedLayer
 
@@ -46,7 +46,7 @@ class Inductor(Lowering):
         It has no integer kernel for inputs with a scale for each channel: depthwise layers, whose
         inputs have these, compute in FP32 on rounded numbers.
         """
-        return Placement("inputs", scales="depthwise", levels=u8s8_levels())
+        return Placement("inputs", scales="depthwise", narrow=u8s8_is_narrow())
 
     def lower(self, quantized: Quantized, path: Path) -> None:
         """Compile `quantized` and write its package to `path`, for any batch size and number of threads.

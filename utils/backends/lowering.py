@@ -32,6 +32,14 @@ class Lowering(ABC):
         `bits` are those of weights and activations, 8 or 16, as the recipe says.
         """
 
+    def placement_by(self, recipe: dict) -> Placement:
+        """Return the placement for a `recipe` with `bits`.
+
+        `seven_bits` names the factor of products that has 7 bits where products of 8 bits overflow:
+        "activations", the default, as reduce_range does in torch, or "weights", as in ONNX Runtime.
+        """
+        return self.placement(recipe["bits"]).narrowed(recipe.get("seven_bits", "activations"))
+
     @abstractmethod
     def lower(self, quantized: Quantized, path: Path) -> None:
         """Write `quantized` to the artifact at `path`.
@@ -74,13 +82,13 @@ class Lowering(ABC):
         """
         if "bits" not in recipe:
             return self.deploy_half(model)
-        return self.deploy(ptq.quantize(model, images, recipe, self.placement(recipe["bits"])))
+        return self.deploy(ptq.quantize(model, images, recipe, self.placement_by(recipe)))
 
     def training(self, recipe: dict) -> tuple[str, dict]:
         if "bits" not in recipe:
             return base.unrounded_training()
         settings = {name: recipe[name] for name in qat.SETTINGS if name in recipe}
-        settings["placement"] = self.placement(recipe["bits"]).in_training.describe()
+        settings["placement"] = self.placement_by(recipe).in_training.describe()
         return checkpoints.fingerprint(**settings["placement"])[:6], settings
 
     def prepare(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> nn.Module:
@@ -90,13 +98,13 @@ class Lowering(ABC):
         """
         if "bits" not in recipe:
             return qat.unrounded(model, images)
-        return qat.trainable(model, images, recipe, self.placement(recipe["bits"]).in_training)
+        return qat.trainable(model, images, recipe, self.placement_by(recipe).in_training)
 
     def convert(self, trained: Checkpoint, model: nn.Module, images: torch.Tensor, recipe: dict) -> Deployed:
         """Convert a trained network: to integers with the ranges of its training, or to FP16."""
         if "bits" not in recipe:
             return self.deploy_half(qat.plain(trained.model, model))
-        quantized = qat.convert(trained.model, recipe, self.placement(recipe["bits"]))
+        quantized = qat.convert(trained.model, recipe, self.placement_by(recipe))
         return dataclasses.replace(self.deploy(quantized), fake_quant=trained.model)
 
 
@@ -106,13 +114,9 @@ def not_installed(requirements: str, *packages: str) -> str | None:
     return f"not installed: {', '.join(missing)} (pip install -r {requirements})" if missing else None
 
 
-def u8s8_levels() -> int:
-    """Return the `levels` of a placement for kernels that multiply u8 by s8: 255, or 127 without VNNI.
-
-    Without VNNI, these kernels add pairs of products in 16 bits and saturate: 2 x 129 x 127 fits,
-    half of 2 x 255 x 127 does not (see reduce_range in torch's documentation).
-    """
-    return 255 if environment.has_vnni() else 127
+def u8s8_is_narrow() -> bool:
+    """Return whether kernels that multiply u8 by s8 are `narrow` on this machine: without VNNI."""
+    return not environment.has_vnni()
 
 
 def stored(quantized: Quantized) -> tuple[Stored, ...]:

@@ -14,7 +14,7 @@ from torch import nn
 from utils.backends import onnx_export
 from utils.backends.base import Predictor
 from utils.backends.fp16 import Half
-from utils.backends.lowering import Lowering, not_installed, u8s8_levels
+from utils.backends.lowering import Lowering, not_installed, u8s8_is_narrow
 from utils.quantize.placement import Placement
 from utils.quantize.quantized import Quantized
 
@@ -32,7 +32,12 @@ class OnnxRuntime(Lowering):
             # Its 16-bit operators are computed in FP32 between roundings: a second simulation.
             return Placement("outputs", torch.int16, torch.int8, bias="float", symmetric=True, levels=2**16 - 1)
         return Placement(
-            "outputs", bias="int32", levels=u8s8_levels(), pooling_keeps_scale=True, unit_gates=True, float_logits=True
+            "outputs",
+            bias="int32",
+            narrow=u8s8_is_narrow(),
+            pooling_keeps_scale=True,
+            unit_gates=True,
+            float_logits=True,
         )
 
     def lower(self, quantized: Quantized, path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 from utils import paths
 from utils.backends import onnx_export
 from utils.backends.base import Predictor
-from utils.backends.lowering import Lowering, not_installed, u8s8_levels
+from utils.backends.lowering import Lowering, not_installed, u8s8_is_narrow
 from utils.errors import UserError
 from utils.quantize.placement import Placement
 from utils.quantize.quantized import Quantized
@@ -50,7 +50,7 @@ class OpenVino(Lowering):
 
     def placement(self, bits: int) -> Placement:
         """Return where OpenVINO wants pairs."""
-        return Placement("inputs", scales="depthwise", levels=u8s8_levels())
+        return Placement("inputs", scales="depthwise", narrow=u8s8_is_narrow())
 
     def lower(self, quantized: Quantized, path: Path) -> None:
         onnx_export.export(quantized.network, path)

@@ -21,7 +21,7 @@ with warnings.catch_warnings():
     from torch.ao.nn.intrinsic import quantized as nniq
 
 from utils.backends.base import Deployed, Predictor
-from utils.backends.lowering import Lowering, u8s8_levels
+from utils.backends.lowering import Lowering, u8s8_is_narrow
 from utils.quantize.placement import Placement
 from utils.quantize.quantized import Pair, Quantized, QuantizedLayer
 
@@ -53,9 +53,9 @@ class TorchAO(Lowering):
         their ranges. On MobileNetV3's trained weights that costs less than the
         loss of a bit (validation SQNR 17.8 dB against 12.4 dB).
         """
-        levels = 255 if self.name == "qnnpack" else u8s8_levels()
+        narrow = self.name != "qnnpack" and u8s8_is_narrow()
         # In torch, an average has the scale of its input, and hardsigmoid's is fixed.
-        return Placement("outputs", levels=levels, pooling_keeps_scale=True, unit_gates=True)
+        return Placement("outputs", narrow=narrow, pooling_keeps_scale=True, unit_gates=True)
 
     def lower(self, quantized: Quantized, path: Path) -> None:
         self.save(self.integers(quantized), path)

@@ -37,18 +37,32 @@ class Placement:
     weight: torch.dtype = torch.int8
     bias: str = "float"  # "float", or "int32" in units of input scale times weight scale
     symmetric: bool = False  # whether the zero-points of activations are 0
-    levels: int = 255  # steps between the ends of a calibrated range; 127 where 8-bit products overflow
+    levels: int = 255  # steps between the ends of a calibrated range
     # Activations have a scale for each channel where no reader adds channels up ("apart"), or only
     # where all readers are depthwise convolutions ("depthwise"), or nowhere ("tensor").
     scales: str = "tensor"
     pooling_keeps_scale: bool = False  # whether an average has the scale of what it averages
     float_logits: bool = False  # whether the last operator's output is left as it is
     unit_gates: bool = False  # whether hardsigmoid, which ends at 1, always has the scale 1/256
+    narrow: bool = False  # whether products of 8 bits overflow, so that one factor gets 7 bits, see `narrowed`
+    weight_limit: int | None = None  # largest magnitude of an integer weight, if less than its format has
 
     @property
     def highest_weight(self) -> int:
         """Largest magnitude of a weight; the lowest integer is not used, so that 0 is the middle."""
-        return INTEGERS[self.weight][1]
+        return self.weight_limit or INTEGERS[self.weight][1]
+
+    def narrowed(self, factor: str) -> "Placement":
+        """Return the placement in which no product overflows.
+
+        If it is narrow, `factor` is what gets 7 bits: "activations" or "weights". Engines of this
+        kind add pairs of products u8 x s8 in 16 bits: 2 x 127 x 127 fits, and so does 2 x 255 x 64.
+        Raises `ValueError` for another `factor`.
+        """
+        change = {"activations": {"levels": 127}, "weights": {"weight_limit": 64}}
+        if factor not in change:
+            raise ValueError(f"no such factor: {factor}")
+        return dataclasses.replace(self, **change[factor]) if self.narrow else self
 
     def describe(self) -> dict:
         """Return all settings, JSON-serializable."""
