@@ -8,7 +8,7 @@ import pytest
 
 from utils import paths
 
-NAMES = ["data_loading", "training_step", "evaluation", "results_csv", "help"]
+NAMES = ["data_loading", "training_step", "qat_step", "evaluation", "results_csv", "help"]
 ROW = re.compile(r"(\S.*\S) +(\d+\.\d\d) \[(\d+\.\d\d), (\d+\.\d\d)\] +(>=|<=) [\d.]+ +(yes|no|unclear)")
 
 
@@ -32,10 +32,10 @@ def test_each_runs_and_prints_its_rows():
     done = run("--smoke")
     assert (done.returncode, done.stderr) == (0, "")
     # A machine that is slow enough gets progress lines, too.
-    head, *rows = [line for line in done.stdout.splitlines() if not line.startswith("test images: ")]
+    head, *rows = [line for line in done.stdout.splitlines() if not line.startswith(("test images: ", "calibrating: "))]
     assert head.split() == ["what", "ratio", "[95", "%", "interval]", "goal", "met"]
-    kinds = ("ImageFolder", "training", "evaluation", ".csv", "--help")
-    assert [sum(kind in row for row in rows) for kind in kinds] == [3, 1, 2, 2, 2]
+    kinds = ("ImageFolder", "training", "QAT", "evaluation", ".csv", "--help")
+    assert [sum(kind in row for row in rows) for kind in kinds] == [3, 1, 1, 2, 2, 2]
     for row in rows:
         found = ROW.fullmatch(row)
         assert found, row

@@ -1,5 +1,8 @@
-"""Benchmark of a training step: ours against the plain loop of PyTorch's tutorials."""
+"""Benchmarks of training steps: ours against the plain loop of PyTorch's tutorials, QAT against FP32."""
 
+import dataclasses
+import functools
+import importlib
 from collections.abc import Iterator
 
 import paired
@@ -8,6 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from models.resnet18_fp32 import RECIPE
+from utils.backends import registry
+from utils.catalog import MODELS
 from utils.training import architectures
 from utils.training.loop import Setup, Training
 
@@ -28,6 +33,28 @@ def training_step(settings: paired.Settings) -> Iterator[paired.Row]:
         turn()  # allocates the optimizer's state
     what = f"training step, batch {len(x)}, {training.amp}, times faster than a plain loop"
     yield paired.faster(what, ours, theirs, 1.5, 1 if settings.smoke else 3)
+
+
+def qat_step(settings: paired.Settings) -> Iterator[paired.Row]:
+    """Time a step of QAT for INT8, with its teacher, against an FP32 step of the same network and batch."""
+    torch.set_num_threads(paired.THREADS)
+    for name in list(MODELS)[-1:] if settings.smoke else MODELS:
+        quantized = importlib.import_module(f"quantization.qat.{name}_qat_int8").RECIPE
+        plain = importlib.import_module(f"models.{name}_fp32").RECIPE["pretrained"]
+        split = pictures.prepared(settings, 8 if settings.smoke else 2 * plain["batch_size"])
+        torch.manual_seed(0)
+        model = architectures.build(name).eval()
+        network = registry.get("fbgemm").prepare(model, split.calibration(8), quantized)
+        data, setup = pictures.as_data(split), Setup(set(), 0, "cpu")
+        qat = Training(network, data, quantized["training"], dataclasses.replace(setup, teacher=model))
+        fp32 = Training(architectures.build(name), data, plain, setup)
+        x, y = next(split.shuffled(4 if settings.smoke else plain["batch_size"], 0, augmentation=plain["augment"]))
+        sides = [paired.turn(functools.partial(training.step, x, y)) for training in (qat, fp32)]
+        for training, turn in zip((qat, fp32), sides, strict=True):
+            training.network.train()
+            turn()  # allocates the optimizer's state
+        what = f"QAT step of {MODELS[name].label}, batch {len(x)}, over an FP32 step ({fp32.amp})"
+        yield paired.cost(what, *sides, 2.0, 1 if settings.smoke else 3)
 
 
 def plain(x: torch.Tensor, y: torch.Tensor):

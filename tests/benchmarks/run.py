@@ -21,6 +21,7 @@ from utils.errors import UserError
 BENCHMARKS = {  # name of the function -> its module
     "data_loading": "bench_data",
     "training_step": "bench_training",
+    "qat_step": "bench_training",
     "evaluation": "bench_evaluation",
     "results_csv": "bench_results",
     "help": "bench_help",
