@@ -16,12 +16,24 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from utils.quantize import qat
 from utils.quantize.layers import WEIGHTED, weighted
 from utils.quantize.quantized import Quantized
 from utils.training.checkpoints import Checkpoint
 from utils.training.loop import Predictor
 
-__all__ = ["Backend", "Deployed", "Layer", "Predictor", "Quantizing", "Stored", "Training", "plain_layers", "stored_parameters"]
+__all__ = [
+    "Backend",
+    "Deployed",
+    "Layer",
+    "Predictor",
+    "Quantizing",
+    "Stored",
+    "Training",
+    "Unrounded",
+    "plain_layers",
+    "stored_parameters",
+]
 
 
 @dataclass(frozen=True)
@@ -117,9 +129,19 @@ class Training(Protocol):
         """
 
 
-def unrounded_training() -> tuple[str, dict]:
-    """Return the tag and settings, see `Training.training`, of backends that train by `qat.unrounded`."""
-    return "", {"placement": None}
+class Unrounded:
+    """Training of engines that compute in floating point: nothing is rounded, but by autocast.
+
+    Autocast is turned on by the recipe's `amp`.
+    """
+
+    def training(self, recipe: dict) -> tuple[str, dict]:
+        """Return no tag and no settings: these engines share one training."""
+        return "", {"placement": None}
+
+    def prepare(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> nn.Module:
+        """Return a trainable network; see `qat.unrounded`."""
+        return qat.unrounded(model, images)
 
 
 def plain_layers(network: nn.Module) -> dict[str, Layer]:

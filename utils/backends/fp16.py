@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from utils import environment
-from utils.backends import base
-from utils.backends.base import Deployed, Predictor, plain_layers, stored_parameters
+from utils.backends.base import Deployed, Predictor, Unrounded, plain_layers, stored_parameters
 from utils.quantize import qat
 from utils.training import architectures
 from utils.training.checkpoints import Checkpoint
@@ -53,7 +52,7 @@ class Autocast(nn.Module):
             return self.network(x).float()
 
 
-class FP16:
+class FP16(Unrounded):
     """The backends `half` and `amp`: FP16 on CPU or CUDA."""
 
     watched = True  # the largest FP16 number is 65,504
@@ -79,16 +78,6 @@ class FP16:
             stored=stored_parameters(network.network),
             reference=reference,
         )
-
-    def training(self, recipe: dict) -> tuple[str, dict]:
-        return base.unrounded_training()
-
-    def prepare(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> nn.Module:
-        """Return a trainable network; see `qat.unrounded`.
-
-        Training rounds through autocast, which the recipe's `amp` turns on.
-        """
-        return qat.unrounded(model, images)
 
     def convert(self, trained: Checkpoint, model: nn.Module, images: torch.Tensor, recipe: dict) -> Deployed:
         return self.quantize(qat.plain(trained.model, model), images, recipe)

@@ -7,14 +7,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils.backends import base
-from utils.backends.base import Deployed, Predictor, plain_layers, stored_parameters
+from utils.backends.base import Deployed, Predictor, Unrounded, plain_layers, stored_parameters
 from utils.quantize import qat
 from utils.training import architectures, checkpoints
 from utils.training.checkpoints import Checkpoint
 
 
-class Native:
+class Native(Unrounded):
     """Eager FP32 with channels-last memory layout, which is faster on both CPU and GPU."""
 
     name, suffix, watched = "native", ".pt", False
@@ -34,13 +33,6 @@ class Native:
             layers=plain_layers(model),
             stored=stored_parameters(model),
         )
-
-    def training(self, recipe: dict) -> tuple[str, dict]:
-        return base.unrounded_training()
-
-    def prepare(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> nn.Module:
-        """Return the control, trained in FP32 by the schedule of QAT; see `qat.unrounded`."""
-        return qat.unrounded(model, images)
 
     def convert(self, trained: Checkpoint, model: nn.Module, images: torch.Tensor, recipe: dict) -> Deployed:
         plain = qat.plain(trained.model, model)
