@@ -91,7 +91,7 @@ class TrainedPair(nn.Module):
     def zero_point(self) -> torch.Tensor:
         """The present zero-point, float32, not rounded."""
         low, high = self.limits
-        return self.first_zero_point + WIDTH * min(high - low, 255) * self.shift
+        return self.first_zero_point + WIDTH * (high - low) * self.shift
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return Rounding.apply(x, self.scale, self.zero_point, self.limits)
