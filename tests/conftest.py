@@ -1,6 +1,14 @@
 """Tests of minutes run with --slow only; the longest file of the others starts first."""
 
+import os
+
 import pytest
+
+# Before torch is imported. Tests, and the scripts that they run, share the CPUs: threads must not spin
+# while they wait for others, and each of several workers of pytest has one.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser):

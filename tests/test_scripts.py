@@ -31,7 +31,7 @@ SCRIPTS = [script for scripts in KINDS.values() for script in scripts]
 CONTROL = f"{QUANTIZED['qat_int8'][2]} --backend native"
 AMP = f"{QUANTIZED['ptq_fp16'][2]} --backend amp"
 COMMANDS = [*SCRIPTS, CONTROL, AMP]
-OPTIONS = ("--smoke", "--batch-sizes", "1,3")
+OPTIONS = ("--smoke", "--threads", "1", "--batch-sizes", "1,3")
 
 
 def run(script, *options, cwd, check=True):
@@ -149,15 +149,14 @@ def test_a_second_run_does_not_train_again(smoke):
     script, folders = FP32[2], ("--results", "out", "--checkpoints", "weights")
     path = home / "weights/drawn_smoke/mobilenetv3_fp32_seed0.pt"
     before = path.read_bytes()
-    output = run(script, "--smoke", "--batch-sizes", "1,3", *folders, cwd=home).stdout
+    output = run(script, *OPTIONS, *folders, cwd=home).stdout
     assert "training: done before" in output
     assert path.read_bytes() == before
 
 
 def test_reproduce_skips_what_is_there_and_runs_what_is_not(smoke):
     home, _ = smoke
-    options = ("--smoke", "--models", "mobilenetv3", "--methods", "fp32", "ptq", "--backends", "native", "fbgemm")
-    options += ("--batch-sizes", "1,3")
+    options = (*OPTIONS, "--models", "mobilenetv3", "--methods", "fp32", "ptq", "--backends", "native", "fbgemm")
     output = run("reproduce.py", *options, "--results", "out", "--checkpoints", "weights", cwd=home).stdout
     assert output.count("skipped: done before") == 2
     output = run("reproduce.py", *options, "--results", "elsewhere", "--checkpoints", "weights", cwd=home).stdout
