@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-# Before torch is imported. Tests, and the scripts that they run, share the CPUs: threads must not spin
+# Before torch is imported. Tests and the scripts that they run share the CPUs: threads must not spin
 # while they wait for others, and each of several workers of pytest has one.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if "PYTEST_XDIST_WORKER" in os.environ:
