@@ -158,9 +158,10 @@ def numbers(low: np.ndarray, high: np.ndarray, placement: Placement) -> tuple[to
 def calibrate(network: nn.Module, images: torch.Tensor, placement: Placement, recipe: dict) -> dict:
     """Return the scale and zero-point of every pair of `network`, by the pair's name.
 
-    `network` is float, with BatchNorm folded; it is not changed. `images` are float32 (n, 3, 224, 224), normalised; they
-    run twice unless the method is "minmax". Recipe: `activations`, one of METHODS; `keep_fp32`, the
-    modules that stay in FP32; `headroom`, a factor on all ranges, 1 if missing.
+    `network` is float, with BatchNorm folded; it is not changed. `images` are float32
+    (n, 3, 224, 224), normalised; they run twice unless the method is "minmax". Recipe:
+    `activations`, one of METHODS; `keep_fp32`, the modules that stay in FP32; `headroom`, a factor
+    on all ranges, 1 if missing.
     """
     observed = copy.deepcopy(network)
     pairs = placing.insert(observed, placement, recipe.get("keep_fp32", ()), Observer)

@@ -61,7 +61,7 @@ class Placement:
         """
         change = {"activations": {"levels": 127}, "weights": {"weight_limit": 64}}
         if factor not in change:
-            raise ValueError(f"no such factor: {factor}")
+            raise ValueError(f"seven_bits={factor!r} in the recipe: give 'activations' or 'weights'")
         return dataclasses.replace(self, **change[factor]) if self.narrow else self
 
     def describe(self) -> dict:

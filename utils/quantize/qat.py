@@ -6,11 +6,11 @@ rounding as if it were not there, and are zero where values are clipped: the str
 estimator of Bengio et al. 2013 (arXiv:1308.3432). Ranges learn at both ends, as in LSQ+ (Bhalgat
 et al. 2020, arXiv:2004.09576).
 
-Everything learns in units of its size: a weight in 1/127 of the largest of its channel, a bias in
-WIDTH of the spread of its channel, the ends of a range in WIDTH of that range. So one learning rate
-fits all channels, layers, networks and numbers of bits. Without such units, a step of the optimizer
-that is nothing to one channel moves another by several integers: after folding and equalization,
-the channels of a layer differ by factors of hundreds.
+Each parameter learns in units that suit its size: a weight in 1/127 of the largest of its channel, a
+bias in WIDTH of the spread of its channel's output, the ends of a range in WIDTH of that range. So one
+learning rate fits all channels, layers, networks and bit widths. In plain units it would not: after
+folding and equalization, the channels of a layer differ by factors of hundreds, and a step that hardly
+changes one channel moves the weights of another by several integers.
 """
 
 import copy
@@ -192,9 +192,9 @@ def _quiet(network: fx.GraphModule) -> fx.GraphModule:
     return network
 
 
-def _begin(layer: nn.Module, scale: torch.Tensor, highest: int | None, spread: torch.Tensor) -> _Trained:
+def _begin(layer: nn.Module, scale: torch.Tensor, highest: int | None, width: torch.Tensor) -> _Trained:
     layer.__class__ = TrainedConv2d if isinstance(layer, nn.Conv2d) else TrainedLinear
-    layer.begin(scale, highest, spread)
+    layer.begin(scale, highest, width)
     return layer
 
 
