@@ -2,8 +2,8 @@
 
     python quantization/qat/alexnet_qat_fp16.py --data PATH --backend all
 
-The FP32 checkpoint is fine-tuned in mixed precision: on CUDA in FP16 with loss scaling, on a CPU in
-BF16 (the column training_dtype of results.csv says which). `half` then runs everything in FP16 (the
+The FP32 checkpoint is fine-tuned with weights, biases, and what layers read and write rounded to
+FP16; sums stay in FP32, so any processor can train it. `half` then runs everything in FP16 (the
 dissertation's "direct"); `amp` runs the FP32 weights under autocast.
 """
 
@@ -22,7 +22,7 @@ RECIPE = dict(
         weight_decay=0.0, clip_norm=1.0,
         distill=True,  # match the FP32 network, not the labels: adapt to the rounding only
         augment=dict(crop=0.7, degrees=15),  # smallest crop as a share of the side; rotation
-        amp="always",
+        amp=False,
     ),
     calibration_images=256,  # these say how widely outputs spread, the unit in which biases learn
 )  # fmt: skip

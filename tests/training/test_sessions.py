@@ -187,13 +187,12 @@ def test_the_teacher_is_the_baseline_where_the_recipe_distills(experiment, monke
     assert collected[0].head == {"fc.weight", "fc.bias"}
 
 
-def test_the_control_is_trained_in_fp32_and_shared_by_the_scripts_of_a_model(experiment, monkeypatch):
-    def control(amp, dtype):
-        recipe = QAT_RECIPE | dict(training=QAT_RECIPE["training"] | dict(amp=amp))
+def test_the_control_is_shared_by_the_scripts_of_a_model(experiment, monkeypatch):
+    def control(dtype):
         here = SimpleNamespace(**vars(experiment) | {"run": Run("resnet18", "qat", dtype)})
-        return finetune(here, FakeBackend("native"), recipe)
+        return finetune(here, FakeBackend("native"))
 
-    first = control(False, "int8")
+    first = control("int8")
     assert first.path.name == "resnet18_control_fp32_seed0.pt"
     forbid_training(monkeypatch)
-    assert control("always", "fp16").sha256 == first.sha256
+    assert control("fp16").sha256 == first.sha256

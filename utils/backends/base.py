@@ -30,7 +30,8 @@ __all__ = [
     "Quantizing",
     "Stored",
     "Training",
-    "Unrounded",
+    "Floating",
+    "Halved",
     "plain_layers",
     "stored_parameters",
 ]
@@ -129,19 +130,24 @@ class Training(Protocol):
         """
 
 
-class Unrounded:
-    """Training of engines that compute in floating point: nothing is rounded, but by autocast.
+class Floating:
+    """Training for engines that compute in FP32."""
 
-    Autocast is turned on by the recipe's `amp`.
-    """
+    half = False
 
     def training(self, recipe: dict) -> tuple[str, dict]:
-        """Return no tag and no settings: these engines share one training."""
-        return "", {"placement": None}
+        """Return no tag, and the format: the engines of one format share one training."""
+        return "", {"format": "fp16" if self.half else "fp32"}
 
     def prepare(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> nn.Module:
-        """Return a trainable network; see `qat.unrounded`."""
-        return qat.unrounded(model, images)
+        """Return a trainable network; see `qat.floating`."""
+        return qat.floating(model, images, self.half)
+
+
+class Halved(Floating):
+    """Training for engines that compute in FP16."""
+
+    half = True
 
 
 def plain_layers(network: nn.Module) -> dict[str, Layer]:

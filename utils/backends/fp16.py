@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from utils import environment
-from utils.backends.base import Deployed, Predictor, Unrounded, plain_layers, stored_parameters
+from utils.backends.base import Deployed, Predictor, Halved, plain_layers, stored_parameters
 from utils.quantize import qat
 from utils.training import architectures
 from utils.training.checkpoints import Checkpoint
@@ -52,7 +52,7 @@ class Autocast(nn.Module):
             return self.network(x).float()
 
 
-class FP16(Unrounded):
+class FP16(Halved):
     """The backends `half` and `amp`: FP16 on CPU or CUDA."""
 
     watched = True  # the largest FP16 number is 65,504

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from utils import environment
-from utils.backends.base import Deployed, Stored, Unrounded, stored_parameters
+from utils.backends.base import Deployed, Stored, Halved, stored_parameters
 from utils.quantize import ptq, qat
 from utils.quantize.operators import folded
 from utils.quantize.placement import Placement
@@ -18,7 +18,7 @@ from utils.quantize.quantized import Quantized
 from utils.training import checkpoints
 from utils.training.checkpoints import Checkpoint
 
-FLOAT = Unrounded()  # how recipes without `bits` train
+HALF = Halved()  # how recipes without `bits` train
 
 
 class Lowering(ABC):
@@ -87,15 +87,15 @@ class Lowering(ABC):
 
     def training(self, recipe: dict) -> tuple[str, dict]:
         if "bits" not in recipe:
-            return FLOAT.training(recipe)
+            return HALF.training(recipe)
         settings = {name: recipe[name] for name in qat.SETTINGS if name in recipe}
         settings["placement"] = self.placement_by(recipe).in_training.describe()
         return checkpoints.fingerprint(**settings["placement"])[:6], settings
 
     def prepare(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> nn.Module:
-        """Return a trainable network; see `qat.trainable`, or without `bits` `base.Unrounded`."""
+        """Return a trainable network; see `qat.trainable`, or without `bits` `base.Halved`."""
         if "bits" not in recipe:
-            return FLOAT.prepare(model, images, recipe)
+            return HALF.prepare(model, images, recipe)
         return qat.trainable(model, images, recipe, self.placement_by(recipe).in_training)
 
     def convert(self, trained: Checkpoint, model: nn.Module, images: torch.Tensor, recipe: dict) -> Deployed:

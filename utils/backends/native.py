@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils.backends.base import Deployed, Predictor, Unrounded, plain_layers, stored_parameters
+from utils.backends.base import Deployed, Predictor, Floating, plain_layers, stored_parameters
 from utils.quantize import qat
 from utils.training import architectures, checkpoints
 from utils.training.checkpoints import Checkpoint
 
 
-class Native(Unrounded):
+class Native(Floating):
     """Eager FP32 with channels-last memory layout, which is faster on both CPU and GPU."""
 
     name, suffix, watched = "native", ".pt", False

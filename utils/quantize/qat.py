@@ -61,6 +61,18 @@ class Rounding(torch.autograd.Function):
         return dx, of_scale, scale * (dx.sum(dims) - dy.sum(dims)), None
 
 
+class HalfRounding(torch.autograd.Function):
+    """Round float32 numbers to the nearest of FP16; gradients pass as if nothing were rounded."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.half().float()
+
+    @staticmethod
+    def backward(ctx, dy):
+        return dy
+
+
 class TrainedPair(nn.Module):
     """The rounding of a `Pair`, whose range learns at both ends.
 
@@ -100,8 +112,11 @@ class TrainedPair(nn.Module):
 class _Trained:
     """A layer whose weights and biases learn in units of their size, and are rounded or not.
 
-    `weight` holds units, `bias` what was learned, in units, besides `first_bias`.
+    `weight` holds units, `bias` what was learned, in units, besides `first_bias`. With `half`, the
+    layer reads, holds and writes numbers of FP16.
     """
+
+    half = False
 
     def begin(self, scale: torch.Tensor, highest: int | None, spread: torch.Tensor) -> None:
         """Turn a float layer into a trained one, in place.
@@ -128,21 +143,25 @@ class _Trained:
         if self.highest is not None:
             step = STEPS / self.highest
             weight = torch.fake_quantize_per_tensor_affine(weight, step, 0, -self.highest, self.highest)
-        return weight * by_output(self.unit, weight), self.first_bias + self.bias_unit * self.bias
+        return self.short(weight * by_output(self.unit, weight)), self.short(self.first_bias + self.bias_unit * self.bias)
+
+    def short(self, x: torch.Tensor) -> torch.Tensor:
+        """Return `x`, rounded to FP16 if this layer is `half`."""
+        return HalfRounding.apply(x) if self.half else x
 
 
 class TrainedConv2d(_Trained, nn.Conv2d):
     """A convolution that learns in units and computes with rounded weights."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self._conv_forward(x, *self.used())
+        return self.short(self._conv_forward(self.short(x), *self.used()))
 
 
 class TrainedLinear(_Trained, nn.Linear):
     """A linear layer that learns in units and computes with rounded weights."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, *self.used())
+        return self.short(F.linear(self.short(x), *self.used()))
 
 
 def trainable(model: nn.Module, images: torch.Tensor, recipe: dict, placement: Placement) -> fx.GraphModule:
@@ -167,15 +186,16 @@ def trainable(model: nn.Module, images: torch.Tensor, recipe: dict, placement: P
     return network
 
 
-def unrounded(model: nn.Module, images: torch.Tensor) -> fx.GraphModule:
-    """Return the folded network of `model`, ready to be trained in the same units without rounding.
+def floating(model: nn.Module, images: torch.Tensor, half: bool = False) -> fx.GraphModule:
+    """Return the folded network of `model`, ready to be trained in the same units without integers.
 
-    It is the control of QAT, and what trains for FP16. `images` are as for `trainable`.
+    In FP32 it is the control of QAT. With `half`, weights, biases, and what layers read and write are
+    rounded to FP16. `images` are as for `trainable`.
     """
     network = _quiet(folded(model))
     spreads = spread(network, images)
     for name, layer in weighted(network).items():
-        _begin(layer, quantize_weight(layer.weight, STEPS)[1], None, spreads[name])
+        _begin(layer, quantize_weight(layer.weight, STEPS)[1], None, spreads[name]).half = half
     return network
 
 
@@ -241,7 +261,7 @@ def convert(trained: fx.GraphModule, recipe: dict, placement: Placement) -> Quan
 
 @torch.no_grad()
 def plain(trained: fx.GraphModule, model: nn.Module) -> nn.Module:
-    """Return `model` with the weights that `trained`, from `unrounded`, has learned.
+    """Return `model` with the weights that `trained`, from `floating`, has learned.
 
     Weights hold the factors of their BatchNorm, which then only adds the bias.
     """

@@ -61,7 +61,7 @@ def finetune(experiment: Experiment, backend, prepared: nn.Module, recipe: dict)
     options, baseline = experiment.options, experiment.baseline
     run = experiment.run.on(backend.name)
     tag, settings = backend.training(recipe)
-    schedule = recipe["training"] | ({"amp": False} if run.method == "control" else {})
+    schedule = recipe["training"]
     teacher = baseline.model if schedule["distill"] else None
     setup = loop.Setup(architectures.head(prepared, run.model), options.seed, options.device, teacher)
     path = checkpoints.path_of(run, experiment.data.study, options, tag)
