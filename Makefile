@@ -26,7 +26,8 @@ SMALL := --smoke --threads 1 --backends native fbgemm half simulated --batch-siz
 
 demo: setup
 	@echo "== MobileNetV3-Small on the drawn images: FP32 from scratch, then INT8 by post-training quantization"
-	$(BIN)/python reproduce.py --models mobilenetv3 --methods fp32 ptq --dtypes fp32 int8 --backends native fbgemm --batch-sizes 1
+	$(BIN)/python reproduce.py --models mobilenetv3 --methods fp32 ptq --dtypes fp32 int8 --backends native fbgemm \
+		--batch-sizes 1 --timing brief
 	@echo "== figures and table"
 	@$(MAKE) --no-print-directory render STUDY=drawn
 	@echo "== all 21 scripts and the control in small form: a few images and steps show that each works, and measure nothing"

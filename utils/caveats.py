@@ -9,6 +9,7 @@ from utils import stats
 MEANING = {  # of the words that `of` returns; {fewest} is `fewest_images` for the study's margin
     "smoke": "Smoke: a few images and steps show that the path works; the numbers measure nothing.",
     "simulated": "Simulated: 16-bit integers carried in FP32, whose speed says nothing; none is given.",
+    "brief": "Brief: timed for a few seconds, so times and speed-ups are rough.",
     "contended": "Contended: something else was running, so do not rely on the time.",
     "FP16 emulated": "Emulated: this processor has no FP16 arithmetic.",
     "qnnpack off ARM": "qnnpack off ARM: stands for ARM's numerics, not for its speed.",
@@ -31,6 +32,7 @@ def of(row: dict) -> list[str]:
         "smoke": is_smoke(row),
         "simulated": row["simulated"],
         "timed otherwise": not row["simulated"] and row["latency_ms_p50"] is None,
+        "brief": row.get("tier") == "brief",
         "contended": row["contended"],
         "FP16 emulated": row["native_fp16"] is not None and not row["native_fp16"],
         "qnnpack off ARM": row["backend"] == "qnnpack" and "avx2" in (row["isa"] or ""),

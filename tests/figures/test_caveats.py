@@ -21,6 +21,7 @@ ROW = dict(
         (dict(study="pets_smoke_1a2b3c4d"), ["smoke"]),  # of other images than an earlier smoke run
         (dict(tier="smoke"), ["smoke"]),
         (dict(study="no_smoke_without_fire"), []),
+        (dict(tier="brief", contended=True), ["brief", "contended"]),
         (dict(simulated=True, latency_ms_p50=None, tier=None), ["simulated"]),
         (dict(latency_ms_p50=None), ["timed otherwise"]),
         (dict(contended=True, native_fp16=False), ["contended", "FP16 emulated"]),

@@ -35,7 +35,7 @@ def test_a_scenario_gets_its_queries_however_slow_the_candidate_is(tier, batch_s
 
 
 def test_tiers_have_the_queries_that_their_percentiles_need():
-    assert stats.fewest_queries(0.90) == QUICK.queries == 64
+    assert stats.fewest_queries(0.90) == QUICK.queries == protocol.TIERS["brief"].queries == 64
     assert stats.fewest_queries(0.99) == STANDARD.queries == protocol.TIERS["mlperf"].queries == 662
 
 
@@ -147,9 +147,9 @@ def measured(monkeypatch, tmp_path):
     monkeypatch.setattr(fastest, "Worker", FakeWorker)
     monkeypatch.setattr(rounds, "WARMUP_S", 0)
 
-    def measure(batch_sizes, smoke, cuda_graph=False):
+    def measure(batch_sizes, smoke, **how):
         FakeWorker.log.clear()
-        options = Options(("fbgemm",), threads=2, smoke=smoke, batch_sizes=batch_sizes, cuda_graph=cuda_graph)
+        options = Options(("fbgemm",), threads=2, smoke=smoke, batch_sizes=batch_sizes, **how)
         return protocol.measure(("fbgemm", "a.pt"), baseline, "images", options), list(FakeWorker.log)
 
     return measure
@@ -169,6 +169,12 @@ def test_every_batch_size_on_all_threads_and_the_smallest_on_one(measured):
     candidates = [call for call in log if call[:2] == ("fbgemm", "start")]
     assert candidates == [("fbgemm", "start", "a.pt", "cpu", n, False) for n in (1, 2) for _ in range(QUICK.launches)]
     assert len([call for call in log if call[1] == "start"]) == len([call for call in log if call[1] == "end"])
+
+
+def test_brief_timing_leaves_out_one_thread(measured):
+    entries, _ = measured((8, 1), smoke=False, timing="brief")
+    assert [(entry["threads"], entry["batch_size"], entry["tier"]) for entry in entries] == [(2, 1, "brief"), (2, 8, "brief")]
+    assert {entry["n_launches"] for entry in entries} == {protocol.TIERS["brief"].launches}
 
 
 def test_the_protocol_says_when_the_networks_ran_as_cuda_graphs(measured):

@@ -41,16 +41,20 @@ class Tier:
     """How long to time one row.
 
     `seconds` is the time of all sides and launches together, `queries` the smallest number of
-    candidate runs for a scenario.
+    candidate runs for a scenario. With `single`, the smallest batch size is timed with one thread,
+    too.
     """
 
     seconds: float
     launches: int
     queries: int
+    single: bool = True
 
 
 # A p90 needs at least 64 queries, a p99 at least 662: see `stats.percentile_bound`.
-TIERS = dict(zip(cli.TIMING, (Tier(10, 6, 64), Tier(60, 10, 662), Tier(600, 10, 662)), strict=True))
+TIERS = dict(
+    zip(cli.TIMING, (Tier(3, 3, 64, single=False), Tier(10, 6, 64), Tier(60, 10, 662), Tier(600, 10, 662)), strict=True)
+)
 
 
 @dataclass
@@ -69,13 +73,13 @@ def measure(candidate: tuple[str, Path], baseline: Checkpoint, split: Split, opt
     """Measure latency and throughput of a candidate, given as (backend, artifact).
 
     Returns columns of results.csv, one dict for each number of threads and batch size. Every batch
-    size is timed with all threads, the smallest with one thread, too. Images come from `split`.
-    Batch sizes ascend, so that the peak memory after each is the peak of that batch size. A smoke
-    run times two rounds of one run each, with all threads only.
+    size is timed with all threads; the smallest with one thread, too, unless the tier is brief.
+    Images come from `split`. Batch sizes ascend, so that the peak memory after each is the peak of
+    that batch size. A smoke run times two rounds of one run each, with all threads only.
     """
     sizes = sorted(options.batch_sizes)
-    sweep = {options.threads: sizes} if options.smoke else {1: sizes[:1]} | {options.threads: sizes}
     tier = None if options.smoke else TIERS[options.timing]
+    sweep = ({1: sizes[:1]} if tier and tier.single else {}) | {options.threads: sizes}
     launches, entries = tier.launches if tier else 1, []
     with progress.Bar("timing", launches * sum(map(len, sweep.values())), "batch sizes") as bar:
         for threads, batch_sizes in sweep.items():
