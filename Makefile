@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test bench figures render lint
+.PHONY: setup demo smoke test bench figures render lint
 
 setup: .venv/.ready
 
@@ -23,19 +23,27 @@ setup: .venv/.ready
 
 # Two at a time: much of such a short run is imports, which keep one core busy.
 SMALL := --smoke --threads 1 --backends native fbgemm half simulated --batch-sizes 1
+MODELS := alexnet resnet18 mobilenetv3
+DRAWN := reproduce.py --models mobilenetv3 --backends native fbgemm --batch-sizes 1 --timing brief
 
 demo: setup
-	@echo "== MobileNetV3-Small on the drawn images: FP32 from scratch, then INT8 by post-training quantization"
-	$(BIN)/python reproduce.py --models mobilenetv3 --methods fp32 ptq --dtypes fp32 int8 --backends native fbgemm \
-		--batch-sizes 1 --timing brief
+	@echo "== MobileNetV3-Small on the drawn images, in FP32 from scratch"
+	$(BIN)/python $(DRAWN) --methods fp32
+	@$(BIN)/python figures/tables.py --study drawn
+	@echo "== the same network in INT8, by post-training quantization"
+	$(BIN)/python $(DRAWN) --methods ptq --dtypes int8
 	@echo "== figures and table"
 	@$(MAKE) --no-print-directory render STUDY=drawn
-	@echo "== all 21 scripts and the control in small form: a few images and steps show that each works, and measure nothing"
+	@$(MAKE) --no-print-directory smoke MODELS=mobilenetv3
+
+# Every script and the control of every model in MODELS, in small form.
+smoke: setup
+	@echo "== all scripts of $(MODELS) in small form: a few images and steps show that each works, and measure nothing"
 	@for kind in models quantization; do \
-		$(BIN)/python reproduce.py --list $(SMALL) | grep "/$$kind/" | tr '\n' '\0' \
+		$(BIN)/python reproduce.py --list --models $(MODELS) $(SMALL) | grep "/$$kind/" | tr '\n' '\0' \
 			| PATH="$(CURDIR)/$(BIN):$$PATH" xargs -0 -P 2 -n 1 sh -c || exit 1; \
 	done
-	$(BIN)/python reproduce.py $(SMALL)
+	$(BIN)/python reproduce.py --models $(MODELS) $(SMALL)
 
 # One study's tables, figures and report.
 render:

@@ -9,7 +9,7 @@ from utils import stats
 MEANING = {  # of the words that `of` returns; {fewest} is `fewest_images` for the study's margin
     "smoke": "Smoke: a few images and steps show that the path works; the numbers measure nothing.",
     "simulated": "Simulated: 16-bit integers carried in FP32, whose speed says nothing; none is given.",
-    "brief": "Brief: timed for a few seconds, so times and speed-ups are rough.",
+    "brief": "Brief: timed for a few seconds, so times and speed-ups are rough; the fastest FP32 is searched without compile.",
     "contended": "Contended: something else was running, so do not rely on the time.",
     "FP16 emulated": "Emulated: this processor has no FP16 arithmetic.",
     "qnnpack off ARM": "qnnpack off ARM: stands for ARM's numerics, not for its speed.",

@@ -39,6 +39,13 @@ def test_all_engines_that_can_run_are_timed_and_the_fastest_is_named(find):
         assert best[size]["fp32_missing"] == {"compile": "no compiler"}
 
 
+def test_brief_timing_waits_for_no_compiler(find, monkeypatch):
+    monkeypatch.setattr(registry, "problem", lambda name, device: None)
+    assert "compile" in find([1])[1]
+    best, started = find([1], timing="brief")
+    assert started and "compile" not in started and "brief" in best[1]["fp32_missing"]["compile"]
+
+
 def test_a_batch_size_is_searched_once(find):
     first, _ = find([1])
     again, started = find([1])

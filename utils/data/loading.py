@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 DRAWN_SEED = 0
 DRAWN_COUNTS = {"train": 1700, "val": 300, "test": 1000}
-SMOKE_COUNTS = {"train": 16, "val": 8, "test": 16}
+SMOKE_COUNTS = {"train": 16, "val": 8, "test": 8}
 KAGGLE_DATASET = "d4rklucif3r/cat-and-dogs"  # the dissertation names this one
 
 

@@ -18,7 +18,7 @@ from utils.training import checkpoints, distributed, loop
 from utils.training.checkpoints import Checkpoint
 from utils.training.sessions import Experiment
 
-RANDOM_SEED, RANDOM_IMAGES = 20261123, 8
+RANDOM_SEED, RANDOM_IMAGES = 20261123, 4
 DIAGNOSED, SMOKE_DIAGNOSED = 32, 2  # validation images for the per-layer figures
 
 
@@ -79,11 +79,10 @@ def _saved(run: Run, experiment: Experiment, deployed: Deployed) -> Path:
 def artifact_logits(deployed: Deployed, path: Path, experiment: Experiment) -> tuple[np.ndarray, dict]:
     """Compute the artifact's test logits, float32 (n, 2), in a fresh process.
 
-    If torch runs the network, first checks that saving changed nothing, bit for bit, on test images
-    and on random inputs, which reach values that photographs do not. Raises `RuntimeError` if it
-    did. The second value
-    has the `extremes` of all layers' outputs if the backend is watched for overflow, and is empty
-    if not.
+    If torch runs the network, checks that saving changed nothing, bit for bit, on the first test
+    images and on random inputs, which reach values that photographs do not. Raises `RuntimeError`
+    if it did. The second value has the `extremes` of all layers' outputs if the backend is watched
+    for overflow, and is empty if not.
     """
     options, test = experiment.options, experiment.data.test
     generator = torch.Generator().manual_seed(RANDOM_SEED)
@@ -91,16 +90,26 @@ def artifact_logits(deployed: Deployed, path: Path, experiment: Experiment) -> t
     first = next(test.batches(EVAL_BATCH))[0]
     for network in filter(None, (deployed.network, deployed.reference)):
         network.to(options.device)
-    with Worker(deployed.backend.name, path, options.device, options.threads) as worker, torch.inference_mode():
-        for name, x in (("random inputs", noise), ("test images", first)) if deployed.predict else ():
-            before = deployed.predict(x.to(options.device)).float().cpu().numpy()
-            if not np.array_equal(before, after := worker.call("run", x), equal_nan=True):
-                largest = np.abs(before - after).max()
-                raise RuntimeError(f"{path} answers {name} differently from the network before saving, by {largest:.3g}")
-        if not deployed.backend.watched:
-            return worker.call("logits", test, EVAL_BATCH), {}
-        logits, extremes = worker.call("watched", test, EVAL_BATCH)
-        return logits, {"extremes": extremes}
+    with Worker(deployed.backend.name, path, options.device, options.threads) as worker:
+        if deployed.predict:
+            _compare(deployed, path, "random inputs", noise.to(options.device), worker.call("run", noise))
+        if deployed.backend.watched:
+            logits, extremes = worker.call("watched", test, EVAL_BATCH)
+            facts = {"extremes": extremes}
+        else:
+            logits, facts = worker.call("logits", test, EVAL_BATCH), {}
+        if deployed.predict:
+            _compare(deployed, path, "test images", first.to(options.device), logits[: len(first)])
+    return logits, facts
+
+
+@torch.inference_mode()
+def _compare(deployed: Deployed, path: Path, name: str, x: torch.Tensor, after: np.ndarray) -> None:
+    """Raise `RuntimeError` if the network before saving does not answer `x` by `after`, bit for bit."""
+    before = deployed.predict(x).float().cpu().numpy()
+    if not np.array_equal(before, after, equal_nan=True):
+        largest = np.abs(before - after).max()
+        raise RuntimeError(f"{path} answers {name} differently from the network before saving, by {largest:.3g}")
 
 
 def baseline_logits(experiment: Experiment, known: np.ndarray | None = None) -> np.ndarray:

@@ -18,6 +18,7 @@ from utils.training.checkpoints import Checkpoint
 
 ENGINES = ("native", *(name for name, backend in BACKENDS.items() if backend.fp32 and name != "native"))
 SEARCH_S, MIN_ROUNDS, MAX_ROUNDS = 3.0, 3, 20  # for each batch size, all engines together
+COMPILING = ("compile",)  # these take about half a minute to load
 
 
 def find(baseline: Checkpoint, split: Split, batch_sizes: list[int], options: Options) -> dict[int, dict]:
@@ -26,12 +27,15 @@ def find(baseline: Checkpoint, split: Split, batch_sizes: list[int], options: Op
     Returns for each batch size `best_fp32` (name of the fastest engine), `fp32_ms` (median
     milliseconds of each engine) and `fp32_missing` (the engines for this device that cannot run
     here, and why). The first search is stored beside the checkpoint, so every candidate is compared
-    with the same engine. A smoke run searches nothing and takes eager FP32.
+    with the same engine. Brief timing leaves out the engines that compile when they load. A smoke
+    run searches nothing and takes eager FP32.
     """
     if options.smoke:
         return {size: {"best_fp32": "native", "fp32_ms": {}, "fp32_missing": {}} for size in batch_sizes}
     able = [name for name in ENGINES if options.device in BACKENDS[name].devices]
     missing = {name: reason for name in able if (reason := registry.problem(name, options.device))}
+    if options.timing == "brief":
+        missing |= dict.fromkeys(COMPILING, "left out of brief timing, as it compiles for half a minute")
     names = [name for name in able if name not in missing]
     facts = {"sha256": baseline.sha256, "cpu": environment.cpu()[0], "versions": environment.versions(), "engines": names}
     where = {"device": options.device, "threads": options.threads, "cuda_graph": options.cuda_graph}
