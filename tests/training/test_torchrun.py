@@ -1,4 +1,4 @@
-"""The training scripts, run by two processes at once: those of one model, and all with --slow.
+"""The training scripts, run by two processes at once: FP32 and QAT INT8 of one model, and all with --slow.
 
 The scripts of a kind have equal syntax trees, so one model shows what torchrun does to them.
 
@@ -18,15 +18,15 @@ from helpers import torchrun
 from utils import catalog, paths
 
 RUNS = [run for run in catalog.runs() if run.method in ("fp32", "qat")]
-QUICK = "mobilenetv3"
-SCRIPTS = [pytest.param(run.script, marks=[] if run.model == QUICK else pytest.mark.slow) for run in RUNS]
+QUICK = [run for run in RUNS if run.model == "mobilenetv3" and run.dtype in ("fp32", "int8")]
+SCRIPTS = [pytest.param(run.script, marks=[] if run in QUICK else pytest.mark.slow) for run in RUNS]
 
 
 @pytest.fixture(scope="module")
 def finished(request, tmp_path_factory):
     """The finished launchers by script; baselines run first, and after them two scripts at a time."""
     home, finished = tmp_path_factory.mktemp("trained"), {}
-    chosen = [run for run in RUNS if run.model == QUICK or request.config.getoption("--slow")]
+    chosen = RUNS if request.config.getoption("--slow") else QUICK
 
     def trained(script):
         options = "--smoke", "--batch-sizes", "1", "--results", "out", "--checkpoints", "weights"
