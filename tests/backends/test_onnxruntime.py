@@ -163,7 +163,7 @@ def test_fp16_answers_as_fp32_within_its_resolution(model, images, tmp_path):
         assert metrics.sqnr_db(model(images).numpy(), ENGINE.load(path, "cpu")(images).numpy()) > 50
 
 
-def test_qat_of_fp16_deploys_what_autocast_rounded_in_training(model, images, tmp_path):
+def test_qat_of_fp16_deploys_what_was_rounded_in_training(model, images, tmp_path):
     assert ENGINE.training({}) == registry.get("half").training({})
     network = ENGINE.prepare(model, images, {})
     with torch.no_grad():
