@@ -36,7 +36,7 @@ def test_a_command_of_the_readme_is_accepted(words, tmp_path, monkeypatch):
     else:
         monkeypatch.setattr(sys, "argv", [script, *options, "--help"])
         monkeypatch.setattr(sys, "path", [*sys.path])
-        with pytest.raises(SystemExit, match="^0$"):
+        with pytest.raises(SystemExit, match=r"^0$"):
             runpy.run_path(str(ROOT / script), run_name="__main__")
 
 

@@ -25,13 +25,13 @@ from utils.training.loop import Predictor
 __all__ = [
     "Backend",
     "Deployed",
+    "Floating",
+    "Halved",
     "Layer",
     "Predictor",
     "Quantizing",
     "Stored",
     "Training",
-    "Floating",
-    "Halved",
     "plain_layers",
     "stored_parameters",
 ]

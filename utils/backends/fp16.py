@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from utils import environment
-from utils.backends.base import Deployed, Predictor, Halved, plain_layers, stored_parameters
+from utils.backends.base import Deployed, Halved, Predictor, plain_layers, stored_parameters
 from utils.quantize import qat
 from utils.training import architectures
 from utils.training.checkpoints import Checkpoint

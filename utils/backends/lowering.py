@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from utils import environment
-from utils.backends.base import Deployed, Stored, Halved, stored_parameters
+from utils.backends.base import Deployed, Halved, Stored, stored_parameters
 from utils.quantize import ptq, qat
 from utils.quantize.operators import folded
 from utils.quantize.placement import Placement

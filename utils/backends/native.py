@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils.backends.base import Deployed, Predictor, Floating, plain_layers, stored_parameters
+from utils.backends.base import Deployed, Floating, Predictor, plain_layers, stored_parameters
 from utils.quantize import qat
 from utils.training import architectures, checkpoints
 from utils.training.checkpoints import Checkpoint

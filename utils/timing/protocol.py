@@ -52,9 +52,7 @@ class Tier:
 
 
 # A p90 needs at least 64 queries, a p99 at least 662: see `stats.percentile_bound`.
-TIERS = dict(
-    zip(cli.TIMING, (Tier(3, 3, 64, single=False), Tier(10, 6, 64), Tier(60, 10, 662), Tier(600, 10, 662)), strict=True)
-)
+TIERS = dict(zip(cli.TIMING, (Tier(3, 3, 64, single=False), Tier(10, 6, 64), Tier(60, 10, 662), Tier(600, 10, 662)), strict=True))
 
 
 @dataclass
