@@ -1,4 +1,4 @@
-"""Tests of minutes run with --slow only; the longest file of the others starts first."""
+"""Tests of minutes run with --slow only; the longest files of the others start first."""
 
 import os
 
@@ -10,14 +10,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+LONG = ("test_scripts.py", "test_adding.py", "test_xnnpack.py", "test_benchmarks.py", "test_study.py")
+
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests that take minutes, too")
 
 
 def pytest_collection_modifyitems(config, items):
-    # Several workers share the files. This one takes longer than many others, which run beside it.
-    items.sort(key=lambda item: item.path.name != "test_scripts.py")
+    # Several workers share the files. These take a minute or more; the last of them would end alone.
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
     if config.getoption("--slow"):
         return
     skip = pytest.mark.skip(reason="takes minutes: run with --slow")
