@@ -143,9 +143,9 @@ class _Trained:
         if self.highest is not None:
             step = STEPS / self.highest
             weight = torch.fake_quantize_per_tensor_affine(weight, step, 0, -self.highest, self.highest)
-        return self.short(weight * by_output(self.unit, weight)), self.short(self.first_bias + self.bias_unit * self.bias)
+        return self.in_format(weight * by_output(self.unit, weight)), self.in_format(self.first_bias + self.bias_unit * self.bias)
 
-    def short(self, x: torch.Tensor) -> torch.Tensor:
+    def in_format(self, x: torch.Tensor) -> torch.Tensor:
         """Return `x`, rounded to FP16 if this layer is `half`."""
         return HalfRounding.apply(x) if self.half else x
 
@@ -154,14 +154,14 @@ class TrainedConv2d(_Trained, nn.Conv2d):
     """A convolution that learns in units and computes with rounded weights."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.short(self._conv_forward(self.short(x), *self.used()))
+        return self.in_format(self._conv_forward(self.in_format(x), *self.used()))
 
 
 class TrainedLinear(_Trained, nn.Linear):
     """A linear layer that learns in units and computes with rounded weights."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.short(F.linear(self.short(x), *self.used()))
+        return self.in_format(F.linear(self.in_format(x), *self.used()))
 
 
 def trainable(model: nn.Module, images: torch.Tensor, recipe: dict, placement: Placement) -> fx.GraphModule:
