@@ -55,17 +55,18 @@ def test_quantized_outputs_are_given_in_float():
 
 
 @torch.no_grad()
-def test_channel_means_by_hand():
+def test_channel_moments_by_hand():
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8, 1))
     model[0].weight.copy_(torch.tensor([2.0, -1.0]).view(2, 1, 1, 1))
     model[0].bias.copy_(torch.tensor([1.0, 0.0]))
     model[3].weight.fill_(1.0)
     model[3].bias.zero_()
-    with layers.channel_means(model) as means:  # batches of two and one: each image counts the same
-        model(torch.tensor([0.0, 3.0]).view(2, 1, 1, 1).expand(2, 1, 2, 2))
-        model(torch.tensor([6.0]).view(1, 1, 1, 1).expand(1, 1, 2, 2))
-    assert means["0"].tolist() == [2 * 3 + 1, -3]  # before the ReLU
-    assert means["3"].tolist() == [4 * (1 + 7 + 13) / 3]
+    images = torch.tensor([0.0, 3.0, 6.0]).view(3, 1, 1, 1).expand(3, 1, 2, 2)
+    moments = layers.channel_moments(model, images.split(2))  # batches of two and one: each image counts the same
+    assert moments["0"][0].tolist() == [2 * 3 + 1, -3]  # before the ReLU
+    assert moments["3"][0].tolist() == [4 * (1 + 7 + 13) / 3]
+    assert moments["0"][1].tolist() == pytest.approx([2 * 6**0.5, 6**0.5])
+    assert moments["3"][1].tolist() == pytest.approx([4 * 24**0.5])
     assert not any(module._forward_hooks for module in model.modules())
 
 

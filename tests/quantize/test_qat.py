@@ -12,7 +12,6 @@ from torch import nn
 from utils import metrics
 from utils.quantize import ptq, qat
 from utils.quantize.layers import weighted
-from utils.quantize.operators import folded
 from utils.quantize.placement import INTEGERS, Placement
 from utils.quantize.qat import STEPS, WIDTH, TrainedConv2d, TrainedLinear, TrainedPair
 from utils.quantize.reference import execute
@@ -141,15 +140,6 @@ def test_weights_are_rounded_and_learn_in_units_of_their_channel(kind, highest):
 
 def by(values, weight):
     return values.view(-1, *[1] * (weight.ndim - 1))
-
-
-def test_the_spread_is_the_standard_deviation_of_each_channel(model):
-    network = folded(model)
-    found = qat.spread(network, IMAGES)
-    with torch.no_grad():
-        output = network.stem(IMAGES)
-    torch.testing.assert_close(found["stem"], output.transpose(0, 1).flatten(1).std(1, unbiased=False))
-    assert set(found) == set(weighted(network))
 
 
 # ---- the network that is trained

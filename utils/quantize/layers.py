@@ -70,24 +70,28 @@ def extremes(network: nn.Module) -> Iterator[dict]:
     report |= {"nonfinite": nonfinite, "largest": worst[where][1].item(), "largest_in": where}
 
 
-@contextlib.contextmanager
-def channel_means(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
-    """Collect the channel means of all weighted layers while images run through `model`.
+@torch.no_grad()
+def channel_moments(network: nn.Module, batches: Iterable[torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Return the mean and the standard deviation of each channel of all weighted layers' outputs.
 
-    A mean is that of a layer's output over images and positions, before the activation function:
-    float32 (channels,). The yielded dict, by layer, is filled on leaving.
+    They are taken over images and positions while `batches`, float32 (n, 3, 224, 224), run through
+    `network`, before the activation functions: float32 (channels,) each, by layer.
     """
-    sums: dict[str, torch.Tensor] = {}
-    counts: dict[str, int] = {}
-    means: dict[str, torch.Tensor] = {}
+    sums: dict[str, torch.Tensor] = {}  # float64 (2, channels), of values and of squares
+    count = 0
 
     def add(name: str, output: torch.Tensor) -> None:
-        sums[name] = sums.get(name, 0) + mean_by_channel(output) * len(output)
-        counts[name] = counts.get(name, 0) + len(output)
+        now = torch.stack([mean_by_channel(output), mean_by_channel(output.square())]).double() * len(output)
+        sums[name] = sums.get(name, 0) + now
 
-    with watching(weighted(model).items(), add):
-        yield means
-    means.update({name: total / counts[name] for name, total in sums.items()})
+    with watching(weighted(network).items(), add):
+        for batch in batches:
+            network(batch)
+            count += len(batch)
+    moments = {name: total / count for name, total in sums.items()}
+    return {
+        name: (mean.float(), (square - mean.square()).clamp_min(0).sqrt().float()) for name, (mean, square) in moments.items()
+    }
 
 
 def mean_by_channel(output: torch.Tensor) -> torch.Tensor:

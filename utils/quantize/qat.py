@@ -22,7 +22,7 @@ from torch import fx, nn
 
 from utils.quantize import calibration, ptq
 from utils.quantize import placement as placing
-from utils.quantize.layers import mean_by_channel, watching, weighted
+from utils.quantize.layers import channel_moments, weighted
 from utils.quantize.operators import Graph, folded
 from utils.quantize.placement import INTEGERS, Placement
 from utils.quantize.quantized import Quantized, by_output, quantize_weight
@@ -173,7 +173,7 @@ def trainable(model: nn.Module, images: torch.Tensor, recipe: dict, placement: P
     quantized = ptq.quantize(model, images, recipe, placement)
     network = _quiet(quantized.reference)
     network.meta["folded"] = quantized.reference
-    spreads = spread(quantized.reference, images)
+    moments = channel_moments(quantized.reference, images.split(calibration.BATCH))
     pairs = placing.insert(network, placement, quantized.keep_fp32, lambda: TrainedPair(placement.activation))
     for name in pairs.source:
         pair = quantized.pair(name)
@@ -181,7 +181,7 @@ def trainable(model: nn.Module, images: torch.Tensor, recipe: dict, placement: P
     for name, leading in pairs.same_as.items():
         network.set_submodule(name, network.get_submodule(leading))
     for name, layer in quantized.layers.items():
-        trained = _begin(network.get_submodule(name), layer.scale, layer.high, spreads[name])
+        trained = _begin(network.get_submodule(name), layer.scale, layer.high, moments[name][1])
         trained.first_bias.copy_(layer.bias)
     return network
 
@@ -193,9 +193,9 @@ def floating(model: nn.Module, images: torch.Tensor, half: bool = False) -> fx.G
     rounded to FP16. `images` are as for `trainable`.
     """
     network = _quiet(folded(model))
-    spreads = spread(network, images)
+    moments = channel_moments(network, images.split(calibration.BATCH))
     for name, layer in weighted(network).items():
-        _begin(layer, quantize_weight(layer.weight, STEPS)[1], None, spreads[name]).half = half
+        _begin(layer, quantize_weight(layer.weight, STEPS)[1], None, moments[name][1]).half = half
     return network
 
 
@@ -216,24 +216,6 @@ def _begin(layer: nn.Module, scale: torch.Tensor, highest: int | None, width: to
     layer.__class__ = TrainedConv2d if isinstance(layer, nn.Conv2d) else TrainedLinear
     layer.begin(scale, highest, width)
     return layer
-
-
-@torch.no_grad()
-def spread(network: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return the standard deviation of each channel of all weighted layers' outputs on `images`.
-
-    They are float32 (channels,), over images and positions, by layer.
-    """
-    moments: dict[str, list[torch.Tensor]] = {}
-
-    def add(name: str, output: torch.Tensor) -> None:
-        now = torch.stack([mean_by_channel(output), mean_by_channel(output.square())]).double() * len(output)
-        moments[name] = moments.get(name, 0) + now / len(images)
-
-    with watching(weighted(network).items(), add):
-        for batch in images.split(calibration.BATCH):
-            network(batch)
-    return {name: (square - mean.square()).clamp_min(0).sqrt().float() for name, (mean, square) in moments.items()}
 
 
 @torch.no_grad()
