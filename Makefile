@@ -50,7 +50,7 @@ render:
 	@$(BIN)/python figures/all.py --study $(STUDY)
 
 test: .venv/.tests lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # On drawn images, or on those in the folder DATA.
 bench: .venv/.tests
