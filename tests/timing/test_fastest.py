@@ -46,6 +46,10 @@ def test_brief_timing_waits_for_no_compiler(find, monkeypatch):
     assert started and "compile" not in started and "brief" in best[1]["fp32_missing"]["compile"]
 
 
+def test_an_engine_that_cannot_run_says_so_in_brief_timing_too(find):
+    assert find([1], timing="brief")[0][1]["fp32_missing"] == {"compile": "no compiler"}
+
+
 def test_a_batch_size_is_searched_once(find):
     first, _ = find([1])
     again, started = find([1])

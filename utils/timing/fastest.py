@@ -35,7 +35,8 @@ def find(baseline: Checkpoint, split: Split, batch_sizes: list[int], options: Op
     able = [name for name in ENGINES if options.device in BACKENDS[name].devices]
     missing = {name: reason for name in able if (reason := registry.problem(name, options.device))}
     if options.timing == "brief":
-        missing |= dict.fromkeys(COMPILING, "left out of brief timing, as it compiles for half a minute")
+        left_out = "left out of brief timing, as it compiles for half a minute"
+        missing = {name: left_out for name in able if name in COMPILING} | missing
     names = [name for name in able if name not in missing]
     facts = {"sha256": baseline.sha256, "cpu": environment.cpu()[0], "versions": environment.versions(), "engines": names}
     where = {"device": options.device, "threads": options.threads, "cuda_graph": options.cuda_graph}
