@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import bright_and_dark
 from torch import nn
 
@@ -91,6 +92,12 @@ def test_weights_biases_and_ranges_learn(model, images, data):
     assert stayed <= {"shift"}  # of a range beyond which nothing lies
 
 
+def test_training_learns_the_classes(trained, model, data):
+    x, y = next(data.train.batches(len(data.train)))
+    before, after = (F.cross_entropy(torch.from_numpy(answers(network, x)), y) for network in (model, trained.model))
+    assert after < before
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_artifact_of_every_engine_answers_as_the_trained_network(trained, model, images, data, engine, tmp_path):
     backend = registry.get(engine)
@@ -103,7 +110,6 @@ def test_the_artifact_of_every_engine_answers_as_the_trained_network(trained, mo
     sqnr = metrics.sqnr_db(rounded, integers)
     assert sqnr is None or sqnr > 25  # float sums and integer kernels round some values to different sides
     assert np.array_equal(rounded.argmax(1), integers.argmax(1))
-    assert not np.allclose(rounded, answers(model, x), atol=1e-2)  # it did learn something
     deployed.save(tmp_path / "artifact")
     noise = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     assert np.array_equal(

@@ -46,7 +46,7 @@ class OpenVino(Lowering):
         if missing:
             return missing
         label = {"f32": "FP32", "f16": "FP16", "bf16": "BF16"}[self.precision]
-        return None if label in _capabilities() else f"this CPU has no {label} arithmetic, so OpenVINO would compute in FP32"
+        return None if label in _capabilities() else f"this CPU has no {label} arithmetic, so OpenVINO would compute in another"
 
     def placement(self, bits: int) -> Placement:
         """Return where OpenVINO wants pairs."""
@@ -113,16 +113,30 @@ def kernels(compiled: "openvino.CompiledModel") -> dict:
     Returns `layers`, their number; `integer_layers`, how many of them multiply integers;
     `kernels`, {name of a kernel: count}; `precisions`, {precision: count} of all other nodes that
     compute. FP32 layers can be fewer than those of the network, because some are fused with others.
+    With AVX-512, linear layers one after the other are a single node, a subgraph.
     """
     counts, precisions, integers = collections.Counter(), collections.Counter(), 0
     for node in compiled.get_runtime_model().get_ordered_ops():
-        facts = {key: node.rt_info[key].astype(str) for key in ("layerType", "primitiveType", "runtimePrecision")}
-        if facts["layerType"] in LAYERS:
-            counts[facts["primitiveType"]] += 1
-            integers += facts["runtimePrecision"] in INTEGERS
-        elif facts["layerType"] not in ("Const", "Input", "Output", "Reorder", "Reshape"):
-            precisions[facts["runtimePrecision"]] += 1
+        kind, precision = _fact(node, "layerType"), _fact(node, "runtimePrecision")
+        fused = _matrices(node) if kind == "Subgraph" else []
+        if kind in LAYERS or fused:
+            layers = [precision] if kind in LAYERS else fused
+            counts[_fact(node, "primitiveType")] += len(layers)
+            integers += sum(each in INTEGERS for each in layers)
+        elif kind not in ("Const", "Input", "Output", "Reorder", "Reshape"):
+            precisions[precision] += 1
     return {"layers": counts.total(), "integer_layers": integers, "kernels": dict(counts), "precisions": dict(precisions)}
+
+
+def _matrices(subgraph) -> list[str]:
+    """Return the precision of every constant matrix that a node reads, the weights of a linear layer each."""
+    sources = [(source.get_source_output().get_node(), source.get_partial_shape()) for source in subgraph.inputs()]
+    constants = [(node, shape) for node, shape in sources if _fact(node, "layerType") == "Const"]
+    return [_fact(node, "runtimePrecision") for node, shape in constants if len(shape) == 2 and shape[0].get_length() > 1]
+
+
+def _fact(node, name: str) -> str:
+    return node.rt_info[name].astype(str)
 
 
 def shorten(path: Path, precision: str) -> None:
