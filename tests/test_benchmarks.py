@@ -8,8 +8,8 @@ import pytest
 
 from utils import paths
 
-NAMES = ["data_loading", "training_step", "qat_step", "evaluation", "results_csv", "help"]
-ROW = re.compile(r"(\S.*\S) +(\d+\.\d\d) \[(\d+\.\d\d), (\d+\.\d\d)\] +(>=|<=) [\d.]+ +(yes|no|unclear)")
+NAMES = ["data_loading", "training_step", "qat_step", "evaluation", "engines", "results_csv", "help"]
+ROW = re.compile(r"(\S.*\S) +(\d+\.\d\d) \[(\d+\.\d\d), (\d+\.\d\d)\](?: +(>=|<=) [\d.]+ +(yes|no|unclear))?")
 
 
 def run(*words):
@@ -34,13 +34,14 @@ def test_each_runs_and_prints_its_rows():
     # A machine that is slow enough gets progress lines, too.
     head, *rows = [line for line in done.stdout.splitlines() if not line.startswith(("test images: ", "calibrating: "))]
     assert head.split() == ["what", "ratio", "[95", "%", "interval]", "goal", "met"]
-    kinds = ("ImageFolder", "training", "QAT", "evaluation", ".csv", "--help")
-    assert [sum(kind in row for row in rows) for kind in kinds] == [3, 1, 1, 2, 2, 2]
+    kinds = ("ImageFolder", "training", "QAT", "evaluation", "FP32 native", "default INT8 ONNX Runtime", ".csv", "--help")
+    assert [sum(kind in row for row in rows) for kind in kinds] == [3, 1, 1, 2, 1, 2, 2, 2]
     for row in rows:
-        found = ROW.fullmatch(row)
-        assert found, row
-        assert row.index(found[5]) == head.index("goal") and row.index(found[6], found.start(6)) == head.index("met")
-        assert float(found[3]) <= float(found[2]) <= float(found[4])
+        values = ROW.fullmatch(row)
+        assert values, row
+        assert float(values[3]) <= float(values[2]) <= float(values[4])
+        if values[5]:
+            assert row.index(values[5]) == head.index("goal") and row.index(values[6], values.start(6)) == head.index("met")
 
 
 def test_real_images_are_taken_from_any_layout(tmp_path):
@@ -65,3 +66,24 @@ def test_goals_are_met_if_all_of_the_interval_says_so(monkeypatch):
     row = paired.faster("twice", lambda: [1.0], lambda: [2.0 + 0 * next(times)], 1.5, 3)
     assert (row.ratio, row.low, row.high, row.met) == (2, 2, 2, "yes")
     assert paired.cost("half", lambda: [1.0], lambda: [2.0], 1.1, 3).ratio == 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", ["ONNX Runtime", "NNCF", "XNNPACK"])
+def test_what_a_tool_writes_runs_on_its_engine_near_fp32(tool, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(paths.ROOT / "tests/benchmarks"))
+    import torch
+    from peers import PEERS
+
+    from utils.backends import registry
+    from utils.metrics import sqnr_db
+    from utils.training import architectures
+
+    torch.manual_seed(0)
+    model, images = architectures.build("alexnet").eval(), torch.randn(8, 3, 224, 224)
+    peer, path = PEERS[tool], tmp_path / f"network{PEERS[tool].suffix}"
+    assert not peer.missing
+    peer.write(model, images, path)
+    with torch.inference_mode():
+        answers = registry.get(peer.backend).load(path, "cpu")(images)
+        assert sqnr_db(model(images).numpy(), answers.numpy()) > 15

@@ -12,7 +12,7 @@ from utils import cli
 from utils.timing import rounds
 
 THREADS = cli.cpu_count()
-WHAT, RATIO, GOAL = 66, 22, 7  # widths of the columns
+WHAT, RATIO, GOAL = 88, 22, 7  # widths of the columns
 HEAD = f"{'what':{WHAT}} {'ratio [95 % interval]':{RATIO}} {'goal':{GOAL}} met"
 
 Turn = Callable[[], list[float]]  # does a side's work at least once; returns seconds for each time
@@ -23,27 +23,28 @@ class Settings:
     """Resources of a benchmark.
 
     `folder` is for its files. `data` has the images to use, or is None for drawn ones. `smoke` asks
-    for the least possible work.
+    for the least possible work. `init` is the path of weights, with {model} for the model.
     """
 
     folder: Path
     data: Path | None
     smoke: bool
+    init: str | None = None
 
 
 @dataclass(frozen=True)
 class Row:
     """One line of the table.
 
-    `sign` says whether the ratio should be at least (">=") or at most ("<=") `goal`.
+    `sign` says whether the ratio should be at least (">=") or at most ("<=") `goal`, if there is one.
     """
 
     what: str
     ratio: float
     low: float
     high: float
-    sign: str
-    goal: float
+    sign: str = ">="
+    goal: float | None = None
 
     @property
     def met(self) -> str:
@@ -53,6 +54,8 @@ class Row:
 
     def __str__(self) -> str:
         ratio = f"{self.ratio:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        if self.goal is None:
+            return f"{self.what:{WHAT}} {ratio}"
         return f"{self.what:{WHAT}} {ratio:{RATIO}} {self.sign} {self.goal:<{GOAL - 3}g} {self.met}"
 
 

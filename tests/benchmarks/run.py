@@ -5,7 +5,8 @@
 
 Each row is a ratio with a bootstrap interval over its rounds. Its goal is met ("yes") or missed
 ("no") if the whole interval says so. Nothing here is a test: on a busy machine a time proves
-nothing. Without --data, the images are drawn.
+nothing. Without --data, the images are drawn. The networks of `engines` have random weights, or
+those of --init.
 """
 
 import argparse
@@ -23,6 +24,7 @@ BENCHMARKS = {  # name of the function -> its module
     "training_step": "bench_training",
     "qat_step": "bench_training",
     "evaluation": "bench_evaluation",
+    "engines": "bench_engines",
     "results_csv": "bench_results",
     "help": "bench_help",
 }
@@ -32,6 +34,7 @@ def parse() -> argparse.Namespace:
     parser = cli.Parser("tests/benchmarks/run.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"benchmarks to run (default: all): {' '.join(BENCHMARKS)}")
     parser.add_argument("--data", type=Path, metavar="PATH", help="folder of images; default: drawn ones")
+    parser.add_argument("--init", metavar="FILE", help="weights for `engines`; {model} in its name stands for the model")
     parser.add_argument("--list", action="store_true", help="print the names and measure nothing")
     parser.add_argument("--smoke", action="store_true", help="do as little as possible: checks that each works, measures nothing")
     args = parser.parse_intermixed_args()
@@ -53,7 +56,7 @@ def main(args: argparse.Namespace) -> None:
     for name in args.names or BENCHMARKS:
         measure = getattr(importlib.import_module(BENCHMARKS[name]), name)
         with tempfile.TemporaryDirectory() as folder:
-            for row in measure(paired.Settings(Path(folder), args.data, args.smoke)):
+            for row in measure(paired.Settings(Path(folder), args.data, args.smoke, args.init)):
                 print(row, flush=True)
 
 

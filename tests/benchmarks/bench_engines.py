@@ -1,0 +1,106 @@
+"""Benchmark of INT8 on every engine: against FP32, and against the tools' default recipes."""
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import paired
+import pictures
+import torch
+from peers import PEERS
+from torch import nn
+
+from utils.backends import registry
+from utils.catalog import BACKENDS, MODELS
+from utils.data.splits import Split
+from utils.timing import fastest, rounds
+from utils.timing.worker import Worker
+from utils.training import architectures, checkpoints
+
+POINTS = ((paired.THREADS, 1), (1, 1), (paired.THREADS, 32))  # (threads, batch size)
+CALIBRATION = 64  # images: enough for speed, which hardly depends on the numbers
+ROUNDS, LAUNCHES = 5, 3
+BASE = "onnxruntime"  # FP32 on it is what all others are compared with
+
+
+def engines(settings: paired.Settings) -> Iterator[paired.Row]:
+    """Time FP32 and INT8 of each model on all engines, in rounds that alternate between all of them.
+
+    The weights are those of `--init`, or random. INT8 is by the recipe of the model's PTQ script and
+    by the default of each tool. A row is the time of FP32 on ONNX Runtime over that of an engine;
+    the last ones compare the study's fastest INT8 with the fastest of the tools, and with the fastest
+    FP32.
+    """
+    points = POINTS[:1] if settings.smoke else POINTS
+    for name in list(MODELS)[-1:] if settings.smoke else MODELS:
+        split = pictures.prepared(settings, 4 if settings.smoke else CALIBRATION)
+        torch.set_num_threads(paired.THREADS)
+        model = architectures.initialize(name, settings.init.format(model=name) if settings.init else "scratch", 0).model.eval()
+        sides = _fp32(name, model, settings) | _int8(name, model, split, settings)
+        for threads, batch_size in dict.fromkeys(points):
+            yield from _compare(name, sides, split, (threads, batch_size), settings.smoke)
+
+
+def _fp32(name: str, model: nn.Module, settings: paired.Settings) -> dict[tuple[str, str], tuple[str, Path]]:
+    """Return the engines of FP32, as (backend, file) by (kind, label)."""
+    path = settings.folder / f"{name}.pt"
+    checkpoints.export(path, model)
+    names = ["native", BASE] if settings.smoke else fastest.ENGINES
+    able = [each for each in names if "cpu" in BACKENDS[each].devices and not registry.problem(each, "cpu")]
+    return {("FP32", each): (each, path) for each in able}
+
+
+def _int8(name: str, model: nn.Module, split: Split, settings: paired.Settings) -> dict[tuple[str, str], tuple[str, Path]]:
+    """Write INT8 of `model` for every engine, by the study's recipe and by each tool's."""
+    images, sides = split.calibration(len(split)), {}
+    recipe = importlib.import_module(f"quantization.ptq.{name}_ptq_int8").RECIPE
+    for backend, entry in BACKENDS.items():
+        serves = ("ptq", "int8") in entry.serves and "cpu" in entry.devices
+        if serves and not registry.problem(backend, "cpu") and (not settings.smoke or backend == BASE):
+            deployed = registry.get(backend).quantize(model, images, recipe)
+            path = settings.folder / f"{name}_{backend}{deployed.backend.suffix}"
+            deployed.save(path)
+            sides["INT8", backend] = backend, path
+    for label, peer in PEERS.items():
+        if not peer.missing and not registry.problem(peer.backend, "cpu") and (not settings.smoke or peer.backend == BASE):
+            path = settings.folder / f"{name}_default_{peer.backend}{peer.suffix}"
+            peer.write(model, images, path)
+            sides["default INT8", label] = peer.backend, path
+    return sides
+
+
+def _compare(name: str, sides: dict, split: Split, point: tuple[int, int], smoke: bool) -> Iterator[paired.Row]:
+    """Time all `sides` with a number of threads and a batch size; yields a row for each."""
+    threads, batch_size = point
+    by_launch = [_launch(list(sides.values()), split, point, 1 if smoke else ROUNDS) for _ in range(1 if smoke else LAUNCHES)]
+    times = dict(zip(sides, np.concatenate(by_launch, axis=1), strict=True))  # seconds (rounds,)
+    where = f"{MODELS[name].label}, {threads} threads, batch {batch_size}: "
+    reference = times["FP32", BASE]
+    for (kind, label), seconds in times.items():
+        yield _row(f"{where}{kind} {label}", reference / seconds)
+    ours, default, fp32 = (_fastest(times, kind) for kind in ("INT8", "default INT8", "FP32"))
+    for other, goal in ((default, 1.0), (fp32, None)):
+        if other:
+            yield _row(f"{where}{' '.join(ours)} over {' '.join(other)}", times[other] / times[ours], goal)
+
+
+def _fastest(times: dict[tuple[str, str], np.ndarray], kind: str) -> tuple[str, str] | None:
+    """Return the side of this kind with the smallest median time; None if there is no such side."""
+    return min((side for side in times if side[0] == kind), key=lambda side: np.median(times[side]), default=None)
+
+
+def _launch(sides: list[tuple[str, Path]], split: Split, point: tuple[int, int], count: int) -> np.ndarray:
+    """Start all sides once; returns the median seconds of each in each round, (sides, rounds)."""
+    threads, batch_size = point
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(Worker(*side, "cpu", threads)) for side in sides]
+        rounds.hold(workers, split, batch_size)
+        runs, _ = rounds.fill([rounds.warm_up(worker) for worker in workers])
+        kept, _, _ = rounds.alternate(rounds.turns(workers, runs), count)
+    return np.array([[np.median(seconds) for seconds in each] for each in kept]).T
+
+
+def _row(what: str, ratios: np.ndarray, goal: float | None = None) -> paired.Row:
+    return paired.Row(what, float(np.median(ratios)), *paired.interval(ratios), goal=goal)

@@ -1,0 +1,91 @@
+"""INT8 by the default recipe of each deployment tool, on the networks that the study quantizes.
+
+A peer takes a float network and calibration images, and writes a file that a backend of the study
+loads. So the same engine runs both, and only the quantized networks differ.
+"""
+
+import copy
+import importlib.util
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from utils.backends import exported, onnx_export
+from utils.quantize.operators import folded
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A tool and the engine that runs what it writes."""
+
+    backend: str  # key of catalog.BACKENDS
+    package: str  # that has to be installed
+    suffix: str  # of its files
+    write: Callable[[nn.Module, torch.Tensor, Path], None]  # from a float network and images to a file
+
+    @property
+    def missing(self) -> bool:
+        return importlib.util.find_spec(self.package) is None
+
+
+def onnxruntime_default(model: nn.Module, images: torch.Tensor, path: Path) -> None:
+    """ONNX Runtime's static quantization: min-max, int8 activations, one scale for a weight tensor."""
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(quantization.CalibrationDataReader):
+        def __init__(self):
+            self.batches = iter(images.split(16))
+
+        def get_next(self) -> dict | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {"images": batch.numpy()}
+
+    plain, prepared = path.with_suffix(".fp32.onnx"), path.with_suffix(".prepared.onnx")
+    onnx_export.export(folded(model), plain)
+    with exported.quiet():
+        quant_pre_process(plain, prepared)
+        quantization.quantize_static(prepared, path, Reader())
+
+
+def nncf_default(model: nn.Module, images: torch.Tensor, path: Path) -> None:
+    """NNCF's post-training quantization for OpenVINO, with fast bias correction."""
+    import nncf
+    import openvino
+
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    plain = path.with_suffix(".fp32.onnx")
+    onnx_export.export(folded(model), plain)
+    with exported.quiet():
+        data = nncf.Dataset([batch.numpy() for batch in images.split(1)])
+        openvino.save_model(nncf.quantize(openvino.Core().read_model(plain), data, subset_size=len(images)), path)
+
+
+def xnnpack_default(model: nn.Module, images: torch.Tensor, path: Path) -> None:
+    """ExecuTorch's quantizer for XNNPACK: int8 activations, one scale for each output channel."""
+    with exported.quiet():
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.backends.xnnpack.quantizer import xnnpack_quantizer
+        from executorch.exir import to_edge_transform_and_lower
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+        example = (images[:2].to(memory_format=torch.channels_last),)
+        free = {"dynamic_shapes": ({0: torch.export.Dim("n", min=1, max=64)},)}
+        how = xnnpack_quantizer.get_symmetric_quantization_config(is_per_channel=True)
+        quantizer = xnnpack_quantizer.XNNPACKQuantizer().set_global(how)
+        network = prepare_pt2e(torch.export.export(copy.deepcopy(model).eval(), example, **free).module(), quantizer)
+        for batch in images.split(16):
+            network(batch.contiguous(memory_format=torch.channels_last))
+        program = torch.export.export(convert_pt2e(network), example, **free)
+        path.write_bytes(to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch().buffer)
+
+
+PEERS = {
+    "ONNX Runtime": Peer("onnxruntime", "onnxruntime", ".onnx", onnxruntime_default),
+    "NNCF": Peer("openvino", "nncf", ".xml", nncf_default),
+    "XNNPACK": Peer("xnnpack", "executorch", ".pte", xnnpack_default),
+}
