@@ -131,7 +131,7 @@ def test_kernels_compute_what_the_integers_say(tmp_path, name, factor):
     images[2] = 1
     model = nn.Sequential(extreme(EXTREME[name]), nn.MaxPool2d(4)).eval()
     quantized = ptq.quantize(model, images, RECIPE, ENGINE.placement_by({"bits": 8, "seven_bits": factor}))
-    assert quantized.layers["0"].weight.abs().min() == quantized.placement.highest_weight
+    assert quantized.layers["0"].weight.abs().min() == quantized.layers["0"].high
     ENGINE.lower(quantized, tmp_path / "artifact.onnx")
     assert ENGINE.kernels(tmp_path / "artifact.onnx").get("QLinearConv") == 1
     difference = answers(tmp_path / "artifact.onnx", [images]) - execute(quantized, images)

@@ -129,11 +129,11 @@ def test_layers_kept_in_fp32_stay_as_they_are(model, images, data, tmp_path):
 
 
 def test_engines_share_a_training_exactly_where_they_round_alike(monkeypatch):
-    for vnni, shared in ((True, {"fbgemm", "x86", "onednn", "qnnpack"}), (False, {"fbgemm", "x86", "onednn"})):
+    for vnni, shared in ((True, {"x86", "onednn", "qnnpack"}), (False, {"fbgemm", "x86", "onednn"})):
         monkeypatch.setattr(environment, "has_vnni", lambda vnni=vnni: vnni)
         trainings = {name: registry.get(name).training(RECIPE) for name in torch_ao.ENGINES}
-        assert {name for name in trainings if trainings[name] == trainings["fbgemm"]} == shared
-        assert len({tag for tag, _ in trainings.values()}) == (1 if vnni else 2)  # else they would overwrite each other
+        assert {name for name in trainings if trainings[name] == trainings["x86"]} == shared
+        assert len({tag for tag, _ in trainings.values()}) == 2  # else they would overwrite each other
 
 
 def test_onnxruntime_shares_the_training_of_torchs_engines():

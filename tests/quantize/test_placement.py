@@ -5,11 +5,11 @@ import json
 
 import pytest
 import torch
-from helpers import Everything, small
+from helpers import Everything, SmallDepthwise, noise, small
 from torch import fx, nn
 
 from utils.catalog import BACKENDS
-from utils.quantize import operators, placement
+from utils.quantize import operators, placement, ptq
 from utils.quantize.placement import INTEGERS, Inserted, Placement
 
 OUTPUTS, INPUTS = Placement("outputs"), Placement("inputs")
@@ -181,7 +181,19 @@ def test_a_placement_comes_back_from_its_description(settings):
 
 
 def test_the_lowest_integer_of_a_weight_is_not_used():
-    assert (OUTPUTS.highest_weight, Placement("outputs", weight=torch.int16).highest_weight) == (127, 32767)
+    layer = nn.Linear(2, 2)
+    assert (OUTPUTS.highest_weight(layer), Placement("outputs", weight=torch.int16).highest_weight(layer)) == (127, 32767)
+
+
+def test_depthwise_weights_alone_have_seven_bits_where_only_their_products_are_narrow():
+    placement = Placement("outputs", narrow_depthwise=True)
+    assert placement.narrowed("activations") == placement.narrowed("weights") == placement
+    layers = nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 8, 3, groups=4), nn.Linear(4, 4)
+    assert [placement.highest_weight(layer) for layer in layers] == [64, 127, 127, 127]
+    network = ptq.quantize(small(SmallDepthwise), noise(8, 32), dict(activations="minmax"), placement)
+    assert {name: layer.weight.abs().max().item() for name, layer in network.layers.items()} == {
+        "stem.0": 127, "depthwise.0": 64, "pointwise": 127, "head": 127,
+    }  # fmt: skip
 
 
 def test_one_factor_of_narrow_products_has_seven_bits():
@@ -189,7 +201,7 @@ def test_one_factor_of_narrow_products_has_seven_bits():
     assert OUTPUTS.narrowed("weights") == OUTPUTS.narrowed("activations") == OUTPUTS
     for factor, levels, highest in (("activations", 127, 127), ("weights", 255, 64)):
         placement = narrow.narrowed(factor)
-        assert (placement.levels, placement.highest_weight) == (levels, highest)
+        assert (placement.levels, placement.highest_weight(nn.Linear(2, 2))) == (levels, highest)
         assert 2 * levels * highest <= 2**15 - 1
     with pytest.raises(ValueError, match="bias"):
         narrow.narrowed("bias")

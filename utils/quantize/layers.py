@@ -14,6 +14,11 @@ def weighted(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if isinstance(module, WEIGHTED)}
 
 
+def is_depthwise(module: nn.Module | None) -> bool:
+    """Return whether `module` is a convolution with one filter for each channel."""
+    return isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels
+
+
 @contextlib.contextmanager
 def watching(modules: Iterable[tuple[str, nn.Module]], look: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
     """Call `look(name, output)` on every output of the named `modules` inside this context."""

@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.fx.experimental.optimization import fuse
 
 from utils.errors import UserError
-from utils.quantize.layers import WEIGHTED
+from utils.quantize.layers import WEIGHTED, is_depthwise
 
 
 class Kind(enum.Enum):
@@ -151,8 +151,7 @@ class Graph:
 
     def depthwise(self, node: fx.Node) -> bool:
         """Return whether `node` is a convolution with one filter for each channel."""
-        module = self.module(node)
-        return isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels
+        return is_depthwise(self.module(node))
 
     def keeps_channels_apart(self, node: fx.Node) -> bool:
         """Return whether `node` adds no two channels up: each has a separate accumulator."""

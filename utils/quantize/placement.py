@@ -14,6 +14,7 @@ import torch
 from torch import fx, nn
 
 from utils.errors import UserError
+from utils.quantize.layers import is_depthwise
 from utils.quantize.operators import IDLE, Graph, Kind
 
 INTEGERS = {  # lowest, highest
@@ -23,6 +24,8 @@ INTEGERS = {  # lowest, highest
     torch.uint16: (0, 2**16 - 1),
     torch.int32: (-(2**31), 2**31 - 1),
 }
+
+NARROW = 64  # largest magnitude of weights whose products with u8 can be added up by twos in 16 bits
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,13 @@ class Placement:
     float_logits: bool = False  # whether the last operator's output is left as it is
     unit_gates: bool = False  # whether hardsigmoid, which ends at 1, always has the scale 1/256
     narrow: bool = False  # whether products of 8 bits overflow, so that one factor gets 7 bits, see `narrowed`
+    narrow_depthwise: bool = False  # whether they overflow in depthwise convolutions, whose weights then get 7 bits
     weight_limit: int | None = None  # largest magnitude of an integer weight, if less than its format has
 
-    @property
-    def highest_weight(self) -> int:
-        """Largest magnitude of a weight; the lowest integer is not used, so that 0 is the middle."""
-        return self.weight_limit or INTEGERS[self.weight][1]
+    def highest_weight(self, layer: nn.Module) -> int:
+        """Largest magnitude of a weight of `layer`; the lowest integer is not used, so that 0 is the middle."""
+        limits = [self.weight_limit, NARROW if self.narrow_depthwise and is_depthwise(layer) else None]
+        return min([limit for limit in limits if limit], default=INTEGERS[self.weight][1])
 
     def narrowed(self, factor: str) -> "Placement":
         """Return the placement in which no product overflows.
@@ -59,7 +63,7 @@ class Placement:
         kind add pairs of products u8 x s8 in 16 bits: 2 x 127 x 127 fits, and so does 2 x 255 x 64.
         Raises `ValueError` for another `factor`.
         """
-        change = {"activations": {"levels": 127}, "weights": {"weight_limit": 64}}
+        change = {"activations": {"levels": 127}, "weights": {"weight_limit": NARROW}}
         if factor not in change:
             raise ValueError(f"seven_bits={factor!r} in the recipe: give 'activations' or 'weights'")
         return dataclasses.replace(self, **change[factor]) if self.narrow else self

@@ -235,7 +235,7 @@ def convert(trained: fx.GraphModule, recipe: dict, placement: Placement) -> Quan
         begun = calibration.origin(result.pairs, name, recipe, recipe["calibration_images"])
         result.origin[name] = begun + (", trained" if pair.stretch.requires_grad else "")
     for name, layer in result.layers.items():
-        scale = trained.get_submodule(name).unit * (STEPS / placement.highest_weight)
+        scale = trained.get_submodule(name).unit * (STEPS / layer.high)
         layer.quantize(network.get_submodule(name), result.input_scale(name), scale)
         result.origin[name] = "trained; scales as by PTQ"
     return result

@@ -73,7 +73,8 @@ class QuantizedLayer(nn.Module):
 
     def __init__(self, layer: nn.Module, placement: Placement):
         super().__init__()
-        self.low, self.high = -placement.highest_weight, placement.highest_weight
+        self.high = placement.highest_weight(layer)
+        self.low = -self.high
         out = len(layer.weight)
         self.register_buffer("weight", torch.zeros_like(layer.weight, dtype=placement.weight))
         self.register_buffer("scale", torch.ones(out))
