@@ -11,7 +11,7 @@ from torch import nn
 
 from utils import environment
 from utils.backends.base import Deployed, Halved, Stored, stored_parameters
-from utils.quantize import ptq, qat
+from utils.quantize import ptq, qat, reconstruction
 from utils.quantize.operators import folded
 from utils.quantize.placement import Placement
 from utils.quantize.quantized import Quantized
@@ -77,13 +77,14 @@ class Lowering(ABC):
         return dataclasses.replace(deployed, predict=network, network=network)
 
     def quantize(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> Deployed:
-        """Convert a float `model` by PTQ; see `ptq.quantize`.
+        """Convert a float `model` by PTQ; see `ptq.quantize`, and for a `recipe` with `reconstruct` that.
 
         A `recipe` without `bits`, as those of FP16, has no integers.
         """
         if "bits" not in recipe:
             return self.deploy_half(model)
-        return self.deploy(ptq.quantize(model, images, recipe, self.placement_by(recipe)))
+        quantize = reconstruction.reconstruct if recipe.get("reconstruct") else ptq.quantize
+        return self.deploy(quantize(model, images, recipe, self.placement_by(recipe)))
 
     def training(self, recipe: dict) -> tuple[str, dict]:
         if "bits" not in recipe:

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from utils.quantize import calibration
+from utils.quantize import calibration, rounding
 from utils.quantize.equalization import equalize
 from utils.quantize.layers import channel_moments, mean_by_channel
 from utils.quantize.operators import folded
@@ -16,8 +16,9 @@ def quantize(model: nn.Module, images: torch.Tensor, recipe: dict, placement: Pl
     """Quantize a float `model` as `recipe` says, for the engines of `placement`.
 
     `images`, float32 (n, 3, 224, 224) normalised, are for calibration. Recipe: `activations`, a
-    method of `calibration.METHODS`; `keep_fp32`, names of modules that stay in FP32; `equalize` and
-    `bias_correction` (bool). The model is not changed.
+    method of `calibration.METHODS`; `keep_fp32`, names of modules that stay in FP32; `equalize`,
+    `adaptive_rounding` and `bias_correction` (bool), in the order in which they are done. The model
+    is not changed.
     """
     network = folded(model)
     equalized = equalize(network, images, placement, recipe) if recipe.get("equalize") else {}
@@ -31,6 +32,8 @@ def quantize(model: nn.Module, images: torch.Tensor, recipe: dict, placement: Pl
         result.origin[name] = "largest magnitude of each channel"
     for name, how in equalized.items():
         result.origin[name] += f"; {how}"
+    if recipe.get("adaptive_rounding"):
+        rounding.adapt(result, images)
     if recipe.get("bias_correction"):
         correct_biases(result, images)
     return result

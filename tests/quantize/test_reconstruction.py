@@ -1,0 +1,81 @@
+"""Block reconstruction: the parts of a network, what they learn, and that it brings the whole nearer to FP32."""
+
+import pytest
+import torch
+from helpers import Everything, noise, small, sqnr_db
+from torch import fx, nn
+
+from utils.quantize import qat, reconstruction
+from utils.quantize.placement import Placement
+from utils.quantize.reconstruction import Part, learn, reconstruct
+from utils.quantize.reference import execute
+
+PLACEMENTS = [
+    Placement("outputs", weight_limit=7),
+    Placement("outputs", torch.int8, bias="int32", unit_gates=True),
+    Placement("inputs", scales="depthwise", weight_limit=7),
+]
+RECIPE = dict(activations="minmax", calibration_images=32)
+IMAGES = noise(32, 33)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small(Everything)
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@torch.no_grad()
+def test_without_learning_it_is_the_network_that_training_starts_from(model, placement, monkeypatch):
+    monkeypatch.setattr(reconstruction, "EPOCHS", 0)
+    expected = qat.convert(qat.trainable(model, IMAGES, RECIPE, placement.in_training), RECIPE, placement)
+    assert reconstruct(model, IMAGES, RECIPE, placement).digest() == expected.digest()
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_a_network_comes_nearer_to_the_float_one_on_other_images_too(model, placement, monkeypatch):
+    others = noise(32, 33, seed=5)
+    results = []
+    for epochs in (0, 100):
+        monkeypatch.setattr(reconstruction, "EPOCHS", epochs)
+        results.append(reconstruct(model, IMAGES, RECIPE, placement))
+    with torch.no_grad():
+        before, after = (sqnr_db(model(others), execute(result, others)) for result in results)
+    assert after > before + (1 if placement.weight_limit else 0)
+    assert reconstruct(model, IMAGES, RECIPE, placement).digest() == results[1].digest()
+
+
+def test_what_stays_in_fp32_does_not_learn(model):
+    result = reconstruct(model, IMAGES, RECIPE | dict(keep_fp32=("stem", "relu")), PLACEMENTS[0])
+    assert "stem" not in result.layers
+    assert torch.equal(result.network.get_submodule("stem").weight, result.reference.get_submodule("stem").weight)
+
+
+def part_of(layer):
+    """A part that is one layer, and something that it can learn from: images, and what another layer gives for them."""
+    torch.manual_seed(0)
+    network = fx.symbolic_trace(nn.Sequential(layer))
+    x, target = torch.randn(320, 3), nn.Linear(3, 2)
+    with torch.no_grad():
+        layer.load_state_dict({name: value + 0.02 for name, value in target.state_dict().items()})
+        return Part(network, [node for node in network.graph.nodes if node.op == "call_module"]), x, target(x)
+
+
+def error(part, x, wanted):
+    return (part.answers([x])[0] - wanted).square().mean().item()
+
+
+def test_a_part_learns_its_target():
+    part, x, wanted = part_of(nn.Linear(3, 2))
+    before = error(part, x, wanted)
+    learn(part, [x], [wanted])
+    assert error(part, x, wanted) < 0.01 * before
+
+
+def test_what_makes_a_part_worse_is_forgotten(monkeypatch):
+    part, x, wanted = part_of(nn.Linear(3, 2))
+    before = error(part, x, wanted)
+    monkeypatch.setattr(reconstruction, "RATE", 1e3)
+    monkeypatch.setattr(reconstruction, "EPOCHS", 0.1)  # a single step
+    learn(part, [x], [wanted])
+    assert error(part, x, wanted) == before

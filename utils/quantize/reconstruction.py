@@ -1,0 +1,140 @@
+"""Block reconstruction: each block of a quantized network learns to answer as the float block does.
+
+This is BRECQ's order: Li et al. 2021, "BRECQ: Pushing the Limit of Post-Training Quantization by
+Block Reconstruction" (arXiv:2102.05426), algorithm 1. Blocks learn one after the other, from
+calibration images without labels. A block reads what the quantized blocks before it give, and is to
+give what the float network has there, so it also makes up for the errors before it. Unlike in
+BRECQ, weights are not only rounded up or down: they learn by the straight-through estimator of
+`utils.quantize.qat`, with biases and the ranges of activations, and all squared errors count alike.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from utils import progress
+from utils.quantize import qat
+from utils.quantize.calibration import BATCH
+from utils.quantize.placement import Placement
+from utils.quantize.quantized import Quantized
+from utils.quantize.sensitivity import blocks
+
+EPOCHS = 25  # passes of each block over the images
+RATE = 1e-2  # at first, in the units of `utils.quantize.qat`; it falls to 0 along a cosine
+TINY = 1e-12  # of a variance: a tensor may be constant
+
+
+class Part:
+    """Consecutive operators of a network, as a function of the values that they read from others.
+
+    `read` and `given` are the nodes of these values, and of those that operators outside read.
+    """
+
+    def __init__(self, network: fx.GraphModule, nodes: list[fx.Node]):
+        self.nodes, self.interpreter = nodes, fx.Interpreter(network)
+        read = [node for each in nodes for node in each.all_input_nodes if node not in nodes]
+        self.read = list(dict.fromkeys(read))
+        self.given = [node for node in nodes if any(user not in nodes for user in node.users)]
+        modules = dict.fromkeys(network.get_submodule(node.target) for node in nodes if node.op == "call_module")
+        self.learning = [each for module in modules for each in module.parameters() if each.requires_grad]
+
+    def __call__(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the values of `given` from those of `read`."""
+        values = self.interpreter.env = dict(zip(self.read, inputs, strict=True))
+        for node in self.nodes:
+            values[node] = self.interpreter.run_node(node)
+        return [values[node] for node in self.given]
+
+    @torch.no_grad()
+    def answers(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the same for many images, a batch after the other."""
+        batches = [self(list(batch)) for batch in zip(*(values.split(BATCH) for values in inputs), strict=True)]
+        return [torch.cat(values) for values in zip(*batches, strict=True)]
+
+
+def reconstruct(model: nn.Module, images: torch.Tensor, recipe: dict, placement: Placement) -> Quantized:
+    """Quantize a float `model` as `ptq.quantize` does, then reconstruct its blocks.
+
+    `images`, float32 (n, 3, 224, 224) normalised, are for calibration. The model is not changed.
+    """
+    network = qat.trainable(model, images, recipe, placement.in_training)
+    parts = divide(network, blocks(model))
+    wanted = _float_values(network.meta["folded"], images, {_source(network, node) for part in parts for node in part.given})
+    held = {node: images for node in network.graph.nodes if node.op == "placeholder"}
+    with progress.Bar("reconstructing", len(parts), "blocks") as bar:
+        for number, part in enumerate(parts):
+            inputs = [held[node] for node in part.read]
+            learn(part, inputs, [wanted[_source(network, node)] for node in part.given])
+            held |= dict(zip(part.given, part.answers(inputs), strict=True))
+            needed = {node for later in parts[number + 1 :] for node in later.read}
+            held = {node: values for node, values in held.items() if node in needed}
+            bar.step()
+    return qat.convert(network, recipe, placement)
+
+
+def divide(network: fx.GraphModule, names: tuple[str, ...]) -> list[Part]:
+    """Divide a network into the blocks `names`; what belongs to none goes with the operator before it."""
+    parts: dict[int, list[fx.Node]] = {}
+    number = 0
+    for node in network.graph.nodes:
+        if node.op in ("placeholder", "output"):
+            continue
+        if node.op == "call_module":
+            number = next((i for i, name in enumerate(names) if f"{node.target}.".startswith(f"{name}.")), number)
+        parts.setdefault(number, []).append(node)
+    return [Part(network, nodes) for nodes in parts.values()]
+
+
+def learn(part: Part, inputs: list[torch.Tensor], targets: list[torch.Tensor]) -> None:
+    """Train `part` on `inputs`, (n, ...) each, to give `targets`, (n, ...) each, in place.
+
+    What it learns counts only if its error on all images is smaller than before.
+    """
+    if not part.learning:
+        return
+    weights = [1 / target.var().clamp_min(TINY) for target in targets]  # tensors count alike, whatever their size
+
+    def error(outputs: list[torch.Tensor], chosen: torch.Tensor | slice) -> torch.Tensor:
+        compared = zip(outputs, targets, weights, strict=True)
+        return sum(weight * F.mse_loss(output, target[chosen]) for output, target, weight in compared)
+
+    first = [parameter.detach().clone() for parameter in part.learning]
+    before = error(part.answers(inputs), slice(None))
+    optimizer, generator = torch.optim.Adam(part.learning, RATE), torch.Generator().manual_seed(0)
+    steps = math.ceil(EPOCHS * len(inputs[0]) / BATCH)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * step / steps)) / 2
+        chosen = torch.randperm(len(inputs[0]), generator=generator)[:BATCH]
+        loss = error(part([values[chosen] for values in inputs]), chosen)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    if not error(part.answers(inputs), slice(None)) < before:
+        for parameter, value in zip(part.learning, first, strict=True):
+            parameter.data.copy_(value)
+
+
+def _source(network: fx.GraphModule, node: fx.Node) -> str:
+    """Return the name of the node whose values `node` holds, rounded if it is a pair."""
+    while node.op == "call_module" and isinstance(network.get_submodule(node.target), qat.TrainedPair):
+        node = node.args[0]
+    return node.name
+
+
+@torch.no_grad()
+def _float_values(network: fx.GraphModule, images: torch.Tensor, names: set[str]) -> dict[str, torch.Tensor]:
+    """Return the values of the nodes `names` of a float network on `images`."""
+    parts: dict[str, list[torch.Tensor]] = {}
+
+    class Recording(fx.Interpreter):
+        def run_node(self, node):
+            value = super().run_node(node)
+            if node.name in names:
+                parts.setdefault(node.name, []).append(value.clone())  # activation functions may work in place
+            return value
+
+    for batch in images.split(BATCH):
+        Recording(network).run(batch)
+    return {name: torch.cat(values) for name, values in parts.items()}
