@@ -21,7 +21,7 @@ PYTHON = [shlex.split(command)[1:] for command in COMMANDS if command.startswith
 def test_the_readme_has_commands_of_every_kind():
     scripts = {words[0] for words in PYTHON}
     assert {f"models/{model}_fp32.py" for model in ("alexnet", "resnet18", "mobilenetv3")} <= scripts
-    for kind in ("ptq_int8", "ptq_fp16", "ptq_int16", "qat_int8", "qat_fp16", "qat_int16"):
+    for kind in ("ptq_int8", "ptq_fp16", "ptq_bf16", "ptq_int16", "qat_int8", "qat_fp16", "qat_int16"):
         models = ("alexnet", "resnet18", "mobilenetv3")
         assert {f"quantization/{kind[:3]}/{model}_{kind}.py" for model in models} <= scripts
     assert {"reproduce.py", "figures/tables.py"} <= scripts

@@ -17,6 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from utils import environment
+from utils.backends.fp16 import NATIVE_BF16
+
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ("alexnet", "resnet18", "mobilenetv3")
 FP32 = [f"models/{model}_fp32.py" for model in MODELS]
@@ -25,12 +28,15 @@ QUANTIZED = {
     for method in ("ptq", "qat")
     for dtype in ("int8", "fp16", "int16")
 }
+QUANTIZED["ptq_bf16"] = [f"quantization/ptq/{model}_ptq_bf16.py" for model in MODELS]
 PTQ_INT8 = QUANTIZED["ptq_int8"]
 KINDS = {"fp32": FP32, **QUANTIZED}
 SCRIPTS = [script for scripts in KINDS.values() for script in scripts]
 CONTROL = f"{QUANTIZED['qat_int8'][2]} --backend native"
 AMP = f"{QUANTIZED['ptq_fp16'][2]} --backend amp"
-COMMANDS = [*SCRIPTS, CONTROL, AMP]
+COMMANDS = [*(script for script in SCRIPTS if "bf16" not in script), CONTROL, AMP]
+if NATIVE_BF16 & set(environment.cpu()[1]):  # on other CPUs, these do not run
+    COMMANDS.append(QUANTIZED["ptq_bf16"][2])
 OPTIONS = ("--smoke", "--threads", "1", "--batch-sizes", "1")
 
 
@@ -46,7 +52,7 @@ def run(script, *options, cwd, check=True):
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
-    """All 21 scripts, run once with --smoke from another folder: baselines first, two at a time."""
+    """The scripts, run once with --smoke from another folder: baselines first, two at a time."""
     home, outputs = tmp_path_factory.mktemp("smoke"), {}
 
     def output(command):

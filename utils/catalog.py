@@ -41,7 +41,7 @@ class Format:
 
     label: str
     bits: int
-    colour: str  # lightness 0, 46, 70 and 82 of 100, so that figures can be read in grey
+    colour: str  # lightness 0, 30, 46, 70 and 82 of 100, so that figures can be read in grey
     shape: str = "o"  # marker in panels of a single model
     dashes: str | tuple = "-"  # line style in these panels
 
@@ -78,11 +78,13 @@ METHODS = {
 FORMATS = {
     "fp32": Format("FP32", 32, "#000000"),
     "fp16": Format("FP16", 16, "#56b4e9", "v", (0, (5, 1.5))),
+    "bf16": Format("BF16", 16, "#3d3a8c", "P", (0, (3, 1, 1, 1))),
     "int16": Format("INT16", 16, "#f0c808", "D", (0, (1, 1))),
     "int8": Format("INT8", 8, "#c1440e", "o", "-"),
 }
 INT8 = (("ptq", "int8"), ("qat", "int8"))
 FP16 = (("ptq", "fp16"), ("qat", "fp16"))
+BF16 = (("ptq", "bf16"),)
 INT16 = (("ptq", "int16"), ("qat", "int16"))
 ANYWHERE = ("cpu", "cuda")
 BACKENDS = {  # the first that serves a script is its default
@@ -92,12 +94,15 @@ BACKENDS = {  # the first that serves a script is its default
     "qnnpack": Backend("torch_ao", INT8, dashes=":"),
     "half": Backend("fp16", FP16, ANYWHERE),
     "amp": Backend("fp16", FP16, ANYWHERE, dashes="--"),
+    "bfloat16": Backend("fp16", BF16),
+    "amp_bf16": Backend("fp16", BF16, dashes="--"),
     "simulated": Backend("simulated", INT16, ANYWHERE, simulated=("int16",)),
     "onnxruntime": Backend(
         "onnxruntime", (*INT8, *FP16, *INT16), package="onnxruntime", fp32=True, simulated=("int16",), dashes=(0, (3, 1, 1, 1))
     ),
     "openvino": Backend("openvino", INT8, package="openvino", fp32=True, dashes=(0, (5, 1))),
     "openvino_fp16": Backend("openvino", FP16, package="openvino", dashes=(0, (5, 1))),
+    "openvino_bf16": Backend("openvino", BF16, package="openvino", dashes=(0, (5, 1))),
     "xnnpack": Backend("xnnpack", INT8, package="executorch", fp32=True, dashes=(0, (1, 1))),
     "inductor": Backend("inductor", INT8, package="torchao", dashes=(0, (3, 1))),
     "tensorrt": Backend("tensorrt", INT8, ("cuda",), package="tensorrt", fp32=True, dashes=(0, (7, 2))),

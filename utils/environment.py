@@ -42,6 +42,7 @@ ISA = (
     "asimd",
     "asimddp",
     "asimdhp",
+    "bf16",
 )
 CODE = ("models", "quantization", "utils", "figures/*.py", "reproduce.py", "requirements.txt")
 # Modules that every script loads and that compute nothing: they name, print, parse and store.

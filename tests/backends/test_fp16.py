@@ -1,4 +1,4 @@
-"""FP16: what is stored, what is computed, and on which processors it is native."""
+"""FP16 and BF16: what is stored, what is computed, and on which processors it is native."""
 
 import copy
 
@@ -96,3 +96,33 @@ def test_what_is_watched_for_overflow_is_the_network_without_its_wrapper(model, 
     deployed = registry.get(name).quantize(model, None, {})
     assert registry.get(name).watched and deployed.predict.network is deployed.network
     assert list(deployed.layers) == ["conv", "fc"]
+
+
+# ---- BF16
+
+
+@pytest.mark.parametrize(
+    ("flags", "native"), [(("avx512_bf16",), True), (("asimd", "bf16"), True), (("avx2", "avx512_fp16"), False)]
+)
+@pytest.mark.parametrize("name", ["bfloat16", "amp_bf16"])
+def test_bf16_runs_where_the_cpu_has_its_arithmetic(monkeypatch, name, flags, native):
+    monkeypatch.setattr(environment, "cpu", lambda: ("a processor", flags))
+    assert registry.get(name).problem() == (None if native else "this CPU has no BF16 arithmetic")
+
+
+def test_bfloat16_stores_the_nearest_numbers_in_half_the_bytes(model, tmp_path):
+    backend = registry.get("bfloat16")
+    deployed = backend.quantize(model, None, {})
+    deployed.save(tmp_path / "artifact")
+    stored = torch.load(tmp_path / "artifact", weights_only=True)["state_dict"]
+    for key, value in model.state_dict().items():
+        assert torch.equal(stored[key], value.bfloat16() if value.is_floating_point() else value)
+    assert {each.bits for each in deployed.stored} == {16} and not backend.watched
+    assert metrics.sqnr_db(answers(model).numpy(), answers(deployed.predict).numpy()) > 30
+
+
+def test_autocast_to_bf16_keeps_the_weights_and_rounds_what_it_computes(model):
+    deployed = registry.get("amp_bf16").quantize(model, None, {})
+    assert {each.bits for each in deployed.stored} == {32}
+    sqnr = metrics.sqnr_db(answers(model).numpy(), answers(deployed.predict).numpy())
+    assert 30 < sqnr < 70  # FP16 would be nearer

@@ -1,12 +1,15 @@
-"""FP16 in PyTorch: `half` stores and computes all in FP16, `amp` casts where autocast does.
+"""Floats of 16 bits in PyTorch: all in FP16 or BF16, or cast where autocast does.
 
 `half` is the dissertation's "direct": `.half()`, with a file of half the size. `amp` keeps FP32
 weights in the file and converts them in every run; softmax-like operations and sums stay in FP32
 (torch.autocast). A processor without FP16 arithmetic emulates both, at as little as a hundredth of
-its FP32 speed; that speed is measured and tagged, never hidden.
+its FP32 speed; that speed is measured and tagged, never hidden. `bfloat16` and `amp_bf16` are the
+same in BF16, which has FP32's range and 8 bits of precision. Many CPUs have its arithmetic; on the
+others these two do not run.
 """
 
 import copy
+import functools
 from pathlib import Path
 
 import torch
@@ -20,6 +23,7 @@ from utils.training.checkpoints import Checkpoint
 
 NATIVE_CPU = {"avx512_fp16", "amx_fp16", "asimdhp"}
 NATIVE_CUDA = (5, 3)  # the first compute capability with FP16 arithmetic
+NATIVE_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # the last is ARM's
 
 
 def native(device: str) -> bool:
@@ -30,39 +34,41 @@ def native(device: str) -> bool:
 
 
 class Half(nn.Module):
-    """A network in FP16 with FP32 inputs and outputs."""
+    """A network in a float format of 16 bits, with FP32 inputs and outputs."""
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module, dtype: torch.dtype = torch.float16):
         super().__init__()
-        self.network = network.half()
+        self.network, self.dtype = network.to(dtype), dtype
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.network(x.half()).float()
+        return self.network(x.to(self.dtype)).float()
 
 
 class Autocast(nn.Module):
-    """An FP32 network whose operators run in FP16 where autocast considers it safe."""
+    """An FP32 network whose operators run in 16 bits where autocast considers it safe."""
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module, dtype: torch.dtype = torch.float16):
         super().__init__()
-        self.network = network
+        self.network, self.dtype = network, dtype
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(x.device.type, torch.float16):
+        with torch.autocast(x.device.type, self.dtype):
             return self.network(x).float()
 
 
-class FP16(Halved):
-    """The backends `half` and `amp`: FP16 on CPU or CUDA."""
+class Float16(Halved):
+    """A backend of networks in a float format of 16 bits, `torch.float16` or `torch.bfloat16`."""
 
-    watched = True  # the largest FP16 number is 65,504
     layout = torch.channels_last
 
-    def __init__(self, name: str, wrapper: type[nn.Module]):
-        self.name, self.wrapper, self.suffix = name, wrapper, f".{name}.pt"
+    def __init__(self, name: str, wrapper: type[nn.Module], dtype: torch.dtype):
+        self.name, self.dtype, self.suffix = name, dtype, f".{name}.pt"
+        self.wrapper = functools.partial(wrapper, dtype=dtype)
+        self.watched = dtype is torch.float16  # whose largest number is 65,504; that of BF16 is FP32's
 
     def problem(self) -> str | None:
-        return None
+        emulated = self.dtype is torch.bfloat16 and not NATIVE_BF16 & set(environment.cpu()[1])
+        return "this CPU has no BF16 arithmetic" if emulated else None
 
     def quantize(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> Deployed:
         """Convert a float `model`; `images` and `recipe` are not used."""
@@ -87,4 +93,12 @@ class FP16(Halved):
         return self.wrapper(architectures.rebuild(content)).eval().to(device, memory_format=torch.channels_last)
 
 
-ENGINES = {engine.name: engine for engine in (FP16("half", Half), FP16("amp", Autocast))}
+ENGINES = {
+    engine.name: engine
+    for engine in (
+        Float16("half", Half, torch.float16),
+        Float16("amp", Autocast, torch.float16),
+        Float16("bfloat16", Half, torch.bfloat16),
+        Float16("amp_bf16", Autocast, torch.bfloat16),
+    )
+}
