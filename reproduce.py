@@ -113,6 +113,7 @@ def done(job: Job, study: str, digest: str) -> bool:
         and machine["versions"] == environment.versions()
         and (job.run.method != "fp32" or record["training"]["init"] == cli.init_digest(options.init))
         and (record["run"]["simulated"] or wanted <= timed)
+        and (not options.profile or "profile" in record)
         and bool(known.get("code"))  # the committed study has only a digest of all files
         and environment.is_code(known["code"])
     )

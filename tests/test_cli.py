@@ -14,7 +14,8 @@ TIMED = ("--device", "cuda", "--cuda-graph", "--batch-sizes", "8,1", "--threads"
 
 @pytest.mark.parametrize("run", catalog.runs(), ids=lambda run: run.name)
 @pytest.mark.parametrize(
-    "given", [(), ("--smoke",), ("--seed", "3", "--threads", "1"), ("--batch-sizes", "8,1"), ("--timing", "mlperf")]
+    "given",
+    [(), ("--smoke",), ("--profile",), ("--seed", "3", "--threads", "1"), ("--batch-sizes", "8,1"), ("--timing", "mlperf")],
 )
 def test_a_command_read_again_means_the_same(run, given, tmp_path):
     (tmp_path / "w.pth").touch()

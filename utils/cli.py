@@ -39,6 +39,7 @@ class Options:
     threads: int = 1
     timing: str = DEFAULT_TIMING
     cuda_graph: bool = False
+    profile: bool = False
     results: Path = paths.RESULTS  # absolute
     checkpoints: Path = paths.CHECKPOINTS  # absolute
     smoke: bool = False
@@ -96,6 +97,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--timing", choices=TIMING, default=DEFAULT_TIMING, help="3, 10, 60 or 600 s per batch size (default: %(default)s); "
         "brief does not time one thread beside all, and serves to try things out")  # fmt: skip
     add("--cuda-graph", action="store_true", help="on a GPU, time the network captured as a CUDA graph")
+    add("--profile", action="store_true", help="also measure the time of each operator, as far as the engine tells")
     add("--results", type=Path, default=paths.RESULTS, metavar="DIR", help="where results go (default: results/)")
     add("--checkpoints", type=Path, default=paths.CHECKPOINTS, metavar="DIR",
         help="where weights, artifacts and decoded images go (default: checkpoints/)")  # fmt: skip
@@ -186,7 +188,7 @@ def words(run: Run, options: Options) -> list[str]:
     for name, value in said.items():
         if value is not None and value != usual.get(name):
             words += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
-    return words + ["--cuda-graph"] * options.cuda_graph + ["--smoke"] * options.smoke
+    return words + ["--cuda-graph"] * options.cuda_graph + ["--profile"] * options.profile + ["--smoke"] * options.smoke
 
 
 def _depending(data: str | None, smoke: bool) -> dict:

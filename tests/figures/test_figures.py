@@ -87,6 +87,7 @@ def test_two_runs_of_one_model_are_enough(folder, tmp_path, name):
         ("accuracy_vs_latency", "only_simulated", "study only_simulated has no timed runs"),
         ("training_curves", "only_simulated", "study only_simulated has no training to draw"),
         ("layer_sqnr", "only_fp32", "study only_fp32 has no quantized runs"),
+        ("layer_latency", "only_fp32", "study only_fp32 has no run with a profile"),
         ("size", "typo", r"there is no .*results\.csv\. Run the scripts first, or give --study; studies there: cats_and_dogs"),
     ],
 )
@@ -232,3 +233,11 @@ def test_every_published_row_is_read():
     table = published.load()
     assert len(table) == len((paths.RESULTS / "published.csv").read_text().splitlines()) - 1
     assert table["accuracy_pct"].notna().all() and (table["variant"] == "fake-quant").sum() == 1
+
+
+def test_operators_of_each_model_stand_beside_those_of_fp32(folder, tmp_path, monkeypatch):
+    content = texts(monkeypatch, folder, "layer_latency", "cats_and_dogs", tmp_path).splitlines()
+    profiled = {model for model, _, dtype, _ in RUNS if dtype == "int8"}
+    rows = {(model, method, backend) for model, method, dtype, backend in RUNS if dtype == "int8"}
+    assert "FP32 native" in content and content.count("4.03") == len(profiled) > 1
+    assert content.count("1.52") == len(rows)  # milliseconds of all operators

@@ -17,6 +17,7 @@ from torch import nn
 
 from utils import environment
 from utils.backends.base import Deployed, Halved, Predictor, plain_layers, stored_parameters
+from utils.backends.profiles import ByTorch
 from utils.quantize import qat
 from utils.training import architectures
 from utils.training.checkpoints import Checkpoint
@@ -56,13 +57,14 @@ class Autocast(nn.Module):
             return self.network(x).float()
 
 
-class Float16(Halved):
+class Float16(ByTorch, Halved):
     """A backend of networks in a float format of 16 bits, `torch.float16` or `torch.bfloat16`."""
 
     layout = torch.channels_last
 
     def __init__(self, name: str, wrapper: type[nn.Module], dtype: torch.dtype):
         self.name, self.dtype, self.suffix = name, dtype, f".{name}.pt"
+        self.format = {torch.float16: "FP16", torch.bfloat16: "BF16"}[dtype]
         self.wrapper = functools.partial(wrapper, dtype=dtype)
         self.watched = dtype is torch.float16  # whose largest number is 65,504; that of BF16 is FP32's
 

@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from utils.backends.base import Deployed, Floating, Predictor, plain_layers, stored_parameters
+from utils.backends.profiles import ByTorch
 from utils.quantize import qat
 from utils.training import architectures, checkpoints
 from utils.training.checkpoints import Checkpoint
 
 
-class Native(Floating):
+class Native(ByTorch, Floating):
     """Eager FP32 with channels-last memory layout, which is faster on both CPU and GPU."""
 
     name, suffix, watched = "native", ".pt", False

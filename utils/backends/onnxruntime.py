@@ -6,6 +6,9 @@ QuantizeLinear, so it wants pairs behind every operator, and rounds biases to 32
 casts to FP32 wherever it has no kernel, and 16-bit integers gain nothing here.
 """
 
+import collections
+import json
+import tempfile
 from pathlib import Path
 
 import torch
@@ -15,6 +18,7 @@ from utils.backends import onnx_export
 from utils.backends.base import Predictor
 from utils.backends.fp16 import Half
 from utils.backends.lowering import Lowering, not_installed, u8s8_is_narrow
+from utils.backends.profiles import Timed
 from utils.quantize.placement import Placement
 from utils.quantize.quantized import Quantized
 
@@ -52,14 +56,20 @@ class OnnxRuntime(Lowering):
         session = self.session(path)
         return lambda x: torch.from_numpy(session.run(None, {"images": x.contiguous().numpy()})[0])
 
-    def session(self, path: Path, optimized: Path | None = None):
-        """Load an artifact or an FP32 checkpoint; write the optimized graph to `optimized`."""
+    def session(self, path: Path, optimized: Path | None = None, log: Path | None = None):
+        """Load an artifact or an FP32 checkpoint.
+
+        The optimized graph is written to `optimized`, and the times of all nodes to a file whose
+        name begins with `log`, once `end_profiling` is called.
+        """
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         # Without this, its threads keep spinning while the other side of a comparison is timed.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if log is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(log)
         if optimized is not None:
             options.optimized_model_filepath = str(optimized)
             options.log_severity_level = 3  # it warns that the optimized graph is for this machine only
@@ -68,11 +78,24 @@ class OnnxRuntime(Lowering):
         disabled = ["WeightBiasQuantization"]
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled)
 
+    def profile(self, path: Path, x: torch.Tensor, runs: int) -> list[Timed]:
+        """Return the times of the nodes of the optimized graph, as ONNX Runtime logs them."""
+        with tempfile.TemporaryDirectory() as folder:
+            session = self.session(path, log=Path(folder) / "profile")
+            for _ in range(runs + 1):
+                session.run(None, {"images": x.contiguous().numpy()})
+            events = json.loads(Path(session.end_profiling()).read_text())
+        nodes: dict[str, list[dict]] = {}
+        for event in events:
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+                nodes.setdefault(event["name"].removesuffix("_kernel_time"), []).append(event)
+        return [
+            Timed(name, times[0]["args"]["op_name"], _format(times[0]), sum(each["dur"] for each in times[1:]) / 1e3 / runs)
+            for name, times in nodes.items()  # the first run is slower
+        ]
+
     def kernels(self, path: Path) -> dict[str, int]:
         """Count the kernels of the optimized graph by operator, as ONNX Runtime runs them here."""
-        import collections
-        import tempfile
-
         import onnx
 
         with tempfile.TemporaryDirectory() as folder:
@@ -80,6 +103,12 @@ class OnnxRuntime(Lowering):
             self.session(path, optimized)
             graph = onnx.load(optimized).graph
         return dict(collections.Counter(node.op_type for node in graph.node))
+
+
+def _format(event: dict) -> str:
+    """Return the format that a node computes in: that of its first input."""
+    first = next((name for shape in event["args"].get("input_type_shape", []) for name in shape), "")
+    return {"uint8": "INT8", "int8": "INT8", "float": "FP32", "float16": "FP16"}.get(first, "")
 
 
 def store_biases(quantized: Quantized, path: Path) -> None:

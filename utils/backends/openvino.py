@@ -17,6 +17,7 @@ from utils import paths
 from utils.backends import onnx_export
 from utils.backends.base import Predictor
 from utils.backends.lowering import Lowering, not_installed, u8s8_is_narrow
+from utils.backends.profiles import Timed
 from utils.errors import UserError
 from utils.quantize.placement import Placement
 from utils.quantize.quantized import Quantized
@@ -79,10 +80,23 @@ class OpenVino(Lowering):
         """Count the kernels that run the artifact at `path` for a batch of one; see `kernels`."""
         return kernels(self._compiler(path)(1))
 
-    def _compiler(self, path: Path):
+    def profile(self, path: Path, x: torch.Tensor, runs: int) -> list[Timed]:
+        """Return the times of the nodes of the compiled graph, as OpenVINO measures them."""
+        request = self._compiler(path, PERF_COUNT=True)(len(x)).create_infer_request()
+        total, nodes = collections.Counter(), {}
+        for run in range(runs + 1):
+            request.infer([x.contiguous().numpy()])
+            for node in request.get_profiling_info() if run else ():  # the first run is slower
+                if node.status == node.Status.EXECUTED:
+                    nodes[node.node_name] = node
+                    total[node.node_name] += 1e3 * node.real_time.total_seconds()
+        return [Timed(name, node.node_type, _format(node.exec_type), total[name] / runs) for name, node in nodes.items()]
+
+    def _compiler(self, path: Path, **changes):
         """Return a function from a batch size to the network at `path`, compiled for it.
 
-        It raises `UserError` if the network would be computed in another precision.
+        `changes` are further settings of OpenVINO. The function raises `UserError` if the network
+        would be computed in another precision.
         """
         import openvino
 
@@ -94,7 +108,7 @@ class OpenVino(Lowering):
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
             "ENABLE_CPU_PINNING": False,  # whoever compares engines decides which CPUs they run on
-        }
+        } | changes
 
         def compile_for(batch_size: int) -> "openvino.CompiledModel":
             model.reshape({0: [batch_size, *list(model.input(0).partial_shape)[1:]]})
@@ -137,6 +151,11 @@ def _matrices(subgraph) -> list[str]:
 
 def _fact(node, name: str) -> str:
     return node.rt_info[name].astype(str)
+
+
+def _format(kernel: str) -> str:
+    """Return the format in the name of a kernel, for example "brgconv_avx512_I8"."""
+    return {"i8": "INT8", "u8": "INT8", "f32": "FP32", "f16": "FP16", "bf16": "BF16"}.get(kernel.lower().rpartition("_")[2], "")
 
 
 def shorten(path: Path, precision: str) -> None:

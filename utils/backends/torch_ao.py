@@ -22,6 +22,7 @@ with warnings.catch_warnings():
 
 from utils.backends.base import Deployed, Predictor
 from utils.backends.lowering import Lowering, u8s8_is_narrow
+from utils.backends.profiles import ByTorch
 from utils.quantize.placement import Placement
 from utils.quantize.quantized import Pair, Quantized, QuantizedLayer
 
@@ -31,7 +32,7 @@ PRODUCTS = (operator.mul, torch.mul)
 GATE = (1 / 256, 0)  # scale and zero-point of quantized hardsigmoid
 
 
-class TorchAO(Lowering):
+class TorchAO(ByTorch, Lowering):
     """The backend of one of torch's quantized engines, on the CPU only."""
 
     suffix = ".torchscript"

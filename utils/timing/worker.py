@@ -16,6 +16,7 @@ import torch
 
 from utils import paths, progress
 from utils.backends import registry
+from utils.backends.profiles import Timed
 from utils.data.splits import Split
 from utils.errors import UserError
 from utils.quantize import layers
@@ -113,10 +114,10 @@ class _Server:
     def __init__(self, backend: str, path: Path, device: str, threads: int, cuda_graph: bool):
         torch.set_num_threads(threads)
         self.device, self.cuda_graph = device, cuda_graph
-        engine = registry.get(backend)
-        self.layout = engine.layout
+        self.engine, self.path = registry.get(backend), path
+        self.layout = self.engine.layout
         started = time.perf_counter()
-        self.predict = engine.load(path, device)
+        self.predict = self.engine.load(path, device)
         self.load_s = time.perf_counter() - started
         self.first_s: float | None = None
         self.held: Callable[[], object] | None = None
@@ -151,15 +152,24 @@ class _Server:
         up to 1.5 times as fast as the other for as long as both lived.
         """
         self._stay(self.cpus)  # the threads that a first run starts inherit this
-        positions = np.arange(batch_size) % len(split)
-        chosen = Split(split.images, split.labels, split.names, split.index[positions])
-        batch = next(chosen.batches(batch_size, self.device))[0].contiguous(memory_format=self.layout)
+        batch = self._batch(split, batch_size).contiguous(memory_format=self.layout)
         self.held = functools.partial(self.predict, batch)
         first_s = self.time(1)[0]
         self.first_s = self.first_s or first_s
         if self.cuda_graph:
             self.held = _captured(self.held)
         self._stay({fastest_cpu(self.cpus)} if self.cpus else set())
+
+    def _batch(self, split: Split, batch_size: int) -> torch.Tensor:
+        positions = np.arange(batch_size) % len(split)
+        chosen = Split(split.images, split.labels, split.names, split.index[positions])
+        return next(chosen.batches(batch_size, self.device))[0]
+
+    def profile(self, split: Split, batch_size: int, runs: int) -> list[Timed] | None:
+        """Times of the operators on a batch like that of `hold`; None if the engine does not tell."""
+        if self.device != "cpu" or not hasattr(self.engine, "profile"):
+            return None
+        return self.engine.profile(self.path, self._batch(split, batch_size), runs)
 
     def _stay(self, cpus: set[int]) -> None:
         """Pin this thread to `cpus`; an empty set, on a system that cannot pin, changes nothing."""

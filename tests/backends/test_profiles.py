@@ -1,0 +1,59 @@
+"""Times of operators: what an operator is for, and what each engine tells."""
+
+import pytest
+import torch
+from small_networks import Mixed, images
+
+from utils.backends import profiles, registry
+from utils.backends.profiles import Timed, by_kind, kind_of
+
+WORDS = {
+    "reorder": ["Reorder", "QuantizeLinear", "DequantizeLinear", "aten::quantize_per_tensor", "aten::dequantize", "aten::copy_",
+                "ReorderInput", "Transpose"],
+    "convolution": ["Convolution", "QLinearConv", "quantized::conv2d_relu", "aten::mkldnn_convolution", "FusedConv"],
+    "depthwise": ["GroupConvolution"],
+    "linear": ["FullyConnected", "QGemm", "MatMul", "quantized::linear", "aten::addmm", "QLinearMatMul"],
+    "pooling": ["ReduceMean", "QLinearGlobalAveragePool", "aten::mean"],
+    "normalisation": ["aten::native_batch_norm"],
+    "activation": ["HSwish", "HardSigmoid", "aten::relu_", "quantized::hardswish"],
+    "sum or product": ["QLinearAdd", "Mul", "quantized::add_relu", "Subgraph"],
+    "other": ["aten::empty"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "word"), [(kind, word) for kind, words in WORDS.items() for word in words])
+def test_an_operator_has_a_kind(kind, word):
+    assert kind_of(word) == kind
+
+
+def test_times_are_summed_by_kind_and_format_with_the_largest_first():
+    times = [Timed("a", "Conv", "FP32", 1.0), Timed("b", "QLinearConv", "INT8", 3.0), Timed("c", "FusedConv", "FP32", 0.5)]
+    assert list(by_kind(times).items()) == [(("convolution", "INT8"), 3.0), (("convolution", "FP32"), 1.5)]
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return Mixed().eval()
+
+
+@pytest.mark.parametrize("name", ["fbgemm", "onnxruntime", "openvino"])
+def test_an_engine_tells_its_integer_layers_and_prints_nothing(name, network, tmp_path, capfd):
+    engine = registry.get(name)
+    if problem := engine.problem():
+        pytest.skip(problem)
+    deployed = engine.quantize(network, images(), dict(bits=8, activations="minmax", keep_fp32=("stem",)))
+    deployed.save(tmp_path / f"artifact{engine.suffix}")
+    capfd.readouterr()
+    times = engine.profile(tmp_path / f"artifact{engine.suffix}", images(2), 3)
+    assert capfd.readouterr() == ("", "")
+    assert all(each.ms >= 0 for each in times) and sum(each.ms for each in times) > 0
+    assert len({each.name for each in times}) == len(times)
+    layers = [each for each in times if each.kind in ("convolution", "depthwise", "linear")]
+    assert {each.format for each in layers} == {"INT8", "FP32"}  # the stem stays in FP32
+
+
+def test_torch_tells_of_operators_in_the_format_of_the_backend(network):
+    times = profiles.of_torch(network, images(2), 2, "FP32")
+    assert {each.format for each in times} == {"FP32"}
+    assert {"convolution", "linear", "normalisation"} <= {each.kind for each in times}
