@@ -46,7 +46,7 @@ SECTIONS = (
     )),
     ("footprint", (
         "size_mb", "theoretical_mb", "activation_mb", "parameters", "macs", "weight_modules", "quantized_modules",
-        "quantized_share",
+        "quantized_share", "quantized_macs_share",
     )),
     ("training", ("training_dtype",)),
     ("environment", ("native_fp16", "cpu", "isa", "torch", "git_commit", "git_dirty", "time_utc")),

@@ -179,4 +179,14 @@ def test_the_size_of_a_file_is_in_mib(tmp_path):
 def test_macs_of_alexnet_are_those_that_are_published():
     # torchvision's documentation gives 0.71 GFLOPS for 1000 classes, each multiply-accumulate counted once.
     macs = footprint.macs(architectures.build("alexnet"))
-    assert abs(macs + 4096 * 998 - 0.71e9) < 0.01e9
+    assert abs(sum(macs.values()) + 4096 * 998 - 0.71e9) < 0.01e9
+    assert macs["classifier.1"] == 9216 * 4096 and macs["features.0"] == 64 * 3 * 11 * 11 * 55 * 55
+
+
+def test_the_share_of_operations_is_that_of_layers_with_short_weights():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.MaxPool2d(224), nn.Flatten(), nn.Linear(4, 2, bias=False))
+    numbers = [Stored(12, 8, "0"), Stored(4, 8), Stored(8, 32, "3")]
+    assert footprint.of_operations(model, numbers) == {
+        "macs": 12 * 224 * 224 + 8, "quantized_macs_share": 12 * 224 * 224 / (12 * 224 * 224 + 8),
+    }  # fmt: skip
+    assert footprint.of_operations(model, [Stored(12, 32, "0"), Stored(8, 32, "3")])["quantized_macs_share"] == 0

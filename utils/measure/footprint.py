@@ -13,16 +13,33 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from utils.backends.base import Stored
 from utils.environment import MIB
+from utils.quantize.layers import weighted
 
 FULL = 32  # bits of a number that is not quantized
 
 
-def macs(model: nn.Module) -> int:
-    """Multiply-accumulates for one 224x224 image: half of what torch's FlopCounterMode counts."""
+def macs(model: nn.Module) -> dict[str, int]:
+    """Multiply-accumulates of each convolution and linear layer for one 224x224 image.
+
+    They are half of what torch's FlopCounterMode counts, which counts nothing in other operators.
+    """
     counter = FlopCounterMode(display=False)
     with counter, torch.inference_mode():
         copy.deepcopy(model).cpu().eval()(torch.zeros(1, 3, 224, 224))
-    return counter.get_total_flops() // 2
+    counts, root = counter.get_flop_counts(), type(model).__name__
+    return {name: sum(counts[f"{root}.{name}"].values()) // 2 for name in weighted(model)}
+
+
+def of_operations(model: nn.Module, stored: Iterable[Stored]) -> dict[str, float | int]:
+    """Compute the columns of results.csv that count operations.
+
+    `macs`: multiply-accumulates of one image. `quantized_macs_share`: share of them in layers whose
+    weights have fewer than 32 bits in the file, which `stored` describes. `model` is the float network.
+    """
+    counts = macs(model)
+    quantized = {numbers.layer for numbers in stored if numbers.layer is not None and numbers.bits < FULL}
+    total = sum(counts.values())
+    return {"macs": total, "quantized_macs_share": sum(counts[name] for name in quantized) / total}
 
 
 def size_mb(path: Path) -> float:

@@ -198,7 +198,7 @@ def _footprint(deployed: Deployed, path: Path, experiment: Experiment) -> dict:
     return {
         "size_mb": footprint.size_mb(path),
         "activation_mb": footprint.activation_mb(deployed.predict, deployed.network, image) if known else None,
-        "macs": footprint.macs(experiment.baseline.model),
+        **footprint.of_operations(experiment.baseline.model, deployed.stored),
         **footprint.of_numbers(deployed.stored),
     }
 
