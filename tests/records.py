@@ -1,5 +1,7 @@
 """Made-up runs, as `utils.results` stores them."""
 
+import csv
+
 import numpy as np
 
 from utils import metrics, results, stats
@@ -50,6 +52,20 @@ def write_run(
     if dtype == "int8":
         content["profile"] = profile(backend)
     return results.write(content, logits, y, folder)
+
+
+def write_ladder(folder, study="cats_and_dogs"):
+    """Write a ladder of two rungs on one model."""
+    rows = [
+        dict(model="resnet18", backend="fbgemm", rung=name, stacked=stacked, place=place, seconds=1.0, test_images=80,
+             test_accuracy=0.9 + place / 100, test_accuracy_ci_low=0.85, test_accuracy_ci_high=0.97, test_accuracy_fp32=0.95,
+             test_sqnr_db=20.0 + place)
+        for place, (name, stacked) in enumerate([("the plainest", True), ("equalization", True), ("equalization", False)])
+    ]  # fmt: skip
+    with (folder / study / "ladder.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def profile(backend):

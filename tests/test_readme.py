@@ -31,7 +31,7 @@ def test_the_readme_has_commands_of_every_kind():
 def test_a_command_of_the_readme_is_accepted(words, tmp_path, monkeypatch):
     script, options = words[0], [str(tmp_path) if word == "PATH" else word for word in words[1:]]
     assert (ROOT / script).is_file()
-    if script.startswith(("models", "quantization")):
+    if re.search(r"_(fp32|(ptq|qat)_\w+)\.py$", script):
         cli.parse("", catalog.of_script(script), options)
     else:
         monkeypatch.setattr(sys, "argv", [script, *options, "--help"])
@@ -46,7 +46,8 @@ def test_reproduce_lists_each_script_of_the_readme():
     scripts = {
         path.relative_to(ROOT).as_posix() for folder in ("models", "quantization") for path in (ROOT / folder).rglob("*.py")
     }
-    assert listed == scripts == {words[0] for words in PYTHON if words[0].startswith(("models", "quantization"))}
+    assert scripts == {words[0] for words in PYTHON if words[0].startswith(("models", "quantization"))}
+    assert listed == scripts - {"quantization/int8_ladder.py"}  # it deploys nothing
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("make ")])

@@ -4,11 +4,12 @@ Nothing heavy is imported here, so that `--help` and a mistyped option are answe
 """
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -251,17 +252,28 @@ def init_digest(init: str) -> str:
 def run(main: Callable[[Options], None], doc: str, run: Run) -> None:
     """Run a script: parse the command line, then call `main(options)`.
 
-    A `UserError` ends the script with one line and exit status 2, Ctrl-C with one line and 130.
+    Mistakes end it as `reporting` says.
     """
-    try:
+    with reporting(run.script):
         options = parse(doc, run)
-        # torch reads this once, when it is imported; child processes inherit it.
-        os.environ["OMP_NUM_THREADS"] = str(options.threads)
-        # torch's C++ code warns of quantize_per_tensor at every start, past Python's filters.
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        before_torch(options)
         main(options)
+
+
+def before_torch(options: Options) -> None:
+    """Set what torch reads from the environment when it is imported; child processes inherit it."""
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    # torch's C++ code warns of quantize_per_tensor at every start, past Python's filters.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+@contextlib.contextmanager
+def reporting(script: str) -> Iterator[None]:
+    """End `script` with one line and exit status 2 for a `UserError`, with one line and 130 for Ctrl-C."""
+    try:
+        yield
     except UserError as error:
-        sys.exit(_fail(f"{run.script}: {error}", 2))
+        sys.exit(_fail(f"{script}: {error}", 2))
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted; run the same command again to continue from the last finished epoch", 130))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from records import write_run
+from records import write_ladder, write_run
 
 from figures import accuracy_vs_latency, confusion_matrices, reliability, training_curves
 from figures.shared import frames, published, script, style
@@ -34,6 +34,8 @@ def folder(tmp_path_factory):
     write_run(folder, *RUNS[2], seed=1)
     for run in RUNS[-3:-1]:
         write_run(folder, *run, study="drawn", threads=(2,))
+    for study in ("cats_and_dogs", "drawn"):
+        write_ladder(folder, study)
     write_run(folder, *RUNS[0], study="only_fp32")
     write_run(folder, *RUNS[3], study="only_simulated")
     return folder
@@ -87,6 +89,7 @@ def test_two_runs_of_one_model_are_enough(folder, tmp_path, name):
         ("accuracy_vs_latency", "only_simulated", "study only_simulated has no timed runs"),
         ("training_curves", "only_simulated", "study only_simulated has no training to draw"),
         ("layer_sqnr", "only_fp32", "study only_fp32 has no quantized runs"),
+        ("int8_ladder", "only_fp32", r"study only_fp32 has no ladder\.csv"),
         ("layer_latency", "only_fp32", "study only_fp32 has no run with a profile"),
         ("size", "typo", r"there is no .*results\.csv\. Run the scripts first, or give --study; studies there: cats_and_dogs"),
     ],
@@ -120,6 +123,7 @@ def test_a_script_runs_from_another_folder_and_without_torch(folder, tmp_path):
 def test_a_figure_names_the_classes_of_its_study(monkeypatch, tmp_path, name):
     for run in RUNS[:5]:
         write_run(tmp_path, *run, study="fruit", classes=("apples", "pears"))
+    write_ladder(tmp_path, "fruit")
     words = texts(monkeypatch, tmp_path, name, "fruit", tmp_path)
     assert not [word for word in ("cat", "dog", "animal") if word in words.lower()]
     if name == "confusion_matrices":

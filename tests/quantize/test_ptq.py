@@ -51,6 +51,14 @@ def test_weights_are_those_of_the_folded_network(model):
         assert ((layer.values() - weight).abs().flatten(1).amax(1) <= 0.501 * layer.scale).all()
 
 
+def test_the_channels_of_a_layer_share_a_scale_if_asked(model):
+    result = ptq.quantize(model, IMAGES, RECIPE | dict(weights="tensor"), OUTPUTS)
+    for name, layer in result.layers.items():
+        weight = result.reference.get_submodule(name).weight
+        assert torch.equal(layer.scale, (weight.abs().max() / 127).expand(len(weight)))
+        assert layer.weight.int().abs().max() == 127
+
+
 def test_layers_kept_in_fp32_are_kept_with_those_in_them():
     model = nn.Sequential(
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.Sequential(nn.Conv2d(4, 4, 3)), nn.Conv2d(4, 2, 1)

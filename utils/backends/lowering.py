@@ -83,8 +83,12 @@ class Lowering(ABC):
         """
         if "bits" not in recipe:
             return self.deploy_half(model)
-        quantize = reconstruction.reconstruct if recipe.get("reconstruct") else ptq.quantize
-        return self.deploy(quantize(model, images, recipe, self.placement_by(recipe)))
+        return self.deploy(self.quantized(model, images, recipe))
+
+    def quantized(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> Quantized:
+        """Return the network that `quantize` deploys, by a `recipe` with `bits`."""
+        method = reconstruction.reconstruct if recipe.get("reconstruct") else ptq.quantize
+        return method(model, images, recipe, self.placement_by(recipe))
 
     def training(self, recipe: dict) -> tuple[str, dict]:
         if "bits" not in recipe:

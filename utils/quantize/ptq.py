@@ -16,7 +16,8 @@ def quantize(model: nn.Module, images: torch.Tensor, recipe: dict, placement: Pl
     """Quantize a float `model` as `recipe` says, for the engines of `placement`.
 
     `images`, float32 (n, 3, 224, 224) normalised, are for calibration. Recipe: `activations`, a
-    method of `calibration.METHODS`; `keep_fp32`, names of modules that stay in FP32; `equalize`,
+    method of `calibration.METHODS`; `weights`, "channel" (the default) or "tensor" for what shares a
+    scale; `keep_fp32`, names of modules that stay in FP32; `equalize`,
     `adaptive_rounding` and `bias_correction` (bool), in the order in which they are done. The model
     is not changed.
     """
@@ -28,8 +29,9 @@ def quantize(model: nn.Module, images: torch.Tensor, recipe: dict, placement: Pl
         result.pair(name).assign(*numbers)
         result.origin[name] = calibration.origin(result.pairs, name, recipe, len(images))
     for name, layer in result.layers.items():
-        layer.quantize(result.reference.get_submodule(name), result.input_scale(name))
-        result.origin[name] = "largest magnitude of each channel"
+        plain = result.reference.get_submodule(name)
+        layer.quantize(plain, result.input_scale(name), _scale(plain.weight, layer.high, recipe))
+        result.origin[name] = f"largest magnitude of {'the layer' if recipe.get('weights') == 'tensor' else 'each channel'}"
     for name, how in equalized.items():
         result.origin[name] += f"; {how}"
     if recipe.get("adaptive_rounding"):
@@ -37,6 +39,13 @@ def quantize(model: nn.Module, images: torch.Tensor, recipe: dict, placement: Pl
     if recipe.get("bias_correction"):
         correct_biases(result, images)
     return result
+
+
+def _scale(weight: torch.Tensor, highest: int, recipe: dict) -> torch.Tensor | None:
+    """Return the scale that all channels of `weight` (out, ...) share, as (out,); None if each has another."""
+    if recipe.get("weights", "channel") == "channel":
+        return None
+    return (weight.detach().abs().max() / highest).expand(len(weight))
 
 
 class _Correcting(Reference):
