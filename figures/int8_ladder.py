@@ -65,6 +65,7 @@ def make(frame, args):
         pair[0].set_yticklabels(names, fontsize=7.5)
         for axes, what in zip(pair, ("accuracy (%), dotted: FP32", "SQNR of the logits (dB)"), strict=True):
             axes.set_xlabel(what, fontsize=8)
+            axes.ticklabel_format(axis="x", useOffset=False)
             axes.set_title(f"{catalog.MODELS[model].label}, roundings of {backend}", fontsize=9)
     handles = [Line2D([], [], label="on top of the rungs above", **FILLED)]
     handles.append(Line2D([], [], label="alone, on weights with a scale for each channel", **HOLLOW))
