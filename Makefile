@@ -36,9 +36,9 @@ demo: setup
 	@$(MAKE) --no-print-directory render STUDY=drawn
 	@$(MAKE) --no-print-directory smoke MODELS=mobilenetv3
 
-# Every script and the control of every model in MODELS, in small form.
+# Every script and the control of every model in MODELS, in small form, but BF16, which not every CPU has.
 smoke: setup
-	@echo "== all scripts of $(MODELS) in small form: a few images and steps show that each works, and measure nothing"
+	@echo "== the scripts of $(MODELS) in small form: a few images and steps show that each works, and measure nothing"
 	@for kind in models quantization; do \
 		$(BIN)/python reproduce.py --list --models $(MODELS) $(SMALL) | grep "/$$kind/" | tr '\n' '\0' \
 			| PATH="$(CURDIR)/$(BIN):$$PATH" xargs -0 -P 2 -n 1 sh -c || exit 1; \
