@@ -10,7 +10,7 @@ from utils.backends import fp16
 from utils.backends.base import Deployed
 from utils.catalog import Run
 from utils.errors import UserError
-from utils.measure import footprint, layers, operators
+from utils.measure import footprint, layers, profiling
 from utils.quantize import reference as execution
 from utils.timing import protocol
 from utils.timing.worker import EVAL_BATCH, Worker
@@ -59,7 +59,7 @@ def run(experiment: Experiment, recipe: dict, deployed: Deployed, trained: Check
         "timing": _times(deployed, path, experiment),
     }
     if options.profile:
-        record["profile"] = operators.profile(deployed, path, experiment)
+        record["profile"] = profiling.profile(deployed, path, experiment)
     # Last, because by now all modules that take part are loaded.
     record["provenance"] = _provenance(run, experiment, path)
     written = results.write(record, logits, experiment.data.test.y, options.results)

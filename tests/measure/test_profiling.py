@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from utils.backends.profiles import Timed
-from utils.measure import operators
+from utils.measure import profiling
 
 CONV, ADD = Timed("conv1", "QLinearConv", "INT8", 3.0), Timed("add", "QLinearAdd", "INT8", 1.0)
 FP32 = [Timed("conv1", "Conv", "FP32", 8.0)]
@@ -33,13 +33,13 @@ def asked(monkeypatch):
                 calls.append((method, self.name, self.path.name, batch_size, runs))
                 return answers[self.path.name]
 
-        monkeypatch.setattr(operators, "Worker", Worker)
+        monkeypatch.setattr(profiling, "Worker", Worker)
         settings = dict(batch_sizes=(2, 8), smoke=False, device="cpu", threads=1) | options
         experiment = SimpleNamespace(
             options=SimpleNamespace(**settings), data=SimpleNamespace(test=None), baseline=SimpleNamespace(path=Path("fp32.pt"))
         )
         deployed = SimpleNamespace(backend=SimpleNamespace(name=backend))
-        return operators.profile(deployed, Path("artifact"), experiment), calls
+        return profiling.profile(deployed, Path("artifact"), experiment), calls
 
     return profile
 
