@@ -73,7 +73,8 @@ def xnnpack_default(model: nn.Module, images: torch.Tensor, path: Path) -> None:
         from executorch.exir import to_edge_transform_and_lower
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-        example = (images[:2].to(memory_format=torch.channels_last),)
+        # A smaller example would bound the batch size; see `exported.SHAPE`.
+        example = (torch.zeros(exported.SHAPE).to(memory_format=torch.channels_last),)
         free = {"dynamic_shapes": ({0: torch.export.Dim("n", min=1, max=64)},)}
         how = xnnpack_quantizer.get_symmetric_quantization_config(is_per_channel=True)
         quantizer = xnnpack_quantizer.XNNPACKQuantizer().set_global(how)

@@ -11,6 +11,7 @@ those of --init.
 
 import argparse
 import importlib
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -50,6 +51,7 @@ def main(args: argparse.Namespace) -> None:
     if args.list:
         print("\n".join(BENCHMARKS))
         return
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it warns of quantize_per_tensor at every start
     import paired  # imports NumPy and scipy: only after --help has answered
 
     print(paired.HEAD, flush=True)
