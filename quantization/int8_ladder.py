@@ -113,16 +113,21 @@ def ladder(experiment, backend, folder: Path) -> None:
 
 def is_done(path: Path, facts: dict) -> bool:
     """Whether the rung in `path` was measured from the same `facts` by the same code."""
+    content = stored(path)
+    return content is not None and content["facts"] == json.loads(json.dumps(facts)) and environment.is_code(content["code"])
+
+
+def stored(path: Path) -> dict | None:
+    """Read a rung; None if it is missing or damaged, so that it is climbed again."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return content["facts"] == json.loads(json.dumps(facts)) and environment.is_code(content["code"])
+        return None
 
 
 def rebuild(folder: Path) -> None:
     """Write ladder.csv beside `folder` from all rungs in it."""
-    rows = [json.loads(path.read_text(encoding="utf-8"))["row"] for path in sorted(folder.glob("*.json"))]
+    rows = [content["row"] for path in sorted(folder.glob("*.json")) if (content := stored(path))]
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()

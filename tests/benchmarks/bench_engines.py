@@ -76,7 +76,7 @@ def _compare(name: str, sides: dict, split: Split, point: tuple[int, int], smoke
     threads, batch_size = point
     by_launch = [_launch(list(sides.values()), split, point, 1 if smoke else ROUNDS) for _ in range(1 if smoke else LAUNCHES)]
     times = dict(zip(sides, np.concatenate(by_launch, axis=1), strict=True))  # seconds (rounds,)
-    where = f"{MODELS[name].label}, {threads} threads, batch {batch_size}: "
+    where = f"{MODELS[name].label}, {threads} thread{'s' * (threads > 1)}, batch {batch_size}: "
     reference = times["FP32", BASE]
     for (kind, label), seconds in times.items():
         yield _row(f"{where}{kind} {label}", reference / seconds)
@@ -87,7 +87,7 @@ def _compare(name: str, sides: dict, split: Split, point: tuple[int, int], smoke
 
 
 def _fastest(times: dict[tuple[str, str], np.ndarray], kind: str) -> tuple[str, str] | None:
-    """Return the side of this kind with the smallest median time; None if there is no such side."""
+    """Return the fastest side of a kind, or None if there is none of that kind."""
     return min((side for side in times if side[0] == kind), key=lambda side: np.median(times[side]), default=None)
 
 

@@ -16,10 +16,9 @@ def quantize(model: nn.Module, images: torch.Tensor, recipe: dict, placement: Pl
     """Quantize a float `model` as `recipe` says, for the engines of `placement`.
 
     `images`, float32 (n, 3, 224, 224) normalised, are for calibration. Recipe: `activations`, a
-    method of `calibration.METHODS`; `weights`, "channel" (the default) or "tensor" for what shares a
-    scale; `keep_fp32`, names of modules that stay in FP32; `equalize`,
-    `adaptive_rounding` and `bias_correction` (bool), in the order in which they are done. The model
-    is not changed.
+    method of `calibration.METHODS`; `weights`, "tensor" if all channels of a layer share a scale;
+    `keep_fp32`, names of modules that stay in FP32; `equalize`, `adaptive_rounding` and
+    `bias_correction` (bool), in the order in which they are done. The model is not changed.
     """
     network = folded(model)
     equalized = equalize(network, images, placement, recipe) if recipe.get("equalize") else {}
@@ -28,10 +27,12 @@ def quantize(model: nn.Module, images: torch.Tensor, recipe: dict, placement: Pl
     for name, numbers in calibration.calibrate(network, images, placement, recipe).items():
         result.pair(name).assign(*numbers)
         result.origin[name] = calibration.origin(result.pairs, name, recipe, len(images))
+    shared = recipe.get("weights") == "tensor"
     for name, layer in result.layers.items():
         plain = result.reference.get_submodule(name)
-        layer.quantize(plain, result.input_scale(name), _scale(plain.weight, layer.high, recipe))
-        result.origin[name] = f"largest magnitude of {'the layer' if recipe.get('weights') == 'tensor' else 'each channel'}"
+        scale = (plain.weight.detach().abs().max() / layer.high).expand(len(plain.weight)) if shared else None
+        layer.quantize(plain, result.input_scale(name), scale)
+        result.origin[name] = f"largest magnitude of {'the layer' if shared else 'each channel'}"
     for name, how in equalized.items():
         result.origin[name] += f"; {how}"
     if recipe.get("adaptive_rounding"):
@@ -39,13 +40,6 @@ def quantize(model: nn.Module, images: torch.Tensor, recipe: dict, placement: Pl
     if recipe.get("bias_correction"):
         correct_biases(result, images)
     return result
-
-
-def _scale(weight: torch.Tensor, highest: int, recipe: dict) -> torch.Tensor | None:
-    """Return the scale that all channels of `weight` (out, ...) share, as (out,); None if each has another."""
-    if recipe.get("weights", "channel") == "channel":
-        return None
-    return (weight.detach().abs().max() / highest).expand(len(weight))
 
 
 class _Correcting(Reference):

@@ -34,9 +34,10 @@ class Part:
 
     def __init__(self, network: fx.GraphModule, nodes: list[fx.Node]):
         self.nodes, self.interpreter = nodes, fx.Interpreter(network)
-        read = [node for each in nodes for node in each.all_input_nodes if node not in nodes]
+        inside = set(nodes)
+        read = [node for each in nodes for node in each.all_input_nodes if node not in inside]
         self.read = list(dict.fromkeys(read))
-        self.given = [node for node in nodes if any(user not in nodes for user in node.users)]
+        self.given = [node for node in nodes if not inside.issuperset(node.users)]
         modules = dict.fromkeys(network.get_submodule(node.target) for node in nodes if node.op == "call_module")
         self.learning = [each for module in modules for each in module.parameters() if each.requires_grad]
 
