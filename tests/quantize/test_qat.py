@@ -226,13 +226,6 @@ def test_conversion_answers_as_the_trained_network(model, placement):
     assert metrics.sqnr_db(rounded.numpy(), model(IMAGES).numpy()) < 25  # it did learn something
 
 
-def test_the_memory_layout_of_training_does_not_outlive_it(model):
-    network = trained(model).to(memory_format=torch.channels_last)
-    converted = qat.convert(network, RECIPE, UINT8)
-    for part in (converted.network, converted.reference):
-        assert all(value.is_contiguous() for value in part.state_dict().values())
-
-
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @torch.no_grad()
 def test_conversion_keeps_weights_biases_and_ranges(model, placement):

@@ -353,6 +353,12 @@ def test_what_the_teacher_is_has_nothing_to_learn(images):
     assert max(parameter.grad.abs().max() for parameter in training.model.parameters()) < 1e-6
 
 
+def test_the_memory_layout_of_training_does_not_outlive_it(tmp_path, images):
+    assert not Training(Tiny(), images, RECIPE, SETUP).model.body[0].weight.is_contiguous()
+    model, _ = fit(images, tmp_path / "state", epochs=1)
+    assert all(value.is_contiguous() for value in model.state_dict().values())
+
+
 def test_batchnorms_momentum_is_the_recipes(images):
     training = Training(Tiny(), images, RECIPE | dict(bn_momentum=0.03), SETUP)
     assert training.model.body[1].momentum == 0.03

@@ -224,8 +224,7 @@ def convert(trained: fx.GraphModule, recipe: dict, placement: Placement) -> Quan
     network = copy.deepcopy(trained.meta["folded"])
     for name, layer in _trained(trained).items():
         plain = network.get_submodule(name)
-        # Training leaves weights in channels-last order, in which ExecuTorch refuses AlexNet and ResNet-18.
-        plain.weight.data, plain.bias = layer.float_weight().contiguous(), nn.Parameter(layer.used()[1])
+        plain.weight.data, plain.bias = layer.float_weight(), nn.Parameter(layer.used()[1])
     result = Quantized.skeleton(network, placement, tuple(recipe.get("keep_fp32", ())))
     result.reference = network
     shift = INTEGERS[placement.activation][0] - INTEGERS[placement.in_training.activation][0]
