@@ -8,70 +8,69 @@ Draws ladder.csv, which quantization/int8_ladder.py writes.
 import sys
 from pathlib import Path
 
-import pandas as pd
 from matplotlib.lines import Line2D
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from figures.shared import script, style
+from figures.shared import ladders, script, style
 from figures.shared.style import plt
 from utils import catalog
-from utils.errors import UserError
 
 COLOUR = catalog.FORMATS["int8"].colour
-FILLED = dict(marker="o", ls="", color=COLOUR, mec="black", ms=6)
-HOLLOW = dict(marker="o", ls="", mfc="white", mec=COLOUR, mew=1.4, ms=6)
-
-
-def read(args):
-    """Read ladder.csv of the study; an empty frame if there is none."""
-    path = args.results / args.study / "ladder.csv"
-    return pd.read_csv(path) if path.exists() else pd.DataFrame()
+MARKS = {  # kind of rung: its look, what it is in the legend, and how far it lies below the middle of its row
+    "tool": (dict(marker="D", mfc="0.75", mec="black", ms=5), "default of a tool, on its engine", 0.0),
+    "stacked": (dict(marker="o", color=COLOUR, mec="black", ms=6), "on top of the rungs above", -0.13),
+    "trained": (dict(marker="s", color=COLOUR, mec="black", ms=6), "trained, from post-training quantization", -0.13),
+    "alone": (dict(marker="o", mfc="white", mec=COLOUR, ms=6), "alone, with a weight scale for each channel", 0.13),
+}
 
 
 def applies(frame, args):
     """Whether all.py draws it for this study."""
-    return not read(args).empty
+    return ladders.exist(args)
 
 
-def draw(axes, rows, names, column, scale):
-    """Draw one column of a model's rungs: stacked ones filled and joined, those alone hollow."""
+def labels(rows):
+    """Name each row of a panel: a rung once, though it may be there stacked and alone."""
+    tools = rows["kind"] == "tool"
+    return list(dict.fromkeys(rows["rung"].where(~tools, rows["rung"] + "'s default")))
+
+
+def draw(axes, rows, column, scale):
+    """Draw one column of a model's rungs, with its interval if it has one."""
     low, high = f"{column}_ci_low", f"{column}_ci_high"
-    for stacked, shift, look in ((True, -0.13, FILLED), (False, 0.13, HOLLOW)):
-        part = rows[rows["stacked"] == stacked]
-        y = [names.index(name) + shift for name in part["rung"]]
+    places = {name.removesuffix("'s default"): place for place, name in enumerate(labels(rows))}
+    for kind, (look, _, shift) in MARKS.items():
+        part = rows[rows["kind"] == kind]
+        y = [places[name] + shift for name in part["rung"]]
         if low in part:
             ends = [scale * (part[column] - part[low]), scale * (part[high] - part[column])]
             axes.errorbar(scale * part[column], y, xerr=ends, ls="", ecolor="0.4", capsize=2, zorder=1)
-        if stacked:
+        if kind == "stacked":
             axes.plot(scale * part[column], y, color="0.6", lw=0.8, zorder=1)
-        axes.plot(scale * part[column], y, zorder=3, **look)
+        axes.plot(scale * part[column], y, ls="", zorder=3, **look)
 
 
 def make(frame, args):
-    rungs = read(args)
-    if rungs.empty:
-        raise UserError(f"study {args.study} has no ladder.csv yet; run quantization/int8_ladder.py.")
-    groups = [(model, backend) for model in catalog.MODELS for backend in rungs["backend"].unique()
-              if ((rungs["model"] == model) & (rungs["backend"] == backend)).any()]  # fmt: skip
-    names = list(rungs.sort_values("place", kind="stable")["rung"].unique())
-    size = (7.5, 1.2 + len(groups) * (0.7 + 0.3 * len(names)))
-    figure, panels = plt.subplots(len(groups), 2, figsize=size, squeeze=False, sharey=True, layout="constrained")
-    for pair, (model, backend) in zip(panels, groups, strict=True):
-        rows = rungs[(rungs["model"] == model) & (rungs["backend"] == backend)]
-        draw(pair[0], rows, names, "test_accuracy", 100)
-        draw(pair[1], rows, names, "test_sqnr_db", 1)
+    groups = ladders.groups(args)
+    heights = [0.7 + 0.27 * len(labels(rows)) for _, _, rows in groups]
+    size = dict(figsize=(7.5, 1.2 + sum(heights)), height_ratios=heights, layout="constrained")
+    figure, panels = plt.subplots(len(groups), 2, squeeze=False, sharey="row", **size)
+    for pair, (model, backend, rows) in zip(panels, groups, strict=True):
+        draw(pair[0], rows, "test_accuracy", 100)
+        draw(pair[1], rows, "test_sqnr_db", 1)
         pair[0].axvline(100 * rows["test_accuracy_fp32"].iloc[0], color="black", lw=0.8, ls=":")
+        names = labels(rows)
         pair[0].set(yticks=range(len(names)), ylim=(len(names) - 0.5, -0.5))
         pair[0].set_yticklabels(names, fontsize=7.5)
         for axes, what in zip(pair, ("accuracy (%), dotted: FP32", "SQNR of the logits (dB)"), strict=True):
             axes.set_xlabel(what, fontsize=8)
             axes.ticklabel_format(axis="x", useOffset=False)
-            axes.set_title(f"{catalog.MODELS[model].label}, roundings of {backend}", fontsize=9)
-    handles = [Line2D([], [], label="on top of the rungs above", **FILLED)]
-    handles.append(Line2D([], [], label="alone, on weights with a scale for each channel", **HOLLOW))
+        pair[0].set_title(ladders.heading(model, backend), fontsize=9, loc="left")
+    shown = {kind for _, _, rows in groups for kind in rows["kind"]}
+    handles = [Line2D([], [], label=label, ls="", **look) for kind, (look, label, _) in MARKS.items() if kind in shown]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=7.5, frameon=False)
-    images = int(rungs["test_images"].max())
-    figure.suptitle(f"INT8 by post-training quantization in exact arithmetic, {images} test images", fontsize=9)
+    images = int(groups[0][2]["test_images"].max())
+    figure.suptitle(f"INT8 step by step: the study's networks in exact arithmetic, {images} test images", fontsize=9)
     style.save(figure, args, "int8_ladder")
 
 

@@ -2,19 +2,26 @@
 
     python quantization/int8_ladder.py --data PATH --models mobilenetv3 --backend fbgemm
 
-Every network is executed exactly, with the roundings that the engine asks for, so no engine's errors
-are part of it. The FP32 checkpoints must be there. Each rung is measured on the validation images,
-which steps are chosen by, and on the test images, which nothing is chosen by. What is done already
-is not done again. The results are `results/STUDY/ladder.csv`; `figures/int8_ladder.py` draws them.
+First come the default recipes of other tools, each on that tool's engine. The study's networks are
+executed exactly, with the roundings that the engine asks for, so no engine's errors are part of
+them. The FP32 checkpoints must be there; QAT is trained unless its script was run before. Each rung
+is measured on the validation images, which steps are chosen by, and on the test images, which
+nothing is chosen by. What is done already is not done again. The results are
+`results/STUDY/ladder.csv` and `ladder_layers.csv`; `figures/int8_ladder.py` draws them.
 """
 
 import argparse
 import csv
+import dataclasses
 import importlib
+import importlib.metadata
 import io
 import json
 import sys
+import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -31,28 +38,54 @@ STEPS = {  # the further steps, in the order in which they are stacked
     "bias correction": dict(bias_correction=True),
     "adaptive rounding": dict(adaptive_rounding=True),
     "reconstruction": dict(adaptive_rounding=False, reconstruct=True),
-    "blocks in FP32": None,  # those of the model's PTQ script
+    "first blocks in FP32": None,  # as many as FLOATS, by their names in the model
 }
+FLOATS = 2
+LAYER_IMAGES = 64  # validation images for the errors layer by layer
 COLUMNS = (
-    "model", "backend", "rung", "stacked", "place", "seconds",
+    "model", "backend", "rung", "kind", "place", "seconds",
     *(f"{part}_{name}" for part in ("validation", "test")
       for name in ("images", "accuracy", "accuracy_ci_low", "accuracy_ci_high", "accuracy_fp32", "agreement_fp32", "sqnr_db")),
 )  # fmt: skip
+LAYER_COLUMNS = ("model", "backend", "rung", "kind", "place", "layer", "sqnr_db")
 
 
-def rungs(recipe: dict) -> list[tuple[str, bool, dict]]:
-    """List (name, whether stacked, recipe) of all rungs for a model whose PTQ script has `recipe`."""
-    start = START | {name: recipe[name] for name in ("seven_bits",) if name in recipe}
-    steps = STEPS | {"blocks in FP32": dict(keep_fp32=recipe["keep_fp32"])}
-    if not recipe["keep_fp32"]:
-        del steps["blocks in FP32"]
-    channels = start | dict(weights="channel")
-    alone = [(name, False, channels | change) for name, change in steps.items()]
-    stacked, total = [], channels
-    for name, change in steps.items():
+@dataclass(frozen=True)
+class Rung:
+    """A network to measure: by the default of a tool, or by a recipe of the study."""
+
+    name: str
+    kind: str  # "tool"; "stacked" on those before it; "alone"; "trained", which is stacked, too
+    recipe: dict
+
+
+def tools() -> list[Rung]:
+    """List the tools whose default can run here; says which cannot."""
+    from utils.backends import registry
+    from utils.backends.peers import PEERS
+
+    able = []
+    for name, peer in PEERS.items():
+        reason = f"not installed: {peer.package}" if peer.missing else registry.problem(peer.backend, "cpu")
+        if reason:
+            progress.say(f"default of {name} left out: {reason}")
+        else:
+            recipe = {"package": peer.package, "version": importlib.metadata.version(peer.package)}
+            able.append(Rung(name, "tool", recipe | {"calibration_images": START["calibration_images"]}))
+    return able
+
+
+def steps(ptq: dict, qat: dict, floats: tuple[str, ...]) -> list[Rung]:
+    """List the study's rungs for a model with the recipes `ptq` and `qat`; `floats` are its first blocks."""
+    start = START | {name: ptq[name] for name in ("seven_bits",) if name in ptq}
+    changes = STEPS | {"first blocks in FP32": dict(keep_fp32=floats)}
+    total = channels = start | dict(weights="channel")
+    rungs = [Rung("the plainest", "stacked", start), Rung(CHANNELS, "stacked", channels)]
+    for name, change in changes.items():
         total = total | change
-        stacked.append((name, True, total))
-    return [("the plainest", True, start), (CHANNELS, True, channels), *stacked, *alone]
+        rungs.append(Rung(name, "stacked", total))
+    rungs.append(Rung("QAT", "trained", qat))
+    return rungs + [Rung(name, "alone", channels | change) for name, change in changes.items()]
 
 
 def quality(logits, reference, y) -> dict:
@@ -69,31 +102,62 @@ def quality(logits, reference, y) -> dict:
     }  # fmt: skip
 
 
-def climb(experiment, backend, recipe: dict, references: dict) -> dict:
-    """Quantize by one rung's `recipe` and measure it; `references` has the FP32 logits of each part."""
+def answering(experiment, backend, rung: Rung) -> tuple[Callable, list[dict]]:
+    """Make the network of `rung`; returns a function from a split to its logits, and its errors by layer."""
+    from utils import training
+    from utils.measure import layers
     from utils.quantize import reference
 
+    model, images = experiment.baseline.model, experiment.data
+    calibration = images.train.calibration(rung.recipe["calibration_images"])
+    if rung.kind == "tool":
+        return _tool(rung.name, model, calibration), []
+    if rung.kind == "trained":
+        experiment = dataclasses.replace(experiment, run=Run(experiment.run.model, "qat", "int8"))
+        prepared = backend.prepare(model, calibration, rung.recipe)
+        trained = training.finetune(experiment, backend, prepared, rung.recipe)
+        quantized = backend.convert(trained, model, calibration, rung.recipe).quantized
+    else:
+        quantized = backend.quantized(model, calibration, rung.recipe)
+    shown = images.validation.calibration(LAYER_IMAGES)
+    return (lambda split: reference.logits(quantized, split)), layers.errors(backend.deploy(quantized), shown)
+
+
+def _tool(name: str, model, calibration) -> Callable:
+    """Quantize `model` by the default of a tool; returns a function from a split to its logits."""
+    from utils.backends import registry
+    from utils.backends.peers import PEERS
+    from utils.training import loop
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"network{PEERS[name].suffix}"
+        PEERS[name].write(model, calibration, path)
+        predict = registry.get(PEERS[name].backend).load(path, "cpu")
+        predict(calibration[:1])  # some engines read the file only now
+    return lambda split: loop.predict(predict, split)
+
+
+def climb(experiment, backend, rung: Rung, references: dict) -> tuple[dict, list[dict]]:
+    """Make and measure one rung; `references` has the FP32 logits of each part."""
     started, images = time.perf_counter(), experiment.data
-    calibration = images.train.calibration(recipe["calibration_images"])
-    quantized = backend.quantized(experiment.baseline.model, calibration, recipe)
+    answers, errors = answering(experiment, backend, rung)
     measured = {"seconds": round(time.perf_counter() - started, 1)}
     for part, split in (("validation", images.validation), ("test", images.test)):
-        for name, value in quality(reference.logits(quantized, split), references[part], split.y).items():
+        for name, value in quality(answers(split), references[part], split.y).items():
             measured[f"{part}_{name}"] = value
-    return measured
+    return measured, [{"layer": each["layer"], "sqnr_db": each["output_sqnr_db"]} for each in errors]
 
 
-def ladder(experiment, backend, folder: Path) -> None:
-    """Climb all rungs of one model that `folder` does not hold, and store each as it is done."""
+def ladder(experiment, backend, folder: Path, rungs: list[Rung]) -> None:
+    """Climb those of `rungs` that `folder` does not hold, and store each as it is done."""
     from utils.training import loop
 
     run, images = experiment.run, experiment.data
-    recipe = importlib.import_module(f"quantization.ptq.{run.name}").RECIPE
     references = {}
-    for place, (name, stacked, settings) in enumerate(rungs(recipe)):
+    for place, rung in enumerate(rungs):
         path = folder / f"{run.model}_{backend.name}_{place:02d}.json"
         facts = {
-            "recipe": settings,
+            "recipe": rung.recipe,
             "baseline": experiment.baseline.sha256,
             "data": images.digest,
             "smoke": experiment.options.smoke,
@@ -102,10 +166,10 @@ def ladder(experiment, backend, folder: Path) -> None:
             continue
         parts = {"validation": images.validation, "test": images.test}
         references = references or {part: loop.predict(experiment.baseline.model, split) for part, split in parts.items()}
-        progress.say(f"{run.model} on {backend.name}, rung {place + 1}: {name}{'' if stacked else ', alone'}")
-        row = {"model": run.model, "backend": backend.name, "rung": name, "stacked": stacked, "place": place}
-        row |= climb(experiment, backend, settings, references)
-        content = {"row": row, "facts": facts, "code": environment.code(SCRIPT)}
+        progress.say(f"{run.model} on {backend.name}, rung {place + 1} of {len(rungs)}: {rung.name} ({rung.kind})")
+        measured, errors = climb(experiment, backend, rung, references)
+        row = {"model": run.model, "backend": backend.name, "rung": rung.name, "kind": rung.kind, "place": place} | measured
+        content = {"row": row, "layers": errors, "facts": facts, "code": environment.code(SCRIPT)}
         paths.write_text(path, json.dumps(content, indent=1) + "\n")
         rebuild(folder)
         progress.say(summary(row))
@@ -126,13 +190,19 @@ def stored(path: Path) -> dict | None:
 
 
 def rebuild(folder: Path) -> None:
-    """Write ladder.csv beside `folder` from all rungs in it."""
-    rows = [content["row"] for path in sorted(folder.glob("*.json")) if (content := stored(path))]
+    """Write ladder.csv and ladder_layers.csv beside `folder` from all rungs in it."""
+    rungs = [content for path in sorted(folder.glob("*.json")) if (content := stored(path))]
+    _write(folder.parent / "ladder.csv", COLUMNS, [content["row"] for content in rungs])
+    layers = [content["row"] | layer for content in rungs for layer in content["layers"]]
+    _write(folder.parent / "ladder_layers.csv", LAYER_COLUMNS, layers)
+
+
+def _write(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    paths.write_text(folder.parent / "ladder.csv", text.getvalue())
+    paths.write_text(path, text.getvalue())
 
 
 def summary(row: dict) -> str:
@@ -157,12 +227,17 @@ def main(asked: argparse.Namespace) -> None:
     given = {name: value for name, value in vars(asked).items() if name not in ("models", "backend")}
     options = cli.resolve((asked.backend,), given)
     cli.before_torch(options)
+    from utils.quantize import sensitivity
+
+    others = tools()
     for model in asked.models:
         experiment = experiments.begin(Run(model, "ptq", "int8"), options)
         folder = options.results / experiment.data.study / "ladder"
         folder.mkdir(parents=True, exist_ok=True)
+        recipes = [importlib.import_module(f"quantization.{method}.{model}_{method}_int8").RECIPE for method in ("ptq", "qat")]
+        rungs = others + steps(*recipes, sensitivity.blocks(experiment.baseline.model)[:FLOATS])
         for backend in backends.select(options):
-            ladder(experiment, backend, folder)
+            ladder(experiment, backend, folder, rungs)
 
 
 if __name__ == "__main__":

@@ -55,17 +55,20 @@ def write_run(
 
 
 def write_ladder(folder, study="cats_and_dogs"):
-    """Write a ladder of two rungs on one model."""
+    """Write a ladder of four rungs on one model, with two layers each but for the tool's."""
+    rungs = [("NNCF", "tool"), ("the plainest", "stacked"), ("equalization", "stacked"), ("equalization", "alone")]
+    shared = [dict(model="resnet18", backend="fbgemm", rung=name, kind=kind, place=i) for i, (name, kind) in enumerate(rungs)]
     rows = [
-        dict(model="resnet18", backend="fbgemm", rung=name, stacked=stacked, place=place, seconds=1.0, test_images=80,
-             test_accuracy=0.9 + place / 100, test_accuracy_ci_low=0.85, test_accuracy_ci_high=0.97, test_accuracy_fp32=0.95,
-             test_sqnr_db=20.0 + place)
-        for place, (name, stacked) in enumerate([("the plainest", True), ("equalization", True), ("equalization", False)])
+        each | dict(seconds=1.0, test_images=80, test_accuracy=0.9 + each["place"] / 100, test_accuracy_ci_low=0.85,
+                    test_accuracy_ci_high=0.97, test_accuracy_fp32=0.95, test_sqnr_db=20.0 + each["place"])
+        for each in shared
     ]  # fmt: skip
-    with (folder / study / "ladder.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    layers = [each | {"layer": name, "sqnr_db": noise} for each in shared[1:] for name, noise in (("conv1", 30.0), ("fc", ""))]
+    for name, content in (("ladder.csv", rows), ("ladder_layers.csv", layers)):
+        with (folder / study / name).open("w", newline="") as file:
+            writer = csv.DictWriter(file, content[0])
+            writer.writeheader()
+            writer.writerows(content)
 
 
 def profile(backend):

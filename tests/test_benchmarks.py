@@ -66,24 +66,3 @@ def test_goals_are_met_if_all_of_the_interval_says_so(monkeypatch):
     row = paired.faster("twice", lambda: [1.0], lambda: [2.0 + 0 * next(times)], 1.5, 3)
     assert (row.ratio, row.low, row.high, row.met) == (2, 2, 2, "yes")
     assert paired.cost("half", lambda: [1.0], lambda: [2.0], 1.1, 3).ratio == 0.5
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("tool", ["ONNX Runtime", "NNCF", "XNNPACK"])
-def test_what_a_tool_writes_runs_on_its_engine_near_fp32(tool, monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(paths.ROOT / "tests/benchmarks"))
-    import torch
-    from peers import PEERS
-
-    from utils.backends import registry
-    from utils.metrics import sqnr_db
-    from utils.training import architectures
-
-    torch.manual_seed(0)
-    model, images = architectures.build("alexnet").eval(), torch.randn(8, 3, 224, 224)
-    peer, path = PEERS[tool], tmp_path / f"network{PEERS[tool].suffix}"
-    assert not peer.missing
-    peer.write(model, images, path)
-    with torch.inference_mode():
-        answers = registry.get(peer.backend).load(path, "cpu")(images)
-        assert sqnr_db(model(images).numpy(), answers.numpy()) > 15

@@ -9,34 +9,44 @@ import pytest
 from helpers import split_of
 
 from quantization import int8_ladder as script
-from quantization.int8_ladder import CHANNELS, COLUMNS, STEPS, rungs
+from quantization.int8_ladder import CHANNELS, COLUMNS, LAYER_COLUMNS, STEPS, Rung
 from utils.catalog import Run
 
+PTQ, QAT = dict(keep_fp32=(), seven_bits="weights"), dict(training={}, calibration_images=4)
 
-def recipe_of(climbed, name, stacked):
-    (recipe,) = [each[2] for each in climbed if each[:2] == (name, stacked)]
+
+def recipe_of(climbed, name, kind):
+    (recipe,) = [rung.recipe for rung in climbed if (rung.name, rung.kind) == (name, kind)]
     return recipe
 
 
 def test_each_step_stands_alone_and_on_top_of_those_before_it():
-    climbed = rungs(dict(keep_fp32=("stem",), seven_bits="weights"))
-    names = [(name, stacked) for name, stacked, _ in climbed]
-    assert names == [
-        ("the plainest", True),
-        (CHANNELS, True),
-        *((step, True) for step in STEPS),
-        *((step, False) for step in STEPS),
+    climbed = script.steps(PTQ, QAT, ("stem",))
+    assert [(rung.name, rung.kind) for rung in climbed] == [
+        ("the plainest", "stacked"),
+        (CHANNELS, "stacked"),
+        *((step, "stacked") for step in STEPS),
+        ("QAT", "trained"),
+        *((step, "alone") for step in STEPS),
     ]
-    start = recipe_of(climbed, CHANNELS, True)
-    assert recipe_of(climbed, "the plainest", True) == start | {"weights": "tensor"}
-    assert recipe_of(climbed, "bias correction", False) == start | {"bias_correction": True}
-    top = recipe_of(climbed, "blocks in FP32", True)
+    start = recipe_of(climbed, CHANNELS, "stacked")
+    assert recipe_of(climbed, "the plainest", "stacked") == start | {"weights": "tensor"}
+    assert recipe_of(climbed, "bias correction", "alone") == start | {"bias_correction": True}
+    assert recipe_of(climbed, "reconstruction", "stacked")["keep_fp32"] == ()
+    top = recipe_of(climbed, "first blocks in FP32", "stacked")
     assert top["keep_fp32"] == ("stem",) and top["reconstruct"] and top["equalize"] and top["activations"] == "mse"
-    assert all(recipe["seven_bits"] == "weights" for _, _, recipe in climbed)
+    assert recipe_of(climbed, "QAT", "trained") == QAT
+    assert all(rung.recipe["seven_bits"] == "weights" for rung in climbed if rung.kind != "trained")
 
 
-def test_a_model_without_blocks_in_fp32_has_no_rung_for_them():
-    assert "blocks in FP32" not in {name for name, _, _ in rungs(dict(keep_fp32=()))}
+def test_tools_that_are_not_installed_are_named_and_left_out(monkeypatch, capsys):
+    from utils.backends import peers
+
+    absent = peers.Peer("openvino", "a_package_that_nobody_has", ".xml", None)
+    monkeypatch.setattr(peers, "PEERS", {"torch FX": peers.PEERS["torch FX"], "Other": absent})
+    (tool,) = script.tools()
+    assert (tool.name, tool.kind) == ("torch FX", "tool") and tool.recipe["version"]
+    assert "default of Other left out: not installed: a_package_that_nobody_has" in capsys.readouterr().out
 
 
 def test_the_quality_of_four_answers():
@@ -50,16 +60,17 @@ def test_the_quality_of_four_answers():
 
 @pytest.fixture
 def climbing(tmp_path, monkeypatch):
-    """Climb a ladder whose rungs cost nothing; returns the recipes that were climbed."""
+    """Climb a ladder of three rungs that cost nothing; returns the names of those climbed."""
     split = split_of(tmp_path, np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, 0, 1]))
-    recipes = []
+    climbed = []
 
-    def climb(experiment, backend, recipe, references):
+    def climb(experiment, backend, rung, references):
         assert references["test"].shape == (4, 2)
-        recipes.append(recipe)
+        climbed.append(rung.name)
         parts = {f"{part}_{name}": value for part in references for name, value in
                  script.quality(references[part], references[part], split.y).items()}  # fmt: skip
-        return {"seconds": 1.0} | parts
+        layers = [{"layer": "conv1", "sqnr_db": 30.0}, {"layer": "fc", "sqnr_db": None}]
+        return {"seconds": 1.0} | parts, [] if rung.kind == "tool" else layers
 
     def again(**changes):
         facts = SimpleNamespace(sha256="a", model=lambda x: x[:, :2, 0, 0]) if not changes else SimpleNamespace(
@@ -68,31 +79,42 @@ def climbing(tmp_path, monkeypatch):
         experiment = SimpleNamespace(
             run=Run("resnet18", "ptq", "int8"), data=data, baseline=facts, options=SimpleNamespace(smoke=True)
         )
-        recipes.clear()
-        script.ladder(experiment, SimpleNamespace(name="fbgemm"), tmp_path / "ladder")
-        return list(recipes)
+        climbed.clear()
+        script.ladder(experiment, SimpleNamespace(name="fbgemm"), tmp_path / "ladder", RUNGS)
+        return list(climbed)
 
     monkeypatch.setattr(script, "climb", climb)
     (tmp_path / "ladder").mkdir()
     return again, tmp_path
 
 
+RUNGS = [Rung("a", "tool", {}), Rung("b", "stacked", dict(bits=8)), Rung("c", "alone", dict(bits=8, keep_fp32=("stem",)))]
+
+
+def rows_of(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
 def test_rungs_are_stored_and_not_climbed_twice(climbing):
     again, folder = climbing
-    expected = rungs(dict(keep_fp32=()))
-    assert again() == [recipe for _, _, recipe in expected]
-    with (folder / "ladder.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == COLUMNS and [row["rung"] for row in rows] == [name for name, _, _ in expected]
+    assert again() == ["a", "b", "c"]
+    rows = rows_of(folder / "ladder.csv")
+    assert tuple(rows[0]) == COLUMNS and [row["rung"] for row in rows] == ["a", "b", "c"]
+    layers = rows_of(folder / "ladder_layers.csv")
+    assert tuple(layers[0]) == LAYER_COLUMNS
+    assert [(row["rung"], row["layer"], row["sqnr_db"]) for row in layers] == [
+        ("b", "conv1", "30.0"), ("b", "fc", ""), ("c", "conv1", "30.0"), ("c", "fc", "")
+    ]  # fmt: skip
     assert again() == []
-    damaged = folder / "ladder/resnet18_fbgemm_03.json"
+    damaged = folder / "ladder/resnet18_fbgemm_01.json"
     damaged.write_text("{")
-    (folder / "ladder/resnet18_fbgemm_05.json").write_text("{")
-    assert again() == [expected[3][2], expected[5][2]]
+    (folder / "ladder/resnet18_fbgemm_02.json").write_text("{")
+    assert again() == ["b", "c"]
     content = json.loads(damaged.read_text())
     damaged.write_text(json.dumps(content | {"code": {"utils/cli.py": "0" * 64}}))
-    assert again() == [expected[3][2]]
-    assert len(again(sha256="other weights")) == len(expected)
+    assert again() == ["b"]
+    assert len(again(sha256="other weights")) == 3
 
 
 @pytest.mark.slow
@@ -101,7 +123,7 @@ def test_the_command_climbs_all_rungs_on_a_few_images(tmp_path):
 
     options = ("--smoke", "--threads", "1", "--models", "mobilenetv3", "--results", "out", "--checkpoints", "weights")
     done = run("quantization/int8_ladder.py", *options, cwd=tmp_path)
-    assert "rung 14: blocks in FP32, alone" in done.stdout
-    assert len(list((tmp_path / "out/drawn_smoke/ladder").glob("*.json"))) == 14
+    assert "rung 4 of 19: XNNPACK (tool)" in done.stdout and "rung 13 of 19: QAT (trained)" in done.stdout
+    assert len(list((tmp_path / "out/drawn_smoke/ladder").glob("*.json"))) == 19
     drawn = run("figures/int8_ladder.py", "--study", "drawn_smoke", "--results", "out", "--out", "here", cwd=tmp_path)
-    assert (tmp_path / "here/int8_ladder.png").exists(), drawn.stderr
+    assert (tmp_path / "here/int8_ladder_layers.png").exists(), drawn.stderr

@@ -9,10 +9,10 @@ import numpy as np
 import paired
 import pictures
 import torch
-from peers import PEERS
 from torch import nn
 
 from utils.backends import registry
+from utils.backends.peers import PEERS
 from utils.catalog import BACKENDS, MODELS
 from utils.data.splits import Split
 from utils.timing import fastest, rounds

@@ -90,6 +90,7 @@ def test_two_runs_of_one_model_are_enough(folder, tmp_path, name):
         ("training_curves", "only_simulated", "study only_simulated has no training to draw"),
         ("layer_sqnr", "only_fp32", "study only_fp32 has no quantized runs"),
         ("int8_ladder", "only_fp32", r"study only_fp32 has no ladder\.csv"),
+        ("int8_ladder_layers", "only_fp32", r"study only_fp32 has no ladder_layers\.csv"),
         ("layer_latency", "only_fp32", "study only_fp32 has no run with a profile"),
         ("size", "typo", r"there is no .*results\.csv\. Run the scripts first, or give --study; studies there: cats_and_dogs"),
     ],

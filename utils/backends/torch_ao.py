@@ -6,6 +6,7 @@ that loads without the code that made it, including packed weights and the scale
 hardswish.
 """
 
+import copy
 import dataclasses
 import operator
 import warnings
@@ -19,6 +20,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # "torch.ao.quantization is deprecated": known, see above
     from torch.ao.nn import quantized as nnq
     from torch.ao.nn.intrinsic import quantized as nniq
+    from torch.ao.quantization import get_default_qconfig_mapping, quantize_fx
 
 from utils.backends.base import Deployed, Predictor
 from utils.backends.lowering import Lowering, u8s8_is_narrow
@@ -88,6 +90,22 @@ def trace(network: fx.GraphModule) -> torch.jit.ScriptModule:
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # TorchScript's deprecation
         return torch.jit.freeze(torch.jit.trace(network.eval(), torch.zeros(2, 3, 224, 224)))
+
+
+def save_default(engine: str, model: nn.Module, images: torch.Tensor, path: Path) -> None:
+    """Quantize a float `model` by torch's default for `engine`, and write it to `path` as TorchScript.
+
+    `images`, float32 (n, 3, 224, 224) normalised, are for calibration. The model is not changed.
+    """
+    torch.backends.quantized.engine = engine
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # torch.ao's deprecation
+        example = torch.zeros(1, 3, 224, 224)
+        mapping = get_default_qconfig_mapping(engine)
+        prepared = quantize_fx.prepare_fx(copy.deepcopy(model).eval(), mapping, (example,))
+        for batch in images.split(16):
+            prepared(batch)
+        torch.jit.save(trace(quantize_fx.convert_fx(prepared)), path)
 
 
 class _Integers:

@@ -1,4 +1,4 @@
-"""INT8 by the default recipe of each deployment tool, on the networks that the study quantizes.
+"""INT8 by the default recipe of each deployment tool, for comparison.
 
 A peer takes a float network and calibration images, and writes a file that a backend of the study
 loads. So the same engine runs both, and only the quantized networks differ.
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils.backends import exported, onnx_export
+from utils.backends import exported, onnx_export, torch_ao
 from utils.quantize.operators import folded
 
 
@@ -85,7 +85,13 @@ def xnnpack_default(model: nn.Module, images: torch.Tensor, path: Path) -> None:
         path.write_bytes(to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch().buffer)
 
 
+def torch_default(model: nn.Module, images: torch.Tensor, path: Path) -> None:
+    """Torch's FX graph mode: histograms of activations, one scale for each output channel."""
+    torch_ao.save_default("x86", model, images, path)
+
+
 PEERS = {
+    "torch FX": Peer("x86", "torch", ".torchscript", torch_default),
     "ONNX Runtime": Peer("onnxruntime", "onnxruntime", ".onnx", onnxruntime_default),
     "NNCF": Peer("openvino", "nncf", ".xml", nncf_default),
     "XNNPACK": Peer("xnnpack", "executorch", ".pte", xnnpack_default),

@@ -1,0 +1,44 @@
+"""Where the error of INT8 arises: signal-to-noise ratio of every layer after each step of the method.
+
+    python figures/int8_ladder_layers.py --study cats_and_dogs
+
+Draws ladder_layers.csv, which quantization/int8_ladder.py writes.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from figures.shared import ladders, script, style
+from figures.shared.style import plt
+
+TABLE = "ladder_layers.csv"
+DARKEST, LIGHTEST = 0, 40  # dB: as much noise as signal, and hardly any
+
+
+def applies(frame, args):
+    """Whether all.py draws it for this study."""
+    return ladders.exist(args, TABLE)
+
+
+def make(frame, args):
+    groups = [(*key, rows[rows["kind"] != "alone"]) for *key, rows in ladders.groups(args, TABLE)]
+    heights = [0.9 + 0.2 * rows["rung"].nunique() for _, _, rows in groups]
+    size = dict(figsize=(7.5, 0.8 + sum(heights)), height_ratios=heights, layout="constrained")
+    figure, panels = plt.subplots(len(groups), 1, squeeze=False, **size)
+    for axes, (model, backend, rows) in zip(panels[:, 0], groups, strict=True):
+        table = rows.pivot(index="rung", columns="layer", values="sqnr_db")
+        table = table.loc[rows["rung"].unique(), rows["layer"].unique()]
+        shades = axes.imshow(table, aspect="auto", cmap="cividis", vmin=DARKEST, vmax=LIGHTEST, interpolation="nearest")
+        axes.set_yticks(range(len(table)), table.index, fontsize=7)
+        axes.set_xticks(range(table.shape[1]), table.columns, rotation=90, fontsize=4.5)
+        axes.set_title(ladders.heading(model, backend), fontsize=9, loc="left")
+        axes.grid(False)
+    label = "SQNR of the layer's output (dB); white: no error"
+    figure.colorbar(shades, ax=panels[:, 0], label=label, extend="both", aspect=40, fraction=0.03)
+    figure.suptitle("Where the error of INT8 arises, layer by layer in order of computation", fontsize=9)
+    style.save(figure, args, "int8_ladder_layers")
+
+
+if __name__ == "__main__":
+    script.run(make, __doc__)

@@ -1,0 +1,33 @@
+"""The tables of quantization/int8_ladder.py, as its figures read them. No torch."""
+
+if __name__ == "__main__":
+    import no_script  # noqa: F401
+
+import pandas as pd
+
+from utils import catalog
+from utils.errors import UserError
+
+
+def exist(args, name="ladder.csv"):
+    """Whether the study has a table of its ladder with any row."""
+    path = args.results / args.study / name
+    return path.exists() and not pd.read_csv(path).empty
+
+
+def groups(args, name="ladder.csv"):
+    """List (model, backend, rows in the order of the rungs) of all ladders of the study.
+
+    Raises `UserError` if there is none.
+    """
+    if not exist(args, name):
+        raise UserError(f"study {args.study} has no {name} yet; run quantization/int8_ladder.py.")
+    frame = pd.read_csv(args.results / args.study / name).sort_values("place", kind="stable")
+    parts = dict(list(frame.groupby(["model", "backend"])))
+    order = sorted(parts, key=lambda key: (list(catalog.MODELS).index(key[0]), list(catalog.BACKENDS).index(key[1])))
+    return [(*key, parts[key]) for key in order]
+
+
+def heading(model, backend):
+    """Title of a ladder's panel."""
+    return f"{catalog.MODELS[model].label}, roundings of {backend}"

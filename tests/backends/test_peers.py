@@ -1,0 +1,22 @@
+"""The default recipes of other tools: what they write runs on their engines, near FP32."""
+
+import pytest
+import torch
+
+from utils.backends import registry
+from utils.backends.peers import PEERS
+from utils.metrics import sqnr_db
+from utils.training import architectures
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", PEERS)
+def test_what_a_tool_writes_runs_on_its_engine_near_fp32(tool, tmp_path):
+    torch.manual_seed(0)
+    model, images = architectures.build("alexnet").eval(), torch.randn(8, 3, 224, 224)
+    peer, path = PEERS[tool], tmp_path / f"network{PEERS[tool].suffix}"
+    assert not peer.missing
+    peer.write(model, images, path)
+    with torch.inference_mode():
+        answers = registry.get(peer.backend).load(path, "cpu")(images)
+        assert sqnr_db(model(images).numpy(), answers.numpy()) > 15
