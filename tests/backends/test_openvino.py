@@ -8,7 +8,7 @@ import torch
 from helpers import mobilenet_checkpoint
 from small_networks import Mixed, Sum, images, quantized
 
-from utils.backends.openvino import ENGINES, shorten
+from utils.backends.openvino import ENGINES, around_zero, shorten
 from utils.errors import UserError
 from utils.metrics import sqnr_db
 from utils.quantize.operators import folded
@@ -56,10 +56,10 @@ def test_int8_answers_as_the_exact_reference(integers, artifact):
     assert sqnr_db(exact.numpy(), logits.numpy()) > 35
 
 
-def test_all_layers_run_on_integers_the_rest_in_fp32(artifact):
+def test_all_layers_run_on_integers_the_rest_in_fp32_but_for_max_pooling_and_sums(artifact):
     kernels = ENGINE.kernels(artifact)
     assert kernels["layers"] == kernels["integer_layers"] == sum(kernels["kernels"].values()) == Mixed.LAYERS
-    assert set(kernels["precisions"]) == {"f32"}
+    assert set(kernels["precisions"]) == {"f32", "u8"}
 
 
 def test_what_is_kept_in_fp32_is_not_counted_as_integer(model, tmp_path):
@@ -79,7 +79,8 @@ def test_fp32_has_no_integer_kernels(floats):
 def test_pairs_stand_at_the_inputs_of_layers_and_weights_are_stored_in_int8(artifact):
     graph = onnx.load(artifact).graph
     count = {kind: [node.op_type for node in graph.node].count(kind) for kind in ("QuantizeLinear", "DequantizeLinear")}
-    assert count == {"QuantizeLinear": Mixed.LAYERS, "DequantizeLinear": 2 * Mixed.LAYERS}
+    pairs = Mixed.LAYERS + 2  # again behind max pooling, and one for the summand that no layer reads
+    assert count == {"QuantizeLinear": pairs, "DequantizeLinear": pairs + Mixed.LAYERS}
     weights = [tensor for tensor in graph.initializer if len(tensor.dims) > 1]
     assert [tensor.data_type for tensor in weights] == [onnx.TensorProto.INT8] * Mixed.LAYERS
 
@@ -90,6 +91,18 @@ def test_hardswish_stays_one_operator(artifact, floats):
         assert (kinds.count("HardSwish"), kinds.count("HardSigmoid")) == (Mixed.HARDSWISHES, 1)
         kinds = [operation.get_type_name() for operation in openvino.Core().read_model(path).get_ops()]
         assert (kinds.count("HSwish"), kinds.count("HardSigmoid")) == (Mixed.HARDSWISHES, 1)
+
+
+def test_numbers_around_zero_are_the_same_in_signed_integers(integers):
+    signed = around_zero(integers.network)
+    pairs = {name: (integers.pair(name), signed.get_submodule(name)) for name in integers.pairs.source}
+    changed = {name for name, (_, after) in pairs.items() if after.dtype is torch.int8}
+    if ENGINE.placement(8).levels == 255:
+        assert "pair_x" in changed and "pair_head_1" not in changed  # noise around 0, and what hardswish gives
+    for name in changed:
+        before, after = pairs[name]
+        assert (before.numbers[1], after.numbers[1]) == (128, 0) and before.numbers[0] == after.numbers[0]
+    assert torch.equal(integers.network(images()), signed(images()))
 
 
 @pytest.mark.parametrize("factor", ["activations", "weights"])

@@ -228,6 +228,30 @@ def test_numbers_by_hand():
     assert [n.item() for n in calibration.numbers(*ends, INT16)] == pytest.approx([4 / 32767, 0])
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (-4.0, 4.0, (4 / 127, 128)),
+        (-5.12, 5.0, (5.12 / 128, 128)),  # the lower end reaches as far as the lowest integer
+        (-4.0, 5.5, (5.5 / 127, 128)),  # steps 1.16 times as wide
+        (-1.0, 4.0, (5 / 255, 51)),  # they would be 1.6 times as wide
+        (0.0, 4.0, (4 / 255, 0)),
+    ],
+)
+def test_nearly_symmetric_ranges_are_centred_where_the_placement_says_so(low, high, expected):
+    numbers = calibration.numbers(np.array([low]), np.array([high]), Placement("inputs", centred=True))
+    assert [n.item() for n in numbers] == pytest.approx(expected)
+
+
+def test_channels_with_scales_apart_are_not_centred_and_the_middle_of_seven_bits_is_64():
+    pair = np.array([-4.0, -4.0]), np.array([4.0, 4.1])
+    centred, plain = (calibration.numbers(*pair, Placement("inputs", centred=each)) for each in (True, False))
+    assert all(torch.equal(*both) for both in zip(centred, plain, strict=True))
+    ends = np.array([-4.0]), np.array([4.1])
+    seven = calibration.numbers(*ends, Placement("inputs", centred=True, levels=127))
+    assert [n.item() for n in seven] == pytest.approx([4.1 / 63, 64])
+
+
 @pytest.mark.parametrize("placement", ALL)
 def test_numbers_span_the_range_and_have_a_zero(placement):
     low, high = -np.array([0, 1, 3.7, 1e-3]), np.array([2, 0, 1.1, 5])

@@ -183,10 +183,10 @@ def test_sequences_are_computed_together_from_their_first_operator(graph):
 
 
 def test_the_readers_of_a_tensor_are_found_behind_what_moves_it(graph):
-    assert [reader.name for reader in graph.readers(node(graph, "relu"))] == ["conv", "add"]  # behind max pooling
-    assert [reader.name for reader in graph.readers(node(graph, "squeeze_1"))] == ["fc"]
-    assert [reader.name for reader in graph.readers(node(graph, "swish_2"))] == ["head"]
-    assert graph.readers(node(graph, "head")) == []
+    assert [reader.name for reader in graph.readers(node(graph, "relu").users)] == ["conv", "add"]  # behind max pooling
+    assert [reader.name for reader in graph.readers(node(graph, "squeeze_1").users)] == ["fc"]
+    assert [reader.name for reader in graph.readers(node(graph, "swish_2").users)] == ["head"]
+    assert graph.readers(node(graph, "head").users) == []
     assert graph.mixes_when_moved(node(graph, "squeeze_1")) and not graph.mixes_when_moved(node(graph, "relu"))
 
 

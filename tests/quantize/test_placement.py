@@ -48,14 +48,38 @@ def test_pairs_at_outputs_stand_behind_every_operator():
 def test_pairs_at_inputs_stand_before_convolutions_and_linear_layers_only():
     calls, pairs = inserted(INPUTS)
     assert calls == [
-        "x", "pair_x", "stem", "relu", "shrink", "pair_shrink", "conv", "add", "swish", "pair_swish", "depthwise", "swish",
+        "x", "pair_x", "stem", "relu", "pair_stem", "shrink", "pair_stem",  # max pooling selects from rounded numbers
+        "conv", "add", "swish", "pair_swish", "depthwise", "swish",
         "squeeze", "pair_squeeze", "reduce", "relu", "pair_reduce", "excite", "gate", "mul", "pair_mul", "project",
         "squeeze", "flatten", "pair_flatten", "fc", "swish", "pair_swish_2", "head", "output",
     ]  # fmt: skip
     assert pairs.reads == {
-        "stem": "pair_x", "conv": "pair_shrink", "depthwise": "pair_swish", "reduce": "pair_squeeze", "excite": "pair_reduce",
+        "stem": "pair_x", "conv": "pair_stem", "depthwise": "pair_swish", "reduce": "pair_squeeze", "excite": "pair_reduce",
         "project": "pair_mul", "fc": "pair_flatten", "head": "pair_swish_2",
     }  # fmt: skip
+
+
+class Block(nn.Module):
+    """A residual block with a convolution beside it, as in ResNet-18, and one without."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.beside, self.later, self.relu = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.ReLU()
+
+    def forward(self, x):
+        y = self.relu(self.conv(x) + self.beside(x))
+        return self.relu(self.later(y) + y)
+
+
+def test_additions_read_rounded_numbers_where_the_placement_says_so():
+    network = fx.symbolic_trace(Block().eval())
+    placement.insert(network, Placement("inputs", rounded_sums=True), (), nn.Identity)
+    read = {node.name: [each.name for each in node.args] for node in network.graph.nodes if node.name.startswith("add")}
+    assert read == {"add": ["pair_conv", "pair_beside"], "add_1": ["pair_later", "pair_add"]}
+    network = fx.symbolic_trace(Block().eval())
+    placement.insert(network, Placement("inputs"), (), nn.Identity)
+    read = {node.name: [each.name for each in node.args] for node in network.graph.nodes if node.name.startswith("add")}
+    assert read == {"add": ["conv", "beside"], "add_1": ["later", "relu"]}
 
 
 class TwoReaders(nn.Module):

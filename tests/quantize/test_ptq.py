@@ -17,6 +17,7 @@ PLACEMENTS = [
     OUTPUTS,
     Placement("outputs", torch.int8, bias="int32", levels=127),
     Placement("inputs", scales="depthwise"),
+    Placement("inputs", scales="depthwise", rounded_sums=True, centred=True),
     Placement("inputs", torch.int8, symmetric=True),
 ]
 RECIPE = dict(activations="minmax")

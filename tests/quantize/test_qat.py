@@ -18,7 +18,8 @@ from utils.quantize.reference import execute
 
 UINT8 = Placement("outputs", levels=127, pooling_keeps_scale=True, unit_gates=True)
 INT16 = Placement("outputs", torch.int16, torch.int16, "int32", True, 2**16 - 1, "apart")
-PLACEMENTS = [UINT8, INT16, Placement("inputs", scales="depthwise"), Placement("inputs", torch.int8, symmetric=True)]
+CENTRED = Placement("inputs", scales="depthwise", rounded_sums=True, centred=True)
+PLACEMENTS = [UINT8, INT16, Placement("inputs", scales="depthwise"), CENTRED, Placement("inputs", torch.int8, symmetric=True)]
 RECIPE = dict(activations="minmax", calibration_images=24)
 IMAGES = noise(24, 33)
 
@@ -180,6 +181,14 @@ def test_weights_biases_and_ranges_learn_and_nothing_else(model, placement):
         assert torch.equal(after["pair_squeeze.stretch"], after["pair_swish_1.stretch"])
 
 
+def test_a_zero_point_in_the_middle_stays_there(model):
+    learned = pairs(trained(model, CENTRED))
+    shifts = {name: pair.shift.abs().max().item() for name, pair in learned.items()}
+    centred = {name for name, pair in learned.items() if pair.first_zero_point.eq(128).all()}
+    assert "pair_x" in centred != set(learned)
+    assert all((shifts[name] == 0) == (name in centred) for name in learned), shifts
+
+
 def test_dropout_rests_and_batchnorm_is_folded(model):
     network = prepared(model).train()
     assert torch.equal(network(IMAGES), network(IMAGES))
@@ -222,7 +231,8 @@ def test_conversion_answers_as_the_trained_network(model, placement):
         network = trained(model, placement, headroom=2.0)
     result = qat.convert(network, RECIPE, placement)
     rounded, answer = network(IMAGES), execute(result, IMAGES)
-    assert metrics.sqnr_db(rounded.numpy(), answer.numpy()) > (55 if placement is INT16 else 25)
+    sqnr = metrics.sqnr_db(rounded.numpy(), answer.numpy())  # None: rounded logits can be the very same
+    assert sqnr is None or sqnr > (55 if placement is INT16 else 25)
     assert metrics.sqnr_db(rounded.numpy(), model(IMAGES).numpy()) < 25  # it did learn something
 
 

@@ -232,6 +232,7 @@ NETWORKS = [
     Placement("outputs", torch.int8, bias="int32"),
     Placement("outputs", torch.int16, torch.int16, "int32", True, 2**16 - 1, "apart"),
     Placement("inputs", scales="depthwise"),
+    Placement("inputs", scales="depthwise", rounded_sums=True, centred=True),
     Placement("inputs", torch.int8, symmetric=True),
 ]
 

@@ -6,12 +6,13 @@ the rest in FP32.
 """
 
 import collections
+import copy
 import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from utils import paths
 from utils.backends import onnx_export
@@ -20,7 +21,7 @@ from utils.backends.lowering import Lowering, not_installed, u8s8_is_narrow
 from utils.backends.profiles import Timed
 from utils.errors import UserError
 from utils.quantize.placement import Placement
-from utils.quantize.quantized import Quantized
+from utils.quantize.quantized import Pair, Quantized
 
 if TYPE_CHECKING:
     import openvino
@@ -50,11 +51,15 @@ class OpenVino(Lowering):
         return None if label in _capabilities() else f"this CPU has no {label} arithmetic, so OpenVINO would compute in another"
 
     def placement(self, bits: int) -> Placement:
-        """Return where OpenVINO wants pairs."""
-        return Placement("inputs", scales="depthwise", narrow=u8s8_is_narrow())
+        """Return where OpenVINO wants pairs.
+
+        Rounded summands make ResNet-18 1.15 times as fast at batch 32, and zero-points in the middle
+        MobileNetV3-Small 1.1 times, at any batch size.
+        """
+        return Placement("inputs", scales="depthwise", rounded_sums=True, centred=True, narrow=u8s8_is_narrow())
 
     def lower(self, quantized: Quantized, path: Path) -> None:
-        onnx_export.export(quantized.network, path)
+        onnx_export.export(around_zero(quantized.network), path)
 
     def lower_half(self, network: nn.Module, path: Path) -> None:
         """Write a float `network` to `path`, with its weights in this backend's precision."""
@@ -119,6 +124,19 @@ class OpenVino(Lowering):
             return compiled
 
         return compile_for
+
+
+def around_zero(network: fx.GraphModule) -> fx.GraphModule:
+    """Copy a quantized `network`, with s8 and zero-point 0 in place of u8 and zero-point 128.
+
+    The numbers are the same. OpenVINO multiplies s8 without a correction for the zero-point.
+    """
+    network = copy.deepcopy(network)
+    for module in network.modules():
+        if isinstance(module, Pair) and module.numbers and module.numbers[1] == 128:
+            module.dtype = torch.int8
+            module.assign(module.scale, torch.tensor(0))
+    return network
 
 
 def kernels(compiled: "openvino.CompiledModel") -> dict:

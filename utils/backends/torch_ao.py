@@ -25,11 +25,11 @@ with warnings.catch_warnings():
 from utils.backends.base import Deployed, Predictor
 from utils.backends.lowering import Lowering, u8s8_is_narrow
 from utils.backends.profiles import ByTorch
+from utils.quantize.operators import ADDITIONS
 from utils.quantize.placement import Placement
 from utils.quantize.quantized import Pair, Quantized, QuantizedLayer
 
 OPS = torch.ops.quantized
-ADDITIONS = (operator.add, operator.iadd, torch.add)
 PRODUCTS = (operator.mul, torch.mul)
 GATE = (1 / 256, 0)  # scale and zero-point of quantized hardsigmoid
 

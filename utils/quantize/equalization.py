@@ -107,7 +107,7 @@ def channel_ranges(
     for node in graph.nodes:
         if node.target in names:
             observer = observers[node.target] = Observer()
-            observer.channelwise, observer.useful = True, graph.useful(graph.readers(node))
+            observer.channelwise, observer.useful = True, graph.useful(graph.readers(node.users))
     modules = [(name, network.get_submodule(name)) for name in observers]
     with watching(modules, lambda name, output: observers[name](output)):
         calibration.fill(network, observers.values(), images, method)

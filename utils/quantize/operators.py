@@ -5,6 +5,7 @@ import enum
 import functools
 import math
 import operator
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,7 @@ class ScaledHardswish(nn.Module):
 
 FOLLOWING = (nn.BatchNorm2d, nn.ReLU)  # hardware computes these together with what they follow
 IDLE = (nn.Dropout, nn.Identity)  # these do nothing in evaluation mode
+ADDITIONS = (operator.add, operator.iadd, torch.add)
 MODULES = {
     Kind.LAYER: WEIGHTED,
     Kind.COMPUTING: (*FOLLOWING, nn.Hardswish, nn.Hardsigmoid, ScaledHardswish),
@@ -50,7 +52,7 @@ MODULES = {
     Kind.MOVING: (nn.MaxPool2d, nn.Flatten, *IDLE),
 }
 FUNCTIONS = {
-    Kind.COMPUTING: (operator.add, operator.iadd, operator.mul, torch.add, torch.mul),
+    Kind.COMPUTING: (*ADDITIONS, operator.mul, torch.mul),
     Kind.MOVING: (torch.flatten, operator.getitem, getattr),
 }
 METHODS = {Kind.MOVING: ("flatten", "view", "reshape", "contiguous", "size")}
@@ -129,11 +131,11 @@ class Graph:
         path = node.target if node.op == "call_module" else next(reversed(node.meta.get("nn_module_stack") or [""]))
         return any(path == name or path.startswith(f"{name}.") for name in names)
 
-    def readers(self, node: fx.Node) -> list[fx.Node]:
-        """Return the operators that read the numbers of `node`, wherever these are moved first."""
-        direct = [user for user in node.users if self.kinds[user] is not Kind.OUTPUT]
+    def readers(self, users: Iterable[fx.Node]) -> list[fx.Node]:
+        """Return the operators among `users`; in place of one that moves numbers, those that read them then."""
+        direct = [user for user in users if self.kinds[user] is not Kind.OUTPUT]
         return [
-            reader for user in direct for reader in (self.readers(user) if self.kinds[user] is Kind.MOVING else [user])
+            reader for user in direct for reader in (self.readers(user.users) if self.kinds[user] is Kind.MOVING else [user])
         ]  # fmt: skip
 
     def useful(self, readers: list[fx.Node]) -> tuple[torch.Tensor, torch.Tensor] | None:

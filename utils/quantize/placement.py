@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from utils.errors import UserError
 from utils.quantize.layers import is_depthwise
-from utils.quantize.operators import IDLE, Graph, Kind
+from utils.quantize.operators import ADDITIONS, IDLE, Graph, Kind
 
 INTEGERS = {  # lowest, highest
     torch.uint8: (0, 255),
@@ -44,12 +44,19 @@ class Placement:
     # Activations have a scale for each channel where no reader adds channels up ("apart"), or only
     # where all readers are depthwise convolutions ("depthwise"), or nowhere ("tensor").
     scales: str = "tensor"
+    rounded_sums: bool = False  # whether additions read rounded numbers; with pairs at "outputs" they always do
+    centred: bool = False  # whether nearly symmetric ranges have the middle integer as zero-point, see `calibration.numbers`
     pooling_keeps_scale: bool = False  # whether an average has the scale of what it averages
     float_logits: bool = False  # whether the last operator's output is left as it is
     unit_gates: bool = False  # whether hardsigmoid, which ends at 1, always has the scale 1/256
     narrow: bool = False  # whether products of 8 bits overflow, so that one factor gets 7 bits, see `narrowed`
     narrow_depthwise: bool = False  # whether they overflow in depthwise convolutions, whose weights then get 7 bits
     weight_limit: int | None = None  # largest magnitude of an integer weight, if less than its format has
+
+    @property
+    def middle(self) -> int:
+        """The zero-point of ranges that reach as far below 0 as above it."""
+        return INTEGERS[self.activation][0] + (self.levels + 1) // 2
 
     def highest_weight(self, layer: nn.Module) -> int:
         """Largest magnitude of a weight of `layer`; the lowest integer is not used, so that 0 is the middle."""
@@ -112,14 +119,14 @@ def insert(network: fx.GraphModule, placement: Placement, keep_fp32: tuple[str, 
     unknown operator, and for a quantized layer that is called on several tensors.
     """
     graph = Graph(network)
-    places = (_inputs if placement.pairs == "inputs" else _outputs)(graph, keep_fp32)
+    places = _inputs(graph, keep_fp32, placement.rounded_sums) if placement.pairs == "inputs" else _outputs(graph, keep_fp32)
     if placement.float_logits:
         places = {node: users for node, users in places.items() if [graph.kinds[user] for user in users] != [Kind.OUTPUT]}
     firsts = {node: graph.first(node) for node in places}  # before any pair stands in between
     inserted = Inserted({}, {}, set(), {}, set(), {})
     carried: dict[fx.Node, str] = {}  # tensor -> the pair whose values it holds
     for node in graph.nodes:
-        moved = _moved(graph, node, carried) if placement.pairs == "outputs" else None
+        moved = _moved(graph, node, carried)
         if node in places:
             name = f"pair_{firsts[node].name}"
             inserted.source[name] = firsts[node].target if firsts[node].op == "call_module" else firsts[node].name
@@ -141,12 +148,25 @@ def insert(network: fx.GraphModule, placement: Placement, keep_fp32: tuple[str, 
     return inserted
 
 
-def _inputs(graph: Graph, keep_fp32: tuple[str, ...]) -> dict[fx.Node, list[fx.Node]]:
-    """Return the tensors that quantized layers read, each with these layers."""
+def _inputs(graph: Graph, keep_fp32: tuple[str, ...], sums: bool) -> dict[fx.Node, list[fx.Node]]:
+    """Return the tensors that quantized layers read, and if `sums` additions, each with these readers.
+
+    Max pooling gives the same numbers whether it reads rounded ones or its output is rounded. Engines
+    are faster on integers, so the tensor before it is rounded.
+    """
     places: dict[fx.Node, list[fx.Node]] = {}
-    for node in graph.nodes:
-        if graph.kinds[node] is Kind.LAYER and not graph.inside(node, keep_fp32):
-            places.setdefault(node.args[0], []).append(node)
+
+    for reader in graph.nodes:
+        is_sum = sums and reader.target in ADDITIONS
+        if graph.inside(reader, keep_fp32) or not (is_sum or graph.kinds[reader] is Kind.LAYER):
+            continue
+        for node in reader.args if is_sum else reader.args[:1]:
+            user = reader
+            while isinstance(graph.module(node), nn.MaxPool2d):
+                user, node = node, node.args[0]
+            readers = places.setdefault(node, [])
+            if user not in readers:
+                readers.append(user)
     return places
 
 
@@ -161,7 +181,7 @@ def _outputs(graph: Graph, keep_fp32: tuple[str, ...]) -> dict[fx.Node, list[fx.
         for node in graph.nodes
         if graph.computes(node)
         and graph.followed(node) is None
-        and (quantized(graph.first(node)) or any(map(quantized, graph.readers(node))))
+        and (quantized(graph.first(node)) or any(map(quantized, graph.readers(node.users))))
     }
 
 
@@ -180,7 +200,7 @@ def _moved(graph: Graph, node: fx.Node, carried: dict[fx.Node, str]) -> str | No
 def _describe(inserted: Inserted, graph: Graph, node: fx.Node, name: str, placement: Placement, users: list[fx.Node]) -> None:
     if placement.unit_gates and isinstance(graph.module(node), nn.Hardsigmoid):
         inserted.gates.add(name)
-    readers = users if placement.pairs == "inputs" else graph.readers(node)
+    readers = graph.readers(users)
     inserted.useful[name] = graph.useful(readers)
     apart = {"apart": graph.keeps_channels_apart, "depthwise": graph.depthwise, "tensor": lambda _: False}[placement.scales]
     if readers and all(map(apart, readers)) and not graph.mixes_when_moved(node):

@@ -177,7 +177,8 @@ def trainable(model: nn.Module, images: torch.Tensor, recipe: dict, placement: P
     pairs = placing.insert(network, placement, quantized.keep_fp32, lambda: TrainedPair(placement.activation))
     for name in pairs.source:
         pair = quantized.pair(name)
-        network.get_submodule(name).assign(pair.scale, pair.zero_point, name not in pairs.gates, placement.symmetric)
+        stays = placement.symmetric or (placement.centred and pair.zero_point.eq(placement.middle).all())
+        network.get_submodule(name).assign(pair.scale, pair.zero_point, name not in pairs.gates, stays)
     for name, leading in pairs.same_as.items():
         network.set_submodule(name, network.get_submodule(leading))
     for name, layer in quantized.layers.items():
