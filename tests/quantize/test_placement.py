@@ -169,6 +169,20 @@ def test_a_scale_for_each_channel_only_where_depthwise_convolutions_read(pairs):
     assert inserted(Placement(pairs))[1].channelwise == set()
 
 
+def test_a_sum_beside_a_depthwise_convolution_leaves_it_its_scales():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.depthwise, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.last(x + self.depthwise(x))
+
+    settings = Placement("inputs", scales="depthwise", rounded_sums=True)
+    assert placement.insert(fx.symbolic_trace(Residual()), settings, (), nn.Identity).channelwise == {"pair_stem"}
+
+
 class Flattened(nn.Module):
     """Elementwise operators, whose channels become pixels in between."""
 
