@@ -227,7 +227,7 @@ def main(asked: argparse.Namespace) -> None:
     given = {name: value for name, value in vars(asked).items() if name not in ("models", "backend")}
     options = cli.resolve((asked.backend,), given)
     cli.before_torch(options)
-    from utils.quantize import sensitivity
+    from utils.quantize.layers import blocks
 
     others = tools()
     for model in asked.models:
@@ -235,7 +235,7 @@ def main(asked: argparse.Namespace) -> None:
         folder = options.results / experiment.data.study / "ladder"
         folder.mkdir(parents=True, exist_ok=True)
         recipes = [importlib.import_module(f"quantization.{method}.{model}_{method}_int8").RECIPE for method in ("ptq", "qat")]
-        rungs = others + steps(*recipes, sensitivity.blocks(experiment.baseline.model)[:FLOATS])
+        rungs = others + steps(*recipes, blocks(experiment.baseline.model)[:FLOATS])
         for backend in backends.select(options):
             ladder(experiment, backend, folder, rungs)
 

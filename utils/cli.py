@@ -31,6 +31,7 @@ class Options:
     """Where and how a script runs: its command line, checked, with all defaults filled in."""
 
     backends: tuple[str, ...]  # to deploy on
+    fastest: bool = False  # deploy only on that of `backends` which is fastest here, see utils/timing/choice.py
     data: str | None = None  # folder of images, "kaggle", or None for drawn images
     classes: tuple[str, str] | None = None  # the two classes to use if the data has more
     init: str = "scratch"  # weights that FP32 training starts from: "imagenet", "scratch" or a file
@@ -107,7 +108,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def parser(doc: str, run: Run) -> argparse.ArgumentParser:
     """Build the command line of the script of `run`; `doc` is the script's docstring."""
-    choices = (*run.backends, "all") if len(run.backends) > 1 else run.backends
+    several = ("all", "fastest") if run.dtype == "int8" else ("all",)
+    choices = (*run.backends, *several) if len(run.backends) > 1 else run.backends
     parser = Parser(run.script, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", choices=choices, default=choices[0], help="engine to deploy on (default: %(default)s)")
     add_options(parser)
@@ -126,7 +128,10 @@ def parse(doc: str, run: Run, argv: list[str] | None = None) -> Options:
     """Parse and check the command line; raises `UserError` if a check of the values fails."""
     given = vars(parser(doc, run).parse_args(argv))
     backend = given.pop("backend")
-    return resolve(run.backends_on(given["device"]) if backend == "all" else (backend,), given)
+    names = run.backends_on(given["device"]) if backend in ("all", "fastest") else (backend,)
+    if backend == "fastest":
+        names = tuple(name for name in names if run.on(name) == run)  # not the control of QAT
+    return resolve(names, given | {"fastest": backend == "fastest"})
 
 
 def resolve(backends: tuple[str, ...], given: dict) -> Options:
@@ -173,7 +178,7 @@ def words(run: Run, options: Options) -> list[str]:
     """
     usual = _defaults(options)
     said = {
-        "backend": "all" if len(options.backends) > 1 else options.backends[0] if len(run.backends) > 1 else None,
+        "backend": _backend(run, options),
         "data": options.data,
         "classes": options.classes,
         "init": options.init if run.method == "fp32" else None,
@@ -190,6 +195,13 @@ def words(run: Run, options: Options) -> list[str]:
         if value is not None and value != usual.get(name):
             words += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
     return words + ["--cuda-graph"] * options.cuda_graph + ["--profile"] * options.profile + ["--smoke"] * options.smoke
+
+
+def _backend(run: Run, options: Options) -> str | None:
+    """The value of `--backend` that gives `options`; None if there is no choice."""
+    if options.fastest:
+        return "fastest"
+    return "all" if len(options.backends) > 1 else options.backends[0] if len(run.backends) > 1 else None
 
 
 def _depending(data: str | None, smoke: bool) -> dict:

@@ -34,7 +34,8 @@ def _make_smoke_baseline(baseline: Run, options: Options, path: Path, is_of_thes
 
     from filelock import FileLock
 
-    options = options.replace(backends=baseline.backends, batch_sizes=(1,), init="scratch", cuda_graph=False, profile=False)
+    plain = dict(fastest=False, cuda_graph=False, profile=False)
+    options = options.replace(backends=baseline.backends, batch_sizes=(1,), init="scratch", **plain)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):  # several processes may need it at once
         if path.exists() and is_of_these_images():

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from utils import backends, cli, experiments, measure, quantize
+from utils import cli, experiments, measure, timing
 from utils.catalog import Run
 
 RUN = Run(model="alexnet", method="ptq", dtype="int8")
@@ -25,10 +25,9 @@ RECIPE = dict(
 
 def main(options):
     experiment = experiments.begin(RUN, options)
-    model, images = experiment.baseline.model, experiment.data
-    calibration = images.train.calibration(RECIPE["calibration_images"])
-    for backend in backends.select(options):
-        recipe = quantize.choose_fp32_blocks(backend, model, calibration, images.validation, RECIPE)
+    model = experiment.baseline.model
+    calibration = experiment.data.train.calibration(RECIPE["calibration_images"])
+    for backend, recipe in timing.plans(experiment, calibration, RECIPE):
         deployed = backend.quantize(model, calibration, recipe)
         measure.run(experiment, recipe, deployed)
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from utils import backends, cli, experiments, measure, training
+from utils import cli, experiments, measure, timing, training
 from utils.catalog import Run
 
 RUN = Run(model="alexnet", method="qat", dtype="int8")
@@ -37,11 +37,11 @@ def main(options):
     experiment = experiments.begin(RUN, options)
     model = experiment.baseline.model
     calibration = experiment.data.train.calibration(RECIPE["calibration_images"])
-    for backend in backends.select(options):
-        prepared = backend.prepare(model, calibration, RECIPE)
-        trained = training.finetune(experiment, backend, prepared, RECIPE)
-        deployed = backend.convert(trained, model, calibration, RECIPE)
-        measure.run(experiment, RECIPE, deployed, trained)
+    for backend, recipe in timing.plans(experiment, calibration, RECIPE):
+        prepared = backend.prepare(model, calibration, recipe)
+        trained = training.finetune(experiment, backend, prepared, recipe)
+        deployed = backend.convert(trained, model, calibration, recipe)
+        measure.run(experiment, recipe, deployed, trained)
 
 
 if __name__ == "__main__":

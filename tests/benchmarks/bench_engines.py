@@ -96,10 +96,7 @@ def _launch(sides: list[tuple[str, Path]], split: Split, point: tuple[int, int],
     threads, batch_size = point
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(Worker(*side, "cpu", threads)) for side in sides]
-        rounds.hold(workers, split, batch_size)
-        runs, _ = rounds.fill([rounds.warm_up(worker) for worker in workers])
-        kept, _, _ = rounds.alternate(rounds.turns(workers, runs), count)
-    return np.array([[np.median(seconds) for seconds in each] for each in kept]).T
+        return rounds.compare(workers, split, batch_size, count).T
 
 
 def _row(what: str, ratios: np.ndarray, goal: float | None = None) -> paired.Row:

@@ -4,12 +4,43 @@ import pytest
 import torch
 from torch import nn
 
+from utils.catalog import MODELS
 from utils.quantize import layers
+from utils.training import architectures
 
 
 def test_weighted_layers_are_convolutions_and_linear_layers_in_the_order_of_definition():
     model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)), nn.ReLU(), nn.Linear(3, 2))
     assert list(layers.weighted(model)) == ["0", "1.0", "3"]
+
+
+EXPECTED = {
+    "alexnet": [f"features.{n}" for n in (0, 3, 6, 8, 10)] + [f"classifier.{n}" for n in (1, 4, 6)],
+    "resnet18": ["conv1", *(f"layer{n}.{m}" for n in (1, 2, 3, 4) for m in (0, 1)), "fc"],
+    "mobilenetv3": [*(f"features.{n}" for n in range(13)), "classifier.0", "classifier.3"],
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_blocks_hold_each_weighted_layer_once_in_the_order_of_computation(name):
+    model = architectures.build(name).eval()
+    blocks = layers.blocks(model)
+    assert list(blocks) == EXPECTED[name]
+    holders = {layer: [block for block in blocks if f"{layer}.".startswith(f"{block}.")] for layer in layers.weighted(model)}
+    assert all(len(names) == 1 for names in holders.values()), holders
+    assert {names[0] for names in holders.values()} == set(blocks)  # and no block is without any
+    with layers.outputs({block: model.get_submodule(block) for block in blocks}) as outputs, torch.inference_mode():
+        model(torch.zeros(1, 3, 64, 64))
+    assert list(outputs) == list(blocks)
+
+
+def test_only_plain_sequences_are_taken_apart():
+    class Unit(nn.Sequential):
+        pass
+
+    inner = nn.Sequential(nn.ReLU(), Unit(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)), nn.Sequential(nn.Linear(1, 1)))
+    model = nn.Sequential(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3)), inner)
+    assert layers.blocks(model) == ("1.1", "1.2.0")
 
 
 class Twice(nn.Module):

@@ -47,7 +47,7 @@ def run(experiment: Experiment, recipe: dict, deployed: Deployed, trained: Check
     shown = experiment.data.validation.calibration(SMOKE_DIAGNOSED if options.smoke else DIAGNOSED)
     record = {
         "run": results.describe(run, experiment.data.study, backend.name, options),
-        "command": cli.published_command(experiment.run, options.replace(backends=(backend.name,))),
+        "command": cli.published_command(experiment.run, options.replace(backends=(backend.name,), fastest=False)),
         "recipe": recipe,
         "metrics": _metrics(logits, reference, method, deployed, experiment),
         "footprint": _footprint(deployed, path, experiment),

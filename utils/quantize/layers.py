@@ -19,6 +19,23 @@ def is_depthwise(module: nn.Module | None) -> bool:
     return isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels
 
 
+def blocks(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the blocks of `model`, in the order of their definition.
+
+    In the study's networks that is the order of computation. A block is a child of the model, or of
+    a plain `nn.Sequential` in it at any depth, that contains a convolution or linear layer.
+    Subclasses of `nn.Sequential` are blocks, not containers. Every convolution or linear layer is
+    in exactly one block.
+    """
+    names = []
+    for name, child in model.named_children():
+        if type(child) is nn.Sequential:
+            names.extend(f"{name}.{inner}" for inner in blocks(child))
+        elif any(isinstance(module, WEIGHTED) for module in child.modules()):
+            names.append(name)
+    return tuple(names)
+
+
 @contextlib.contextmanager
 def watching(modules: Iterable[tuple[str, nn.Module]], look: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
     """Call `look(name, output)` on every output of the named `modules` inside this context."""

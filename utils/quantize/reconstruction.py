@@ -17,9 +17,9 @@ from torch import fx, nn
 from utils import progress
 from utils.quantize import qat
 from utils.quantize.calibration import BATCH
+from utils.quantize.layers import blocks
 from utils.quantize.placement import Placement
 from utils.quantize.quantized import Quantized
-from utils.quantize.sensitivity import blocks
 
 EPOCHS = 25  # passes of each block over the images
 RATE = 1e-2  # at first, in the units of `utils.quantize.qat`; it falls to 0 along a cosine

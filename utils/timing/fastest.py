@@ -17,7 +17,6 @@ from utils.training import checkpoints
 from utils.training.checkpoints import Checkpoint
 
 ENGINES = ("native", *(name for name, backend in BACKENDS.items() if backend.fp32 and name != "native"))
-SEARCH_S, MIN_ROUNDS, MAX_ROUNDS = 3.0, 3, 20  # for each batch size, all engines together
 COMPILING = ("compile",)  # these take about half a minute to load
 
 
@@ -40,7 +39,7 @@ def find(baseline: Checkpoint, split: Split, batch_sizes: list[int], options: Op
     names = [name for name in able if name not in missing]
     facts = {"sha256": baseline.sha256, "cpu": environment.cpu()[0], "versions": environment.versions(), "engines": names}
     where = {"device": options.device, "threads": options.threads, "cuda_graph": options.cuda_graph}
-    key = checkpoints.fingerprint(**facts, **where, rounds=SEARCH_S)
+    key = checkpoints.fingerprint(**facts, **where, rounds=rounds.SEARCH_S)
     stored = _read(path := baseline.path.with_suffix(".fastest.json"))
     known = stored.setdefault(key, where | {"batch_sizes": {}})["batch_sizes"]
     if wanted := [size for size in batch_sizes if str(size) not in known]:
@@ -67,12 +66,7 @@ def _search(names: list[str], baseline: Checkpoint, split: Split, batch_sizes: l
     with contextlib.ExitStack() as stack, progress.Bar("fastest FP32", len(batch_sizes), "batch sizes") as bar:
         sides = [stack.enter_context(Worker(name, baseline.path, *how)) for name in names]
         for size in sorted(batch_sizes):
-            rounds.hold(sides, split, size)
-            runs, round_s = rounds.fill([rounds.warm_up(side) for side in sides])
-            count = min(MAX_ROUNDS, max(MIN_ROUNDS, round(SEARCH_S / round_s)))
-            kept, _, _ = rounds.alternate(rounds.turns(sides, runs), count)
-            medians[size] = {
-                name: float(1e3 * np.median([np.median(times[side]) for times in kept])) for side, name in enumerate(names)
-            }
+            seconds = np.median(rounds.compare(sides, split, size), axis=0)
+            medians[size] = {name: 1e3 * float(each) for name, each in zip(names, seconds, strict=True)}
             bar.step(note=f"batch {size}: {min(medians[size], key=medians[size].get)}")
     return medians

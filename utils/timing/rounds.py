@@ -13,6 +13,7 @@ from utils.timing.worker import Worker
 WARMUP_S, WARMUP_RUNS = 0.3, 2
 TURN_S = 0.05  # of one side; a round has two turns of each side
 CONTENDED = 1.2  # a higher ratio of a side's two turns means that something else was running
+SEARCH_S, MIN_ROUNDS, MAX_ROUNDS = 3.0, 3, 20  # of a comparison, all sides together
 MIN_TRIES = 4  # contended rounds before they are kept, if few rounds are asked for
 
 Round = list[list[float]]  # seconds of every run, by side
@@ -50,6 +51,19 @@ def fill(seconds: list[float]) -> tuple[list[int], float]:
     """
     runs = [max(1, math.ceil(TURN_S / run)) for run in seconds]
     return runs, 2 * sum(n * run for n, run in zip(runs, seconds, strict=True))
+
+
+def compare(sides: list[Worker], split: Split, batch_size: int, count: int | None = None) -> np.ndarray:
+    """Time all `sides` on the same batch in alternating rounds; returns seconds of a batch, (rounds, sides).
+
+    Each is the median of its runs in the round. `count` is the number of rounds; by default, as many
+    as fit into SEARCH_S.
+    """
+    hold(sides, split, batch_size)
+    runs, round_s = fill([warm_up(side) for side in sides])
+    count = count or min(MAX_ROUNDS, max(MIN_ROUNDS, round(SEARCH_S / round_s)))
+    kept, _, _ = alternate(turns(sides, runs), count)
+    return np.array([[np.median(seconds) for seconds in each] for each in kept])
 
 
 def alternate(turns: list[Callable[[], list[float]]], rounds: int) -> tuple[list[Round], int, bool]:
