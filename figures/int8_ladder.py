@@ -17,7 +17,7 @@ from utils import catalog
 
 COLOUR = catalog.FORMATS["int8"].colour
 MARKS = {  # kind of rung: its look, what it is in the legend, and how far it lies below the middle of its row
-    "tool": (dict(marker="D", mfc="0.75", mec="black", ms=5), "default of a tool, on its engine", 0.0),
+    "tool": (dict(marker="D", mfc="0.75", mec="black", ms=5), "default of a tool", 0.0),
     "stacked": (dict(marker="o", color=COLOUR, mec="black", ms=6), "on top of the rungs above", -0.13),
     "trained": (dict(marker="s", color=COLOUR, mec="black", ms=6), "trained, from post-training quantization", -0.13),
     "alone": (dict(marker="o", mfc="white", mec=COLOUR, ms=6), "alone, with a weight scale for each channel", 0.13),
@@ -70,7 +70,7 @@ def make(frame, args):
     handles = [Line2D([], [], label=label, ls="", **look) for kind, (look, label, _) in MARKS.items() if kind in shown]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=7.5, frameon=False)
     images = int(groups[0][2]["test_images"].max())
-    figure.suptitle(f"INT8 step by step: the study's networks in exact arithmetic, {images} test images", fontsize=9)
+    figure.suptitle(f"INT8 step by step, each network on its engine; {images} test images", fontsize=9)
     style.save(figure, args, "int8_ladder")
 
 

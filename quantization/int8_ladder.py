@@ -2,12 +2,12 @@
 
     python quantization/int8_ladder.py --data PATH --models mobilenetv3 --backend fbgemm
 
-First come the default recipes of other tools, each on that tool's engine. The study's networks are
-executed exactly, with the roundings that the engine asks for, so no engine's errors are part of
-them. The FP32 checkpoints must be there; QAT is trained unless its script was run before. Each rung
-is measured on the validation images, which steps are chosen by, and on the test images, which
-nothing is chosen by. What is done already is not done again. The results are
-`results/STUDY/ladder.csv` and `ladder_layers.csv`; `figures/int8_ladder.py` draws them.
+First come the default recipes of other tools, each on that tool's engine, then the study's networks
+on the engine of `--backend`. The FP32 checkpoints must be there; QAT is trained unless its script was
+run before. Each rung is measured on the validation images, which steps are chosen by, and on the test
+images, which nothing is chosen by; layer by layer, in exact arithmetic, on a few validation images.
+What is done already is not done again. The results are `results/STUDY/ladder.csv` and
+`ladder_layers.csv`; `figures/int8_ladder.py` and `figures/int8_ladder_layers.py` draw them.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -103,47 +104,50 @@ def quality(logits, reference, y) -> dict:
 
 
 def answering(experiment, backend, rung: Rung) -> tuple[Callable, list[dict]]:
-    """Make the network of `rung`; returns a function from a split to its logits, and its errors by layer."""
+    """Make the network of `rung`; returns it on its engine, and its errors by layer."""
     from utils import training
+    from utils.backends import registry
+    from utils.backends.peers import PEERS
     from utils.measure import layers
-    from utils.quantize import reference
 
     model, images = experiment.baseline.model, experiment.data
     calibration = images.train.calibration(rung.recipe["calibration_images"])
     if rung.kind == "tool":
-        return _tool(rung.name, model, calibration), []
+        peer = PEERS[rung.name]
+        return _loaded(registry.get(peer.backend), partial(peer.write, model, calibration), peer.suffix, calibration[:1]), []
     if rung.kind == "trained":
         experiment = dataclasses.replace(experiment, run=Run(experiment.run.model, "qat", "int8"))
         prepared = backend.prepare(model, calibration, rung.recipe)
         trained = training.finetune(experiment, backend, prepared, rung.recipe)
-        quantized = backend.convert(trained, model, calibration, rung.recipe).quantized
+        deployed = backend.convert(trained, model, calibration, rung.recipe)
     else:
-        quantized = backend.quantized(model, calibration, rung.recipe)
+        deployed = backend.quantize(model, calibration, rung.recipe)
     shown = images.validation.calibration(LAYER_IMAGES)
-    return (lambda split: reference.logits(quantized, split)), layers.errors(backend.deploy(quantized), shown)
+    return _loaded(backend, deployed.save, backend.suffix, calibration[:1]), layers.errors(deployed, shown)
 
 
-def _tool(name: str, model, calibration) -> Callable:
-    """Quantize `model` by the default of a tool; returns a function from a split to its logits."""
-    from utils.backends import registry
-    from utils.backends.peers import PEERS
-    from utils.training import loop
+def _loaded(engine, save: Callable[[Path], None], suffix: str, example) -> Callable:
+    """Write a file by `save` and load it with `engine`; returns a function from images to logits.
 
+    `example` is an image, (1, 3, 224, 224).
+    """
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"network{PEERS[name].suffix}"
-        PEERS[name].write(model, calibration, path)
-        predict = registry.get(PEERS[name].backend).load(path, "cpu")
-        predict(calibration[:1])  # some engines read the file only now
-    return lambda split: loop.predict(predict, split)
+        path = Path(folder) / f"network{suffix}"
+        save(path)
+        predict = engine.load(path, "cpu")
+        predict(example)  # some engines read the file only now
+    return predict
 
 
 def climb(experiment, backend, rung: Rung, references: dict) -> tuple[dict, list[dict]]:
     """Make and measure one rung; `references` has the FP32 logits of each part."""
+    from utils.training import loop
+
     started, images = time.perf_counter(), experiment.data
-    answers, errors = answering(experiment, backend, rung)
+    predict, errors = answering(experiment, backend, rung)
     measured = {"seconds": round(time.perf_counter() - started, 1)}
     for part, split in (("validation", images.validation), ("test", images.test)):
-        for name, value in quality(answers(split), references[part], split.y).items():
+        for name, value in quality(loop.predict(predict, split), references[part], split.y).items():
             measured[f"{part}_{name}"] = value
     return measured, [{"layer": each["layer"], "sqnr_db": each["output_sqnr_db"]} for each in errors]
 

@@ -30,4 +30,4 @@ def groups(args, name="ladder.csv"):
 
 def heading(model, backend):
     """Title of a ladder's panel."""
-    return f"{catalog.MODELS[model].label}, roundings of {backend}"
+    return f"{catalog.MODELS[model].label}, {backend}"

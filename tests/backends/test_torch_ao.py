@@ -118,6 +118,18 @@ def test_relu_is_computed_together_with_what_it_follows(engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_relu6_is_computed_on_integers_between_pairs_of_one_scale(engine):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU6(), nn.Conv2d(8, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    with torch.no_grad():
+        model[0].weight *= 20  # so that ReLU6 clips
+    deployed = registry.get(engine).quantize(model, IMAGES, RECIPE)
+    first, second = (deployed.quantized.pair(name) for name in ("pair__0", "pair__1"))
+    assert first.numbers == second.numbers and first.scale == pytest.approx(6 / 255, rel=1e-3)
+    assert steps_apart(deployed, IMAGES) <= 1
+    assert called(deployed).count("dequantize") == 1  # of the logits
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_network_that_has_everything_answers_as_its_exact_execution(everything, deployed, engine):
     x = torch.cat([IMAGES, noise(8, 64, seed=3) * 4])
     exact = execute(deployed[engine].quantized, x).numpy()

@@ -192,6 +192,9 @@ class _Integers:
             return self.graph.call_function(function, (*map(self.new.get, node.args), *pair.numbers))
         if relu or pair.numbers != self.exact[node.args[0]]:
             return None  # what follows keeps its input's scale
+        if isinstance(module, nn.ReLU6):
+            scale, zero_point = pair.numbers
+            return x if zero_point == 0 and 255 * scale <= 6 * (1 + 1e-6) else None  # integers that end at 0 and 6 already
         if isinstance(module, nn.AdaptiveAvgPool2d | nn.MaxPool2d | nn.Flatten):
             return self._called(node.name, module, x)
         if node.op == "call_method" or node.target is torch.flatten:

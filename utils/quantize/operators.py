@@ -42,12 +42,17 @@ class ScaledHardswish(nn.Module):
         return F.hardswish(x * self.before) * self.after
 
 
+FLAT = {  # activation functions: beyond these ends they are flat
+    nn.Hardswish: (-3.0, math.inf),
+    nn.Hardsigmoid: (-3.0, 3.0),
+    nn.ReLU6: (0.0, 6.0),
+}
 FOLLOWING = (nn.BatchNorm2d, nn.ReLU)  # hardware computes these together with what they follow
 IDLE = (nn.Dropout, nn.Identity)  # these do nothing in evaluation mode
 ADDITIONS = (operator.add, operator.iadd, torch.add)
 MODULES = {
     Kind.LAYER: WEIGHTED,
-    Kind.COMPUTING: (*FOLLOWING, nn.Hardswish, nn.Hardsigmoid, ScaledHardswish),
+    Kind.COMPUTING: (*FOLLOWING, nn.ReLU6, nn.Hardswish, nn.Hardsigmoid, ScaledHardswish),
     Kind.AVERAGING: (nn.AdaptiveAvgPool2d,),
     Kind.MOVING: (nn.MaxPool2d, nn.Flatten, *IDLE),
 }
@@ -142,14 +147,15 @@ class Graph:
         """Return the ends of the range beyond which none of `readers` tells numbers apart.
 
         They are float32, of shape () or (1, channels, 1, 1), and one may be infinite: hardswish is 0
-        below -3, and hardsigmoid 0 below -3 and 1 above 3. None if a reader tells all apart.
+        below -3, hardsigmoid 0 below -3 and 1 above 3, ReLU6 0 below 0 and 6 above 6. None if a reader
+        tells all apart.
         """
         modules = [self.module(reader) for reader in readers]
-        if not modules or not all(isinstance(module, nn.Hardswish | nn.Hardsigmoid | ScaledHardswish) for module in modules):
+        if not modules or not all(isinstance(module, (*FLAT, ScaledHardswish)) for module in modules):
             return None
-        lows = [-3 / module.before if isinstance(module, ScaledHardswish) else torch.tensor(-3.0) for module in modules]
-        high = 3.0 if all(isinstance(module, nn.Hardsigmoid) for module in modules) else math.inf
-        return functools.reduce(torch.minimum, lows), torch.tensor(high)
+        ends = [FLAT.get(type(module), (-3.0, math.inf)) for module in modules]
+        lows = [low / getattr(module, "before", torch.tensor(1.0)) for (low, _), module in zip(ends, modules, strict=True)]
+        return functools.reduce(torch.minimum, lows), torch.tensor(max(high for _, high in ends))
 
     def depthwise(self, node: fx.Node) -> bool:
         """Return whether `node` is a convolution with one filter for each channel."""

@@ -160,7 +160,7 @@ def _inputs(graph: Graph, keep_fp32: tuple[str, ...], sums: bool) -> dict[fx.Nod
         is_sum = sums and reader.target in ADDITIONS
         if graph.inside(reader, keep_fp32) or not (is_sum or graph.kinds[reader] is Kind.LAYER):
             continue
-        for node in reader.args if is_sum else reader.args[:1]:
+        for node in reader.all_input_nodes if is_sum else reader.args[:1]:
             user = reader
             while isinstance(graph.module(node), nn.MaxPool2d):
                 user, node = node, node.args[0]

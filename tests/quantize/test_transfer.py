@@ -1,0 +1,73 @@
+"""The recipes on networks that they were not made for: ResNet-34 and MobileNetV2, trained for a minute on small images."""
+
+import copy
+import dataclasses
+import importlib
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import bright_and_dark
+from torch import nn
+
+from utils.backends import registry
+from utils.catalog import BACKENDS
+from utils.metrics import sqnr_db
+from utils.quantize import ptq, reconstruction
+from utils.quantize.reference import execute
+from utils.training import architectures
+
+RECIPES = {"resnet34": "resnet18", "mobilenet_v2": "mobilenetv3"}
+SIDE, COUNT, EPOCHS = 64, 160, 6
+PLACEMENTS = {}  # of the engines, by the engine that is the first to have it
+for engine, entry in BACKENDS.items():
+    if ("ptq", "int8") in entry.serves and "cpu" in entry.devices:
+        PLACEMENTS.setdefault(registry.get(engine).placement(8), engine)
+CASES = [pytest.param(placement, id=name) for placement, name in PLACEMENTS.items()]
+# As without VNNI: one factor of a product has 7 bits.
+CASES += [
+    pytest.param(dataclasses.replace(placement, narrow=True), id=f"{name}, narrow") for placement, name in PLACEMENTS.items()
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return bright_and_dark(tmp_path_factory.mktemp("data"), COUNT, SIDE)
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def trained(request, data):
+    """A network that tells the images apart, with the recipe of its relative in the study, and validation images."""
+    torch.manual_seed(0)
+    model = getattr(architectures.torchvision_models(), request.param)(weights=None, num_classes=2)
+    x, y = data.train.calibration(COUNT), torch.from_numpy(data.train.sample(COUNT).y)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-4)
+    for _ in range(EPOCHS):
+        for order in torch.randperm(len(x)).split(16):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x[order]), y[order]).backward()
+            optimizer.step()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0  # statistics of the weights that training ended with
+    with torch.no_grad():
+        model(x)
+    recipe = importlib.import_module(f"quantization.ptq.{RECIPES[request.param]}_ptq_int8").RECIPE
+    return model.eval(), recipe, data.validation.calibration(COUNT), torch.from_numpy(data.validation.sample(COUNT).y)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", CASES)
+def test_int8_of_another_network_is_near_its_fp32(trained, data, placement):
+    model, recipe, x, y = trained
+    with torch.no_grad():
+        expected = model(x)
+    assert (expected.argmax(1) == y).float().mean() > 0.9  # it has something to lose
+    method = reconstruction.reconstruct if recipe.get("reconstruct") else ptq.quantize
+    before = copy.deepcopy(model.state_dict())
+    quantized = method(model, data.train.calibration(COUNT), recipe, placement.narrowed(recipe.get("seven_bits", "activations")))
+    assert len(quantized.layers) == sum(isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    answer = execute(quantized, x)
+    assert sqnr_db(expected.numpy(), answer.numpy()) > 15
+    assert (answer.argmax(1) == expected.argmax(1)).float().mean() >= 0.95
