@@ -4,7 +4,7 @@
     python quantization/qat/mobilenetv3_qat_int8.py --data PATH --backend native
 
 Training goes on where PTQ ends, with the INT8 rounding in the forward pass: weights, biases and the
-ranges of activations learn to give the logits of the FP32 network. The stem and the first block stay in FP32, as in PTQ.
+ranges of activations learn to give the logits of the FP32 network. Every convolution and linear layer is quantized.
 Backends that round alike share one training. `native` is the control: the same schedule, data order
 and seed without rounding. It separates the effect of QAT from that of more training.
 """
@@ -32,7 +32,7 @@ RECIPE = dict(
     equalize=True,
     bias_correction=True,
     seven_bits="weights",  # where products of 8 bits overflow: rounding activations costs this network more
-    keep_fp32=("features.0", "features.1"),
+    keep_fp32=(),
 )  # fmt: skip
 
 
