@@ -27,7 +27,7 @@ def model():
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @torch.no_grad()
 def test_without_learning_it_is_the_network_that_training_starts_from(model, placement, monkeypatch):
-    monkeypatch.setattr(reconstruction, "EPOCHS", 0)
+    monkeypatch.setattr(reconstruction, "STEPS", 0)
     expected = qat.convert(qat.trainable(model, IMAGES, RECIPE, placement.in_training), RECIPE, placement)
     assert reconstruct(model, IMAGES, RECIPE, placement).digest() == expected.digest()
 
@@ -36,8 +36,8 @@ def test_without_learning_it_is_the_network_that_training_starts_from(model, pla
 def test_a_network_comes_nearer_to_the_float_one_on_other_images_too(model, placement, monkeypatch):
     others = noise(32, 33, seed=5)
     results = []
-    for epochs in (0, 100):
-        monkeypatch.setattr(reconstruction, "EPOCHS", epochs)
+    for steps in (0, 100):
+        monkeypatch.setattr(reconstruction, "STEPS", steps)
         results.append(reconstruct(model, IMAGES, RECIPE, placement))
     with torch.no_grad():
         before, after = (sqnr_db(model(others), execute(result, others)) for result in results)
@@ -76,6 +76,6 @@ def test_what_makes_a_part_worse_is_forgotten(monkeypatch):
     part, x, wanted = part_of(nn.Linear(3, 2))
     before = error(part, x, wanted)
     monkeypatch.setattr(reconstruction, "RATE", 1e3)
-    monkeypatch.setattr(reconstruction, "EPOCHS", 0.1)  # a single step
+    monkeypatch.setattr(reconstruction, "STEPS", 1)
     learn(part, [x], [wanted])
     assert error(part, x, wanted) == before

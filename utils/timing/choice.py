@@ -69,9 +69,11 @@ def plans(experiment: Experiment, calibration: torch.Tensor, recipe: dict) -> It
     """
     able = registry.select(experiment.options)
     if experiment.options.fastest:
-        able = [fastest(experiment, list(able), calibration, recipe)]
-    for backend, log in able if experiment.options.fastest else ((each, {}) for each in able):
+        backend, log = fastest(experiment, list(able), calibration, recipe)
         yield backend, formats(experiment, backend, calibration, recipe) | log
+        return
+    for backend in able:
+        yield backend, formats(experiment, backend, calibration, recipe)
 
 
 def budget_of(recipe: dict) -> dict[str, float]:
