@@ -31,6 +31,7 @@ RECIPE = dict(
     calibration_images=256,
     equalize=True,
     bias_correction=True,
+    reconstruct=True,
     seven_bits="weights",  # where products of 8 bits overflow: rounding activations costs this network more
     keep_fp32=(),
 )  # fmt: skip

@@ -12,6 +12,7 @@ from torch import nn
 from utils import environment, metrics
 from utils.backends import registry, torch_ao
 from utils.measure import footprint
+from utils.quantize import qat, reconstruction
 from utils.training import loop
 from utils.training.checkpoints import Checkpoint
 from utils.training.loop import Resume, Setup
@@ -81,6 +82,14 @@ def answers(network, x, engine="fbgemm"):
 def test_training_starts_from_the_float_model(model, images):
     network = registry.get("fbgemm").prepare(model, images, RECIPE).eval()
     assert metrics.sqnr_db(answers(model, images), answers(network, images)) > 20
+
+
+def test_training_starts_where_reconstruction_ends(model, images, monkeypatch):
+    monkeypatch.setattr(reconstruction, "STEPS", 3)
+    backend, recipe = registry.get(ENGINES[0]), RECIPE | dict(reconstruct=True)
+    prepared = qat.convert(backend.prepare(model, images, recipe), recipe, backend.placement_by(recipe))
+    assert prepared.digest() == backend.quantized(model, images, recipe).digest()
+    assert prepared.digest() != backend.quantized(model, images, RECIPE).digest()
 
 
 def test_weights_biases_and_ranges_learn(model, images, data):

@@ -98,10 +98,14 @@ class Lowering(ABC):
         return checkpoints.fingerprint(**settings["placement"])[:6], settings
 
     def prepare(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> nn.Module:
-        """Return a trainable network; see `qat.trainable`, or without `bits` `base.Halved`."""
+        """Return a trainable network; see `qat.trainable`, or without `bits` `base.Halved`.
+
+        By a `recipe` with `reconstruct` its blocks are reconstructed, as those of PTQ.
+        """
         if "bits" not in recipe:
             return HALF.prepare(model, images, recipe)
-        return qat.trainable(model, images, recipe, self.placement_by(recipe).in_training)
+        method = reconstruction.trainable if recipe.get("reconstruct") else qat.trainable
+        return method(model, images, recipe, self.placement_by(recipe).in_training)
 
     def convert(self, trained: Checkpoint, model: nn.Module, images: torch.Tensor, recipe: dict) -> Deployed:
         """Convert a trained network: to integers with the ranges of its training, or to FP16."""

@@ -28,7 +28,7 @@ from utils.quantize.placement import INTEGERS, Placement
 from utils.quantize.quantized import Quantized, by_output, quantize_weight
 
 # Of a recipe: what decides the network that is trained.
-SETTINGS = ("bits", "activations", "headroom", "keep_fp32", "calibration_images", "equalize", "bias_correction")
+SETTINGS = ("bits", "activations", "headroom", "keep_fp32", "calibration_images", "equalize", "bias_correction", "reconstruct")
 STEPS = 127  # units of a weight: from 0 to the largest of its channel
 WIDTH = 1 / 16  # unit of biases and ranges
 

@@ -60,7 +60,12 @@ def reconstruct(model: nn.Module, images: torch.Tensor, recipe: dict, placement:
 
     `images`, float32 (n, 3, 224, 224) normalised, are for calibration. The model is not changed.
     """
-    network = qat.trainable(model, images, recipe, placement.in_training)
+    return qat.convert(trainable(model, images, recipe, placement.in_training), recipe, placement)
+
+
+def trainable(model: nn.Module, images: torch.Tensor, recipe: dict, placement: Placement) -> fx.GraphModule:
+    """Return the network of `qat.trainable` with its blocks reconstructed, ready for QAT to go on."""
+    network = qat.trainable(model, images, recipe, placement)
     parts = divide(network, blocks(model))
     wanted = _float_values(network.meta["folded"], images, {_source(network, node) for part in parts for node in part.given})
     held = {node: images for node in network.graph.nodes if node.op == "placeholder"}
@@ -72,7 +77,7 @@ def reconstruct(model: nn.Module, images: torch.Tensor, recipe: dict, placement:
             needed = {node for later in parts[number + 1 :] for node in later.read}
             held = {node: values for node, values in held.items() if node in needed}
             bar.step()
-    return qat.convert(network, recipe, placement)
+    return network
 
 
 def divide(network: fx.GraphModule, names: tuple[str, ...]) -> list[Part]:
