@@ -73,6 +73,7 @@ KNOWN = {
     "max pooling": nn.MaxPool2d(2),
     "max pooling, then relu": nn.Sequential(nn.MaxPool2d(2), nn.ReLU()),
     "mean": nn.AdaptiveAvgPool2d(2),
+    "mean by a function": lambda _, x: F.adaptive_avg_pool2d(x, 2),
     "mean, then relu": nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.ReLU()),
     "norm": nn.BatchNorm2d(4),
     "norm behind relu": nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4)),  # no convolution can take it

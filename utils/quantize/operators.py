@@ -178,11 +178,19 @@ class Graph:
 def folded(model: nn.Module) -> fx.GraphModule:
     """Copy `model` to the CPU in evaluation mode, with BatchNorm folded into convolutions.
 
-    Dropout and identities, which do nothing in evaluation mode, are removed.
+    Dropout and identities, which do nothing in evaluation mode, are removed. Average pooling that is
+    called as a function, as in MobileNetV2, becomes a module.
     """
     network = fuse(copy.deepcopy(model).cpu().eval())
     network.meta["architecture"] = getattr(model, "architecture", "")
     for node in list(network.graph.nodes):
+        if node.op == "call_function" and node.target is F.adaptive_avg_pool2d:
+            x, size = (*node.args, *node.kwargs.values())
+            network.add_submodule(node.name, nn.AdaptiveAvgPool2d(size))
+            with network.graph.inserting_after(node):
+                node.replace_all_uses_with(network.graph.call_module(node.name, (x,)))
+            network.graph.erase_node(node)
+            continue
         if node.op == "call_module" and isinstance(network.get_submodule(node.target), IDLE):
             node.replace_all_uses_with(node.args[0])
             network.graph.erase_node(node)
