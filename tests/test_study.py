@@ -10,20 +10,23 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from figures import tables
 from figures.shared import cells, compare, frames
+from quantization import int8_ladder
 from utils import catalog, results
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDY = "cats_and_dogs"
+SOURCES = ("runs", "ladder")  # folders of what was measured, from which all else is made
 RUNS = sorted((ROOT / "results" / STUDY / "runs").glob("*.json"))
 
 
 def written(*folders):
     """Files that all.py writes for a study, as bytes by name; the report without its pictures."""
-    files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and path.parent.name != "runs"]
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and path.parent.name not in SOURCES]
     files = {path.name: path.read_bytes() for path in files if path.suffix != ".lock"}
     return files | {"report.html": re.sub(rb"base64,[\w+/=]*", b"", files["report.html"])}
 
@@ -40,8 +43,10 @@ def same(name, one, other):
 
 
 def test_every_table_and_figure_is_rebuilt_from_the_runs_byte_for_byte(tmp_path):
-    shutil.copytree(ROOT / "results" / STUDY / "runs", tmp_path / STUDY / "runs")
+    for name in SOURCES:
+        shutil.copytree(ROOT / "results" / STUDY / name, tmp_path / STUDY / name)
     results.rebuild(tmp_path / STUDY)
+    int8_ladder.rebuild(tmp_path / STUDY / "ladder")
     command = [sys.executable, ROOT / "figures/all.py", "--study", STUDY, "--results", tmp_path, "--out", tmp_path / "out"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stderr) == (0, "")
@@ -110,6 +115,41 @@ def findings(one):
         f"Of the {sum(published.values())} published rows, {published['reproduced']} are reproduced, "
         f"{published['higher here']} are higher here, {published['lower here']} lower, and {published['not run']} were not run",
     ]
+
+
+def of_the_ladder(rungs):
+    """The sentences of README that have numbers of ladder.csv."""
+    rungs = rungs[rungs["model"] == "mobilenetv3"]
+    tool = {rung: f"{100 * accuracy:.2f}" for rung, accuracy in zip(rungs["rung"], rungs["test_accuracy"], strict=True)}
+
+    def of(backend, rung):
+        (row,) = [row for _, row in rungs.iterrows() if (row["backend"], row["rung"], row["kind"]) == (backend, rung, "stacked")]
+        return row, f"{100 * row['test_accuracy']:.2f}"
+
+    best = of("openvino", "reconstruction")[0]
+    return [
+        f"torch FX, ONNX Runtime and XNNPACK bring it to {tool['torch FX']}, {tool['ONNX Runtime']} and {tool['XNNPACK']} %, "
+        f"and NNCF to {tool['NNCF']} %",
+        f"FP32 has {100 * best['test_accuracy_fp32']:.2f} %",
+        f"takes it from {of('openvino', 'the plainest')[1]} to {of('openvino', int8_ladder.CHANNELS)[1]} %",
+        f"from {of('onnxruntime', 'MSE ranges')[1]} to {of('onnxruntime', 'equalization')[1]} %",
+        f"it has {100 * best['test_accuracy']:.2f} %, decides as FP32 does on {100 * best['test_agreement_fp32']:.2f} % of the "
+        f"images, and is {best['test_sqnr_db']:.1f} dB from its logits",
+    ]
+
+
+def test_the_readme_says_what_ladder_csv_says():
+    words = " ".join((ROOT / "README.md").read_text().split())
+    rungs = pd.read_csv(ROOT / "results" / STUDY / "ladder.csv")
+    assert [sentence for sentence in of_the_ladder(rungs) if sentence not in words] == []
+
+
+def test_the_ladder_tells_nothing_of_the_disk_and_is_of_one_network_a_model():
+    rungs = [json.loads(path.read_text()) for path in sorted((ROOT / "results" / STUDY / "ladder").glob("*.json"))]
+    assert not any(re.search(r'"/|[\s=]/\w', json.dumps(rung)) for rung in rungs) and rungs
+    assert not any(rung["facts"]["smoke"] for rung in rungs)
+    for model in {rung["row"]["model"] for rung in rungs}:
+        assert len({rung["facts"]["baseline"] for rung in rungs if rung["row"]["model"] == model}) == 1
 
 
 def test_the_readme_says_what_results_csv_says():
