@@ -21,7 +21,7 @@ from utils.quantize.layers import blocks
 from utils.quantize.placement import Placement
 from utils.quantize.quantized import Quantized
 
-STEPS = 200  # of each block, a batch of images each
+STEPS, PASSES = 200, 25  # of each block: at most so many steps, a batch each, and passes over the images
 RATE = 1e-2  # at first, in the units of `utils.quantize.qat`; it falls to 0 along a cosine
 TINY = 1e-12  # of a variance: a tensor may be constant
 
@@ -109,8 +109,9 @@ def learn(part: Part, inputs: list[torch.Tensor], targets: list[torch.Tensor]) -
     first = [parameter.detach().clone() for parameter in part.learning]
     before = error(part.answers(inputs), slice(None))
     optimizer, generator = torch.optim.Adam(part.learning, RATE), torch.Generator().manual_seed(0)
-    for step in range(STEPS):
-        optimizer.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * step / STEPS)) / 2
+    steps = min(STEPS, math.ceil(PASSES * len(inputs[0]) / BATCH))
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * step / steps)) / 2
         chosen = torch.randperm(len(inputs[0]), generator=generator)[:BATCH]
         loss = error(part([values[chosen] for values in inputs]), chosen)
         optimizer.zero_grad()
