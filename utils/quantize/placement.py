@@ -203,7 +203,7 @@ def _describe(inserted: Inserted, graph: Graph, node: fx.Node, name: str, placem
     readers = graph.readers(users)
     inserted.useful[name] = graph.useful(readers)
     apart = {"apart": graph.keeps_channels_apart, "depthwise": graph.depthwise, "tensor": lambda _: False}[placement.scales]
-    deciding = [reader for reader in readers if not (placement.rounded_sums and reader.target in ADDITIONS)]
+    deciding = [reader for reader in readers if not (placement.pairs == "inputs" and reader.target in ADDITIONS)]
     if deciding and all(map(apart, deciding)) and not graph.mixes_when_moved(node):
         inserted.channelwise.add(name)
 
