@@ -26,22 +26,21 @@ MARKS = {  # kind of rung: its look, what it is in the legend, and how far it li
 
 def applies(frame, args):
     """Whether all.py draws it for this study."""
-    return ladders.exist(args)
+    return not ladders.read(args).empty
 
 
 def labels(rows):
-    """Name each row of a panel: a rung once, though it may be there stacked and alone."""
-    tools = rows["kind"] == "tool"
-    return list(dict.fromkeys(rows["rung"].where(~tools, rows["rung"] + "'s default")))
+    """Return the label of each row of a panel by the name of its rungs, which may be stacked and alone."""
+    return {rung: f"{rung}'s default" if kind == "tool" else rung for rung, kind in zip(rows["rung"], rows["kind"], strict=True)}
 
 
 def draw(axes, rows, column, scale):
     """Draw one column of a model's rungs, with its interval if it has one."""
     low, high = f"{column}_ci_low", f"{column}_ci_high"
-    places = {name.removesuffix("'s default"): place for place, name in enumerate(labels(rows))}
+    places = list(labels(rows))
     for kind, (look, _, shift) in MARKS.items():
         part = rows[rows["kind"] == kind]
-        y = [places[name] + shift for name in part["rung"]]
+        y = [places.index(rung) + shift for rung in part["rung"]]
         if low in part:
             ends = [scale * (part[column] - part[low]), scale * (part[high] - part[column])]
             axes.errorbar(scale * part[column], y, xerr=ends, ls="", ecolor="0.4", capsize=2, zorder=1)
@@ -59,7 +58,7 @@ def make(frame, args):
         draw(pair[0], rows, "test_accuracy", 100)
         draw(pair[1], rows, "test_sqnr_db", 1)
         pair[0].axvline(100 * rows["test_accuracy_fp32"].iloc[0], color="black", lw=0.8, ls=":")
-        names = labels(rows)
+        names = list(labels(rows).values())
         pair[0].set(yticks=range(len(names)), ylim=(len(names) - 0.5, -0.5))
         pair[0].set_yticklabels(names, fontsize=7.5)
         for axes, what in zip(pair, ("accuracy (%), dotted: FP32", "SQNR of the logits (dB)"), strict=True):

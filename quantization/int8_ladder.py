@@ -39,7 +39,7 @@ STEPS = {  # the further steps, in the order in which they are stacked
     "bias correction": dict(bias_correction=True),
     "adaptive rounding": dict(adaptive_rounding=True),
     "reconstruction": dict(adaptive_rounding=False, reconstruct=True),
-    "first blocks in FP32": None,  # as many as FLOATS, by their names in the model
+    "first blocks in FP32": None,  # the first FLOATS of them, whose names depend on the model
 }
 FLOATS = 2
 LAYER_IMAGES = 64  # validation images for the errors layer by layer
@@ -67,7 +67,8 @@ def tools() -> list[Rung]:
 
     able = []
     for name, peer in PEERS.items():
-        reason = f"not installed: {peer.package}" if peer.missing else registry.problem(peer.backend, "cpu")
+        missing = f"not installed: {peer.package} (pip install {peer.package})" if peer.missing else None
+        reason = missing or registry.problem(peer.backend, "cpu")
         if reason:
             progress.say(f"default of {name} left out: {reason}")
         else:

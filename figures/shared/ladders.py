@@ -9,10 +9,10 @@ from utils import catalog
 from utils.errors import UserError
 
 
-def exist(args, name="ladder.csv"):
-    """Whether the study has a table of its ladder with any row."""
+def read(args, name="ladder.csv"):
+    """Read a table of the study's ladder; an empty frame if there is none."""
     path = args.results / args.study / name
-    return path.exists() and not pd.read_csv(path).empty
+    return pd.read_csv(path) if path.exists() else pd.DataFrame()
 
 
 def groups(args, name="ladder.csv"):
@@ -20,10 +20,10 @@ def groups(args, name="ladder.csv"):
 
     Raises `UserError` if there is none.
     """
-    if not exist(args, name):
+    frame = read(args, name)
+    if frame.empty:
         raise UserError(f"study {args.study} has no {name} yet; run quantization/int8_ladder.py.")
-    frame = pd.read_csv(args.results / args.study / name).sort_values("place", kind="stable")
-    parts = dict(list(frame.groupby(["model", "backend"])))
+    parts = dict(list(frame.sort_values("place", kind="stable").groupby(["model", "backend"])))
     order = sorted(parts, key=lambda key: (list(catalog.MODELS).index(key[0]), list(catalog.BACKENDS).index(key[1])))
     return [(*key, parts[key]) for key in order]
 

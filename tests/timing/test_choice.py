@@ -61,7 +61,8 @@ def compared(monkeypatch):
     """Fake the measuring; returns the names of the networks of each comparison."""
     calls = []
 
-    def compare(experiment, deployed):
+    def compare(experiment, deployed, reference):
+        assert reference == "FP32"
         calls.append(list(deployed))
         trials = []
         for name, each in deployed.items():
@@ -71,6 +72,7 @@ def compared(monkeypatch):
         return trials
 
     monkeypatch.setattr(choice, "compare", compare)
+    monkeypatch.setattr(choice, "fp32_logits", lambda experiment: "FP32")
     return calls
 
 

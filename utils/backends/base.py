@@ -16,9 +16,8 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from utils.quantize import qat
+from utils.quantize import Quantized, qat
 from utils.quantize.layers import WEIGHTED, weighted
-from utils.quantize.quantized import Quantized
 from utils.training.checkpoints import Checkpoint
 from utils.training.loop import Predictor
 

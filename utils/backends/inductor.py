@@ -22,8 +22,9 @@ from torch import fx, nn
 from utils.backends import exported
 from utils.backends.base import Predictor
 from utils.backends.lowering import Lowering, not_installed, u8s8_is_narrow
+from utils.quantize import Quantized
 from utils.quantize.placement import INTEGERS, Placement
-from utils.quantize.quantized import Pair, Quantized, QuantizedLayer
+from utils.quantize.quantized import Pair, QuantizedLayer
 
 FUSIONS = "torchao.quantization.pt2e.quantizer.x86_inductor_quantizer"  # importing it registers them with Inductor
 CALL = re.compile(r"\baoti_torch_cpu_(\w+)\(")  # of a kernel of torch, in the C++ of a package

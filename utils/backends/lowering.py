@@ -11,10 +11,8 @@ from torch import nn
 
 from utils import environment
 from utils.backends.base import Deployed, Halved, Stored, stored_parameters
-from utils.quantize import ptq, qat, reconstruction
+from utils.quantize import Placement, Quantized, ptq, qat, reconstruction
 from utils.quantize.operators import folded
-from utils.quantize.placement import Placement
-from utils.quantize.quantized import Quantized
 from utils.training import checkpoints
 from utils.training.checkpoints import Checkpoint
 

@@ -19,8 +19,7 @@ from utils.backends.base import Predictor
 from utils.backends.fp16 import Half
 from utils.backends.lowering import Lowering, not_installed, u8s8_is_narrow
 from utils.backends.profiles import Timed
-from utils.quantize.placement import Placement
-from utils.quantize.quantized import Quantized
+from utils.quantize import Placement, Quantized
 
 
 class OnnxRuntime(Lowering):

@@ -20,8 +20,8 @@ from utils.backends.base import Predictor
 from utils.backends.lowering import Lowering, not_installed, u8s8_is_narrow
 from utils.backends.profiles import Timed
 from utils.errors import UserError
-from utils.quantize.placement import Placement
-from utils.quantize.quantized import Pair, Quantized
+from utils.quantize import Placement, Quantized
+from utils.quantize.quantized import Pair
 
 if TYPE_CHECKING:
     import openvino

@@ -11,8 +11,7 @@ import torch
 
 from utils.backends.base import Deployed, Predictor
 from utils.backends.lowering import Lowering
-from utils.quantize.placement import Placement
-from utils.quantize.quantized import Quantized
+from utils.quantize import Placement, Quantized
 
 # Symmetric, with biases of 32 bits, as in hardware with 16-bit integers. A scale for each channel
 # costs nothing where no channels are added up: each has a separate accumulator there in any case.

@@ -23,8 +23,8 @@ from utils.backends.base import Deployed, Predictor
 from utils.backends.fp16 import Half
 from utils.backends.lowering import Lowering, not_installed
 from utils.errors import UserError
-from utils.quantize.placement import Placement
-from utils.quantize.quantized import Pair, Quantized, QuantizedLayer, by_output
+from utils.quantize import Placement, Quantized
+from utils.quantize.quantized import Pair, QuantizedLayer, by_output
 from utils.training import checkpoints
 from utils.training.architectures import NUM_CLASSES
 

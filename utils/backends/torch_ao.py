@@ -25,9 +25,9 @@ with warnings.catch_warnings():
 from utils.backends.base import Deployed, Predictor
 from utils.backends.lowering import Lowering, u8s8_is_narrow
 from utils.backends.profiles import ByTorch
+from utils.quantize import Placement, Quantized
 from utils.quantize.operators import ADDITIONS
-from utils.quantize.placement import Placement
-from utils.quantize.quantized import Pair, Quantized, QuantizedLayer
+from utils.quantize.quantized import Pair, QuantizedLayer
 
 OPS = torch.ops.quantized
 PRODUCTS = (operator.mul, torch.mul)

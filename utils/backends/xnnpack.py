@@ -22,9 +22,9 @@ from utils.backends import exported
 from utils.backends.base import Predictor
 from utils.backends.lowering import Lowering, not_installed
 from utils.errors import UserError
+from utils.quantize import Placement, Quantized
 from utils.quantize.operators import folded
-from utils.quantize.placement import Placement
-from utils.quantize.quantized import OPS, Pair, Quantized, QuantizedLayer
+from utils.quantize.quantized import OPS, Pair, QuantizedLayer
 from utils.training import architectures, checkpoints
 
 LARGEST = 256  # batch size; larger ones run in parts. The file does not grow with it.

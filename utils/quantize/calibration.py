@@ -145,8 +145,8 @@ def numbers(low: np.ndarray, high: np.ndarray, placement: Placement) -> tuple[to
     """Return the scales, float32, and zero-points, int64, of ranges from `low` to `high`, (rows,).
 
     A single row gives the shape (). 0 is always one of the values. In a placement that is `centred`,
-    a single row whose steps thereby become at most NEARLY times as wide gets the middle integer as
-    zero-point: engines compute faster on such tensors, as integers around 0.
+    a single row gets the middle integer as its zero-point if its steps then grow by at most the factor
+    NEARLY. An engine can hold such a tensor in signed integers without a zero-point, which is faster.
     """
     lowest, highest = INTEGERS[placement.activation]
     if placement.symmetric:

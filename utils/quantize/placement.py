@@ -155,7 +155,6 @@ def _inputs(graph: Graph, keep_fp32: tuple[str, ...], sums: bool) -> dict[fx.Nod
     are faster on integers, so the tensor before it is rounded.
     """
     places: dict[fx.Node, list[fx.Node]] = {}
-
     for reader in graph.nodes:
         is_sum = sums and reader.target in ADDITIONS
         if graph.inside(reader, keep_fp32) or not (is_sum or graph.kinds[reader] is Kind.LAYER):

@@ -21,7 +21,8 @@ from utils.quantize.layers import blocks
 from utils.quantize.placement import Placement
 from utils.quantize.quantized import Quantized
 
-STEPS, PASSES = 200, 25  # of each block: at most so many steps, a batch each, and passes over the images
+STEPS = 200  # the most that a block learns for, with one batch in each
+PASSES = 25  # the most that a block sees each image
 RATE = 1e-2  # at first, in the units of `utils.quantize.qat`; it falls to 0 along a cosine
 TINY = 1e-12  # of a variance: a tensor may be constant
 

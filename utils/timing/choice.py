@@ -95,7 +95,7 @@ def fastest(experiment: Experiment, able: list[Backend], calibration: torch.Tens
         if placement not in networks:  # engines that round alike share a network
             networks[placement] = backend.quantized(experiment.baseline.model, calibration, recipe)
         deployed[backend.name] = backend.deploy(networks[placement])
-    trials = compare(experiment, deployed)
+    trials = compare(experiment, deployed, fp32_logits(experiment))
     for trial in trials:
         progress.say(f"{trial}{'' if trial.meets(budget) else ', which is over the budget'}")
     within = [trial for trial in trials if trial.meets(budget)]
@@ -118,12 +118,14 @@ def formats(experiment: Experiment, backend: Backend, calibration: torch.Tensor,
     if recipe["formats"] != "auto":
         raise ValueError(f"formats={recipe['formats']!r} in the recipe: give 'auto', or the blocks in FP32 as `keep_fp32`")
     budget, model = budget_of(recipe), experiment.baseline.model
-    few = calibration[torch.arange(min(FEW, len(calibration))) * len(calibration) // min(FEW, len(calibration))]
+    count = min(FEW, len(calibration))
+    few = calibration[torch.arange(count) * len(calibration) // count]  # evenly spaced: the first may be of one class
     plain = {name: value for name, value in recipe.items() if name not in ("formats", "budget")}
     quick = plain | {"reconstruct": False, "adaptive_rounding": False}
     alone = {name: backend.quantize(model, few, quick | {"keep_fp32": (name,)}) for name in blocks(model)}
     whole = {WHOLLY: backend.quantize(model, few, quick | {"keep_fp32": ()})}
-    wholly, *single = compare(experiment, whole | alone)
+    reference = fp32_logits(experiment)
+    wholly, *single = compare(experiment, whole | alone, reference)
     keep = {trial.name for trial in single if wholly.ms / trial.ms > FASTER}
     order = sorted((trial for trial in single if trial.name not in keep), key=lambda trial: _price(wholly, trial))
     log = []
@@ -131,7 +133,7 @@ def formats(experiment: Experiment, backend: Backend, calibration: torch.Tensor,
         keep |= {added.name} if added else set()
         chosen = plain | {"keep_fp32": tuple(name for name in blocks(model) if name in keep)}
         label = f"in FP32: {', '.join(chosen['keep_fp32']) or 'nothing'}"
-        beside, trial = compare(experiment, whole | {label: backend.quantize(model, calibration, chosen)})
+        beside, trial = compare(experiment, whole | {label: backend.quantize(model, calibration, chosen)}, reference)
         progress.say(f"{backend.name}, {trial}; {WHOLLY}: {beside.ms:.3g} ms")
         log += [beside, trial]
         if trial.meets(budget):
@@ -148,10 +150,17 @@ def _price(wholly: Trial, trial: Trial) -> float:
     return max(trial.ms - wholly.ms, 1e-6) / removed if removed > 0 else np.inf
 
 
-def compare(experiment: Experiment, deployed: dict[str, Deployed]) -> list[Trial]:
-    """Time the networks `deployed` in alternating rounds, and measure their errors on validation images."""
-    options, split, model = experiment.options, experiment.data.validation, experiment.baseline.model
-    reference = loop.predict(model, split)
+def fp32_logits(experiment: Experiment) -> np.ndarray:
+    """Return the logits of the FP32 network on the validation images, float32 (n, 2)."""
+    return loop.predict(experiment.baseline.model, experiment.data.validation)
+
+
+def compare(experiment: Experiment, deployed: dict[str, Deployed], reference: np.ndarray) -> list[Trial]:
+    """Time the networks `deployed` in alternating rounds, and measure their errors on validation images.
+
+    `reference` is what `fp32_logits` returned.
+    """
+    options, split = experiment.options, experiment.data.validation
     with contextlib.ExitStack() as stack:
         folder, sides = Path(stack.enter_context(tempfile.TemporaryDirectory())), []
         with progress.Bar("preparing", len(deployed), "networks") as bar:

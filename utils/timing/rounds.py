@@ -56,8 +56,8 @@ def fill(seconds: list[float]) -> tuple[list[int], float]:
 def compare(sides: list[Worker], split: Split, batch_size: int, count: int | None = None) -> np.ndarray:
     """Time all `sides` on the same batch in alternating rounds; returns seconds of a batch, (rounds, sides).
 
-    Each is the median of its runs in the round. `count` is the number of rounds; by default, as many
-    as fit into SEARCH_S.
+    An entry is the median of one side's runs in one round. There are `count` rounds, or by default as
+    many as fit into SEARCH_S seconds, but at least MIN_ROUNDS and at most MAX_ROUNDS.
     """
     hold(sides, split, batch_size)
     runs, round_s = fill([warm_up(side) for side in sides])
