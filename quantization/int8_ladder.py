@@ -38,7 +38,7 @@ STEPS = {  # the further steps, in the order in which they are stacked
     "equalization": dict(equalize=True),
     "bias correction": dict(bias_correction=True),
     "adaptive rounding": dict(adaptive_rounding=True),
-    "reconstruction": dict(adaptive_rounding=False, reconstruct=True),
+    "reconstruction": dict(bias_correction=False, adaptive_rounding=False, reconstruct=True),  # biases and weights learn
     "first blocks in FP32": None,  # the first FLOATS of them, whose names depend on the model
 }
 FLOATS = 2

@@ -8,8 +8,8 @@ from utils.quantize.equalization import equalize
 from utils.quantize.layers import channel_moments, mean_by_channel
 from utils.quantize.operators import folded
 from utils.quantize.placement import Placement
-from utils.quantize.quantized import Quantized, QuantizedLayer
-from utils.quantize.reference import Reference, along_channels
+from utils.quantize.quantized import Quantized, QuantizedLayer, along_channels
+from utils.quantize.reference import Reference
 
 
 def quantize(model: nn.Module, images: torch.Tensor, recipe: dict, placement: Placement) -> Quantized:

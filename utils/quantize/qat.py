@@ -1,7 +1,7 @@
 """Quantization-aware training: the network that PTQ gives, trained on with its rounding.
 
-Training starts where PTQ ends: BatchNorm is folded, inputs of depthwise layers are equalized and
-biases corrected. Then weights, biases and the ranges of activations learn. Gradients pass the
+Training starts where PTQ by the same recipe ends: BatchNorm is folded, inputs of depthwise layers are
+equalized, and so on. Then weights, biases and the ranges of activations learn. Gradients pass the
 rounding as if it were not there, and are zero where values are clipped: the straight-through
 estimator of Bengio et al. 2013 (arXiv:1308.3432). Ranges learn at both ends, as in LSQ+ (Bhalgat
 et al. 2020, arXiv:2004.09576).
@@ -25,7 +25,7 @@ from utils.quantize import placement as placing
 from utils.quantize.layers import channel_moments, weighted
 from utils.quantize.operators import Graph, folded
 from utils.quantize.placement import INTEGERS, Placement
-from utils.quantize.quantized import Quantized, by_output, quantize_weight
+from utils.quantize.quantized import Quantized, along_channels, by_output, quantize_weight
 
 # Of a recipe: what decides the network that is trained.
 SETTINGS = ("bits", "activations", "headroom", "keep_fp32", "calibration_images", "equalize", "bias_correction", "reconstruct")
@@ -39,26 +39,52 @@ class Rounding(torch.autograd.Function):
     With x, its rounded value y and their gradients dx (0 where x is clipped) and dy, those of the
     scale s and of the zero-point z are sum(dy y - dx x) / s and s sum(dx - dy). These are the
     formulas of LSQ+, in which y - x is the error of rounding and y the clipped end.
+
+    A few vectorised operators are faster on CPUs than one of torch's `fake_quantize` operators, which
+    are not vectorised: 4.5 against 18 ms for 6.4 million values on 2 threads.
     """
 
     @staticmethod
     def forward(ctx, x, scale, zero_point, limits):
-        integer = zero_point.round().clamp(*limits).to(torch.int32)
-        if scale.ndim == 0:
-            on = torch.ones((), dtype=torch.int64, device=x.device)
-            y, inside = torch.ops.aten._fake_quantize_per_tensor_affine_cachemask_tensor_qparams(x, scale, integer, on, *limits)
-        else:
-            y, inside = torch.ops.aten.fake_quantize_per_channel_affine_cachemask(x, scale, integer, 1, *limits)
-        ctx.save_for_backward(x, y, inside, scale)
+        each = along_channels(scale, x)
+        integer = along_channels(zero_point.round().clamp(*limits), x)
+        y = (x / each).round_().add_(integer).clamp_(*limits).sub_(integer).mul_(each)
+        ctx.save_for_backward(x, y, each, integer)
+        ctx.limits = limits
         return y
 
     @staticmethod
     def backward(ctx, dy):
-        x, y, inside, scale = ctx.saved_tensors
-        dx = dy * inside
-        dims = list(range(x.ndim)) if scale.ndim == 0 else [dim for dim in range(x.ndim) if dim != 1]
-        of_scale = ((dy * y).sum(dims) - (dx * x).sum(dims)) / scale
-        return dx, of_scale, scale * (dx.sum(dims) - dy.sum(dims)), None
+        x, y, scale, integer = ctx.saved_tensors
+        dx = passed(dy, (x / scale).add_(integer), *ctx.limits)
+        dims = [dim for dim in range(x.ndim) if scale.ndim == 0 or dim != 1]
+        of_scale = (dy * y).addcmul_(dx, x, value=-1).sum(dims) / scale.flatten() if ctx.needs_input_grad[1] else None
+        of_zero_point = scale.flatten() * (dx.sum(dims) - dy.sum(dims)) if ctx.needs_input_grad[2] else None
+        return dx, of_scale, of_zero_point, None
+
+
+class WeightRounding(torch.autograd.Function):
+    """Round weights (out, ...) to integers from -`highest` to `highest`, `step` in the same numbers, times `unit`.
+
+    `unit`, which broadcasts over the weights, is not learned.
+    """
+
+    @staticmethod
+    def forward(ctx, weight, step, highest, unit):
+        ctx.save_for_backward(weight, unit)
+        ctx.ends = step, highest
+        return (weight / step).round_().clamp_(-highest, highest).mul_(step * unit)
+
+    @staticmethod
+    def backward(ctx, dy):
+        weight, unit = ctx.saved_tensors
+        step, highest = ctx.ends
+        return passed(dy, weight / step, -highest, highest).mul_(unit), None, None, None
+
+
+def passed(gradient: torch.Tensor, numbers: torch.Tensor, low: int, high: int) -> torch.Tensor:
+    """Return `gradient` where `numbers`, of its shape, are rounded to integers from `low` to `high`, elsewhere 0."""
+    return torch.ops.aten.hardtanh_backward(gradient, numbers, low - 0.5, high + 0.5)
 
 
 class HalfRounding(torch.autograd.Function):
@@ -139,11 +165,11 @@ class _Trained:
 
     def used(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the weights and the bias that the layer computes with, in the network's numbers."""
-        weight = self.weight
-        if self.highest is not None:
-            step = STEPS / self.highest
-            weight = torch.fake_quantize_per_tensor_affine(weight, step, 0, -self.highest, self.highest)
-        return self.in_format(weight * by_output(self.unit, weight)), self.in_format(self.first_bias + self.bias_unit * self.bias)
+        if self.highest is None:
+            weight = self.float_weight()
+        else:
+            weight = WeightRounding.apply(self.weight, STEPS / self.highest, self.highest, by_output(self.unit, self.weight))
+        return self.in_format(weight), self.in_format(self.first_bias + self.bias_unit * self.bias)
 
     def in_format(self, x: torch.Tensor) -> torch.Tensor:
         """Return `x`, rounded to FP16 if this layer is `half`."""

@@ -149,6 +149,11 @@ def by_output(scale: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return scale.view(-1, *[1] * (weight.ndim - 1))
 
 
+def along_channels(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Reshape `values`, () or (channels,), so that they broadcast over `x` (n, channels, ...)."""
+    return values if values.ndim == 0 else values.view(1, -1, *[1] * (x.ndim - 2))
+
+
 @dataclass
 class Quantized:
     """A quantized network, what it was made from, and how."""

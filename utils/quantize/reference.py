@@ -18,7 +18,7 @@ from torch import fx, nn
 from utils import progress
 from utils.quantize.layers import WEIGHTED
 from utils.quantize.placement import INTEGERS
-from utils.quantize.quantized import Pair, Quantized, QuantizedLayer
+from utils.quantize.quantized import Pair, Quantized, QuantizedLayer, along_channels
 
 
 class Reference(fx.Interpreter):
@@ -47,28 +47,22 @@ class Reference(fx.Interpreter):
         return output
 
 
-def along_channels(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Reshape `values`, () or (channels,), as float64 that broadcasts over `x` (n, channels, ...)."""
-    return values.double() if values.ndim == 0 else values.double().view(1, -1, *[1] * (x.ndim - 2))
-
-
 def round_to(pair: Pair, x: torch.Tensor) -> torch.Tensor:
     """Return the values that `pair` lets through for `x`, float64."""
-    scale, zero_point = along_channels(pair.scale, x), along_channels(pair.zero_point, x)
-    integers = torch.clamp(torch.round(x / scale) + zero_point, *INTEGERS[pair.dtype])
-    return (integers - zero_point) * scale
+    scale, zero_point = along_channels(pair.scale.double(), x), along_channels(pair.zero_point, x)
+    return (x / scale).round_().add_(zero_point).clamp_(*INTEGERS[pair.dtype]).sub_(zero_point).mul_(scale)
 
 
 def layer_output(layer: QuantizedLayer, x: torch.Tensor, input_scale: torch.Tensor) -> torch.Tensor:
     """Return the output of `layer` on `x`, float64, whose values are multiples of `input_scale`."""
     # Multiples of a float32 are exact in float64, so the division gives back the integers.
-    integers = torch.round(x / along_channels(input_scale, x))
+    integers = (x / along_channels(input_scale.double(), x)).round_()
     sums = exact_sums(layer, integers)
     # A scale for each channel occurs with depthwise layers only, whose outputs are its channels.
     scale = along_channels(input_scale.double() * layer.scale.double(), sums)
     if layer.bias_integers is None:
-        return sums * scale + along_channels(layer.bias, sums)
-    return (sums + along_channels(layer.bias_integers, sums)) * scale
+        return sums.mul_(scale).add_(along_channels(layer.bias.double(), sums))
+    return sums.add_(along_channels(layer.bias_integers, sums)).mul_(scale)
 
 
 def exact_sums(layer: QuantizedLayer, integers: torch.Tensor) -> torch.Tensor:
@@ -86,7 +80,7 @@ def exact_sums(layer: QuantizedLayer, integers: torch.Tensor) -> torch.Tensor:
         integers, weight = integers.float(), layer.weight.float()
         multiples = torch.floor(integers / 16)
         remainders = integers - 16 * multiples
-        return 16 * layer.compute(multiples, weight, None).double() + layer.compute(remainders, weight, None).double()
+        return layer.compute(multiples, weight, None).double().mul_(16).add_(layer.compute(remainders, weight, None))
     return layer.compute(integers, layer.weight.double(), None)
 
 
