@@ -20,7 +20,7 @@ RUN = Run(model="mobilenetv3", method="ptq", dtype="int8")
 RECIPE = dict(
     bits=8,
     activations="mse",
-    calibration_images=256,
+    calibration_images=512,
     equalize=True,
     bias_correction=False,  # biases learn as well
     reconstruct=True,

@@ -28,7 +28,7 @@ RECIPE = dict(
     ),
     bits=8,
     activations="mse",  # the starting ranges are those of PTQ
-    calibration_images=256,
+    calibration_images=512,
     equalize=True,
     bias_correction=False,  # biases learn as well
     reconstruct=True,

@@ -366,3 +366,15 @@ def test_what_was_trained_for_fp16_holds_its_numbers(model):
     with torch.no_grad():
         half, full = copy.deepcopy(result).half()(IMAGES.half()).float(), result(IMAGES)
     assert metrics.sqnr_db(full.numpy(), half.numpy()) > 50
+
+
+def test_mixed_precision_rounds_to_the_integers_of_fp32():
+    pair = TrainedPair(torch.uint8)
+    pair.assign(torch.tensor(0.0301), torch.tensor(17))
+    x = noise(64, 3).mul_(3).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = pair(x)
+    assert rounded.dtype == torch.float32 and torch.equal(rounded, pair(x.float()))
+    x.requires_grad_()
+    pair(x).sum().backward()
+    assert x.grad.dtype == torch.bfloat16 and set(x.grad.unique().tolist()) <= {0.0, 1.0}

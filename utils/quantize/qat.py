@@ -46,6 +46,7 @@ class Rounding(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, scale, zero_point, limits):
+        x = x.float()  # mixed precision gives BF16 or FP16, which would round to other integers
         each = along_channels(scale, x)
         integer = along_channels(zero_point.round().clamp(*limits), x)
         y = (x / each).round_().add_(integer).clamp_(*limits).sub_(integer).mul_(each)

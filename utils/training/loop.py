@@ -191,8 +191,8 @@ class Training:
             logits = self.network(x).float()
         if self.teacher is None:
             return F.cross_entropy(logits, y, label_smoothing=self.recipe["label_smoothing"])
-        with torch.no_grad():
-            expected = self.teacher(x)
+        with self.autocast, torch.no_grad():
+            expected = self.teacher(x).float()
         return F.mse_loss(logits, expected)
 
     def step(self, x: torch.Tensor, y: torch.Tensor) -> float:
