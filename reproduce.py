@@ -172,6 +172,9 @@ def execute(job: Job) -> str:
         thread.start()
     try:
         process.wait()
+    except cli.Terminated:
+        process.terminate()  # it is told to this process alone
+        raise
     finally:
         # After Ctrl-C, too: the script is in our process group, so it got the signal and is ending.
         for thread in threads:
@@ -248,13 +251,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
+    with cli.reporting("reproduce.py"):
         sys.exit(main())
-    except UserError as error:
-        message, status = f"reproduce.py: {error}", 2
-    except KeyboardInterrupt:
-        message, status = "interrupted; run the same command again to continue", 130
-    except BrokenPipeError:  # after `| head`, or when Ctrl-C has ended a `tee`, too
-        os._exit(141)  # as SIGPIPE would; an ordinary exit would flush stdout again, and fail
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(status)

@@ -98,6 +98,13 @@ def replaced(facts, changed):
     return facts | {name: value for name, value in changed.items() if name in facts}
 
 
+def wait_for(path):
+    deadline = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def table(out):
     rows = re.findall(r"^(\w+_(?:fp32|ptq_int8)) +(\w+) +\d+ s  (.*)$", out, re.MULTILINE)
     return {f"{name} {backend}": what for name, backend, what in rows}
@@ -370,10 +377,7 @@ except KeyboardInterrupt:
 """
     home.script("models/resnet18_fp32.py", body)
     process = home.start("--models", "alexnet", "resnet18", "mobilenetv3", start_new_session=True)
-    deadline = time.monotonic() + 30
-    while not (home.folder / "ready").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(home.folder / "ready")
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130
@@ -381,6 +385,25 @@ except KeyboardInterrupt:
     assert out.splitlines()[-1] == "ran 1, interrupted 1"
     assert "tidied up" in out and (home.folder / "tidied").exists()
     assert err.startswith("error: interrupted") and len(err.splitlines()) == 1
+
+
+def test_sigterm_takes_the_script_along(home):
+    body = """
+sys.path.insert(0, ROOT)
+from utils import cli
+with cli.reporting("it"):
+    Path("ready").touch()
+    time.sleep(60)
+"""
+    home.script("models/resnet18_fp32.py", body.replace("ROOT", repr(str(ROOT))))
+    process = home.start("--models", "resnet18")
+    wait_for(home.folder / "ready")
+    started = time.monotonic()
+    process.terminate()  # this process alone, unlike a terminal
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 143 and time.monotonic() - started < 20
+    told = "error: interrupted; run the same command again to continue"
+    assert told in out.splitlines() and out.splitlines()[-1] == "interrupted 1" and err == f"{told}\n"
 
 
 def test_a_terminal_gets_a_bar_below_the_lines(home):

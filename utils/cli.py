@@ -8,7 +8,9 @@ import contextlib
 import dataclasses
 import os
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +81,12 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
+def _folder(text: str) -> Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the name is empty; give a folder")
+    return Path(text)
+
+
 def _batch_sizes(text: str) -> tuple[int, ...]:
     number = whole_number(1, 4096)
     return tuple(sorted({number(part.strip()) for part in text.split(",")}))
@@ -100,8 +108,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "brief does not time one thread beside all, and serves to try things out")  # fmt: skip
     add("--cuda-graph", action="store_true", help="on a GPU, time the network captured as a CUDA graph")
     add("--profile", action="store_true", help="also measure the time of each operator, as far as the engine tells")
-    add("--results", type=Path, default=paths.RESULTS, metavar="DIR", help="where results go (default: results/)")
-    add("--checkpoints", type=Path, default=paths.CHECKPOINTS, metavar="DIR",
+    add("--results", type=_folder, default=paths.RESULTS, metavar="DIR", help="where results go (default: results/)")
+    add("--checkpoints", type=_folder, default=paths.CHECKPOINTS, metavar="DIR",
         help="where weights, artifacts and decoded images go (default: checkpoints/)")  # fmt: skip
     add("--smoke", action="store_true", help="use a few images and seconds: checks that all steps run, measures nothing")
 
@@ -159,7 +167,7 @@ def _check(options: Options) -> None:
         raise UserError("--cuda-graph needs --device cuda.")
     if options.threads > cpu_count():
         raise UserError(f"--threads {options.threads}: this process may use {cpu_count()} CPUs; ask for at most that.")
-    if data not in (None, "kaggle") and not Path(data).exists():
+    if data not in (None, "kaggle") and not (data.strip() and Path(data).exists()):
         raise UserError(f"--data {data}: no such folder. Give the folder that holds the images, or 'kaggle'.")
     if options.classes and data is None:
         raise UserError("--classes needs --data: the drawn images have only two classes. Leave --classes out.")
@@ -279,17 +287,54 @@ def before_torch(options: Options) -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, by which a scheduler or `kill` asks a process to end."""
+
+
 @contextlib.contextmanager
 def reporting(script: str) -> Iterator[None]:
-    """End `script` with one line and exit status 2 for a `UserError`, with one line and 130 for Ctrl-C."""
+    """End `script` with one line where the user, the disk or a signal ends it, not with a traceback.
+
+    The exit status is 2 for a `UserError` or a disk that refuses, 130 for Ctrl-C and 143 for SIGTERM,
+    which both let it tidy up, and 141 where nobody reads its output any more.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
+        sys.stdout.flush()
     except UserError as error:
         sys.exit(_fail(f"{script}: {error}", 2))
-    except KeyboardInterrupt:
-        sys.exit(_fail("interrupted; run the same command again to continue from the last finished epoch", 130))
+    except KeyboardInterrupt as error:
+        sys.exit(_fail("interrupted; run the same command again to continue", 143 if isinstance(error, Terminated) else 130))
+    except BrokenPipeError:  # after `| head`, or when Ctrl-C has ended a `tee`, too
+        os._exit(141)  # as SIGPIPE would; an ordinary exit would flush stdout again, and fail
+    except OSError as error:
+        if (told := paths.disk_error(error)) is None:
+            raise
+        sys.exit(_fail(f"{script}: {told}", 2))
+
+
+def _terminate(number, frame):
+    raise Terminated
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # stderr may be a file on the disk that is full
+        print(f"error: {message}", file=sys.stderr, flush=True)
     return status
+
+
+def _quiet(usual: Callable) -> Callable:
+    """Make a hook like `usual` that lets Ctrl-C end the imports of a script without a traceback."""
+
+    def hook(kind, error, trace):
+        if issubclass(kind, KeyboardInterrupt):
+            _fail("interrupted", 130)
+        else:
+            usual(kind, error, trace)
+
+    return hook
+
+
+sys.excepthook = _quiet(sys.excepthook)

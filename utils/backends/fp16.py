@@ -19,7 +19,7 @@ from utils import environment
 from utils.backends.base import Deployed, Halved, Predictor, plain_layers, stored_parameters
 from utils.backends.profiles import ByTorch
 from utils.quantize import qat
-from utils.training import architectures
+from utils.training import architectures, checkpoints
 from utils.training.checkpoints import Checkpoint
 
 NATIVE_CPU = {"avx512_fp16", "amx_fp16", "asimdhp"}
@@ -80,7 +80,7 @@ class Float16(ByTorch, Halved):
         return Deployed(
             backend=self,
             predict=network,
-            save=lambda path: torch.save({"architecture": model.architecture, "state_dict": weights}, path),
+            save=lambda path: path.write_bytes(checkpoints.packed({"architecture": model.architecture, "state_dict": weights})),
             network=network.network,
             layers=plain_layers(network.network),
             stored=stored_parameters(network.network),

@@ -8,6 +8,7 @@ hardswish.
 
 import copy
 import dataclasses
+import io
 import operator
 import warnings
 from pathlib import Path
@@ -76,7 +77,7 @@ class TorchAO(ByTorch, Lowering):
     def save(self, network: fx.GraphModule, path: Path) -> None:
         """Write what `integers` returned to `path`."""
         torch.backends.quantized.engine = self.name  # tracing runs the network
-        torch.jit.save(trace(network), path)
+        path.write_bytes(torchscript(network))
 
     def load(self, path: Path, device: str) -> Predictor:
         torch.backends.quantized.engine = self.name  # loading packs weights for this engine
@@ -92,6 +93,13 @@ def trace(network: fx.GraphModule) -> torch.jit.ScriptModule:
         return torch.jit.freeze(torch.jit.trace(network.eval(), torch.zeros(2, 3, 224, 224)))
 
 
+def torchscript(network: fx.GraphModule) -> memoryview:
+    """Return `network` as the bytes of a TorchScript file; see `checkpoints.packed`."""
+    buffer = io.BytesIO()
+    torch.jit.save(trace(network), buffer)
+    return buffer.getbuffer()
+
+
 def save_default(engine: str, model: nn.Module, images: torch.Tensor, path: Path) -> None:
     """Quantize a float `model` by torch's default for `engine`, and write it to `path` as TorchScript.
 
@@ -105,7 +113,7 @@ def save_default(engine: str, model: nn.Module, images: torch.Tensor, path: Path
         prepared = quantize_fx.prepare_fx(copy.deepcopy(model).eval(), mapping, (example,))
         for batch in images.split(16):
             prepared(batch)
-        torch.jit.save(trace(quantize_fx.convert_fx(prepared)), path)
+        path.write_bytes(torchscript(quantize_fx.convert_fx(prepared)))
 
 
 class _Integers:

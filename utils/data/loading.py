@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils import progress, results
+from utils import paths, progress, results
 from utils.cli import Options
 from utils.data import cache, drawn, layouts, partition
 from utils.errors import UserError
@@ -71,13 +71,18 @@ def open_source(options: Options) -> Source:
 
 
 def _study(name: str, digest: str, options: Options) -> str:
-    """Return the name of the study and print it, with its folder."""
+    """Return the name of the study and print it, with its folder.
+
+    Raises UserError if its results or checkpoints could not be written.
+    """
     # A smoke run's results mean nothing, whatever the images, so its folder may hold runs of any.
     study = f"{name}_smoke" if options.smoke else results.study_name(name, digest, options.results)
     text = f"data: study {study}, "
     if not options.smoke and study != name:
         text += f"because {options.results.name}/{name} holds runs of other images; "
     progress.say(f"{text}results in {options.results / study}")
+    for folder in (options.results, options.checkpoints):
+        paths.probe(folder / study)
     return study
 
 

@@ -29,7 +29,7 @@ from utils.quantize import placement as placing
 from utils.quantize.layers import weighted
 from utils.quantize.operators import ScaledHardswish, folded
 from utils.quantize.placement import INTEGERS, Inserted, Placement
-from utils.training import architectures
+from utils.training import architectures, checkpoints
 
 OPS = torch.ops.quantized_decomposed
 FORMAT = 2  # of the file
@@ -203,7 +203,7 @@ class Quantized:
             name: module.before.numel() for name, module in self.network.named_modules() if isinstance(module, ScaledHardswish)
         }
         content |= {"keep_fp32": self.keep_fp32, "scaled": scaled, "origin": self.origin, "state_dict": state}
-        torch.save(content, path)
+        path.write_bytes(checkpoints.packed(content))
 
     @classmethod
     def load(cls, path: Path, model: nn.Module | None = None) -> "Quantized":

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from utils import environment, paths, progress
 from utils.backends import registry
@@ -44,8 +45,12 @@ def find(baseline: Checkpoint, split: Split, batch_sizes: list[int], options: Op
     known = stored.setdefault(key, where | {"batch_sizes": {}})["batch_sizes"]
     if wanted := [size for size in batch_sizes if str(size) not in known]:
         progress.say(f"looking for the fastest FP32 with {options.threads} threads among {', '.join(names)}")
-        known |= {str(size): medians for size, medians in _search(names, baseline, split, wanted, options).items()}
-        paths.write_text(path, json.dumps(stored, indent=1) + "\n")
+        medians = {str(size): each for size, each in _search(names, baseline, split, wanted, options).items()}
+        with FileLock(path.with_suffix(".lock")):  # another script may have searched meanwhile
+            stored = _read(path)
+            known = stored.setdefault(key, where | {"batch_sizes": {}})["batch_sizes"]
+            known |= medians | known
+            paths.write_text(path, json.dumps(stored, indent=1) + "\n")
     return {
         size: {"best_fp32": min(known[str(size)], key=known[str(size)].get), "fp32_ms": known[str(size)], "fp32_missing": missing}
         for size in batch_sizes

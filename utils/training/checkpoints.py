@@ -4,6 +4,7 @@ There is one FP32 baseline per model and seed, and every quantized script starts
 """
 
 import hashlib
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,9 +72,20 @@ def derived(path: Path, suffix: str, write: Callable[[Path], None]) -> Path:
     return target
 
 
+def packed(content: dict) -> memoryview:
+    """Return the bytes that `torch.save` would write to a file.
+
+    Its C++ writer ends the process, without a traceback, if the disk is full.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getbuffer()
+
+
 def export(path: Path, model: nn.Module) -> None:
     """Write the weights of `model`, of an architecture of the catalog, without training facts."""
-    torch.save({"state_dict": _weights(model), "json": json.dumps({"format": FORMAT, "architecture": model.architecture})}, path)
+    facts = {"format": FORMAT, "architecture": model.architecture}
+    path.write_bytes(packed({"state_dict": _weights(model), "json": json.dumps(facts)}))
 
 
 def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -86,18 +98,23 @@ def save(path: Path, architecture: str, model: nn.Module, data: Data, training: 
     A file that was trained with other settings is never overwritten: it is renamed and gets the
     first 8 digits of its fingerprint.
     """
-    if path.exists():
-        try:
-            old = read(path)["training"]["fingerprint"]
-        except UserError:
-            old = "unreadable"
-        if old != training["fingerprint"]:
-            kept = path.with_name(f"{path.stem}.{old[:8]}.pt")
-            path.replace(kept)
-            progress.say(f"checkpoint: the one made with other settings is kept as {kept.name}")
     facts = {"format": FORMAT, "architecture": architecture, "data": data.describe(), "training": training}
     with paths.atomic(path) as temporary:
-        torch.save({"state_dict": _weights(model), "json": json.dumps(facts)}, temporary)
+        temporary.write_bytes(packed({"state_dict": _weights(model), "json": json.dumps(facts)}))
+        if path.exists():
+            _keep(path, training["fingerprint"])
+
+
+def _keep(path: Path, fingerprint: str) -> None:
+    """Rename the checkpoint at `path` if it is of another training than that of `fingerprint`."""
+    try:
+        old = read(path)["training"]["fingerprint"]
+    except UserError:
+        old = "unreadable"
+    if old != fingerprint:
+        kept = path.with_name(f"{path.stem}.{old[:8]}.pt")
+        path.replace(kept)
+        progress.say(f"checkpoint: the one made with other settings is kept as {kept.name}")
 
 
 def read(path: Path) -> dict:

@@ -22,7 +22,7 @@ from utils import paths, progress
 from utils.data.splits import Data, Split
 from utils.environment import cpu
 from utils.errors import UserError
-from utils.training import distributed
+from utils.training import checkpoints, distributed
 
 EVAL_BATCH = 64
 # From images float32 (n, 3, 224, 224), normalised, to logits float32 (n, 2).
@@ -139,7 +139,7 @@ class Resume:
     def write(self, state: dict) -> None:
         """Store `state` atomically."""
         with paths.atomic(self.path) as temporary:
-            torch.save({"fingerprint": self.fingerprint, "state": state}, temporary)
+            temporary.write_bytes(checkpoints.packed({"fingerprint": self.fingerprint, "state": state}))
 
 
 class Training:
