@@ -34,8 +34,8 @@ def write_run(
     logits = rng.normal(0, 1, (images, 2)).astype(np.float32) + 3 * np.eye(2, dtype=np.float32)[y]
     simulated, fast = backend == "simulated", {"fp32": 10.0, "int8": 4.0, "fp16": 60.0, "int16": 1.0}[dtype]
     names = dict(study=study, model=model, method=method, dtype=dtype, backend=backend, device="cpu", simulated=simulated)
-    history = [{"epoch": n, "train_loss": 1 / (n + 1), "validation_loss": 1.1 / (n + 1), "validation_accuracy": 0.8 + n / 20,
-                "seconds": 1.0} for n in range(3)]  # fmt: skip
+    history = [{"epoch": n, "train_loss": 1 / (n + 1), "validation_loss": 1.1 / (n + 1), "validation_accuracy": 0.8 + n / 20}
+               for n in range(3)]  # fmt: skip
     layer = {"kind": "Conv2d", "parameters": 9, "weight_sqnr_db": 40.0 + seed, "output_sqnr_db": None}
     content = {
         "run": names | {"seed": seed}, "metrics": quality(method, logits, y),

@@ -25,7 +25,7 @@ def begin(run: Run, options: Options) -> "Experiment":
 
     if options.smoke:
         path = checkpoints.path_of(run.baseline, images.study, options)
-        _make_smoke_baseline(run.baseline, options, path, lambda: checkpoints.read(path)["data"]["sha256"] == images.digest)
+        _make_smoke_baseline(run.baseline, options, path, lambda: checkpoints.is_of(path, images))
     return sessions.Experiment(run, options, images, checkpoints.load_baseline(run, images, options))
 
 
@@ -38,7 +38,7 @@ def _make_smoke_baseline(baseline: Run, options: Options, path: Path, is_of_thes
     options = options.replace(backends=baseline.backends, batch_sizes=(1,), init="scratch", **plain)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):  # several processes may need it at once
-        if path.exists() and is_of_these_images():
+        if is_of_these_images():
             return
         command = cli.command(baseline, options)
         progress.say(f"smoke: no baseline yet, making it: {command}")

@@ -34,7 +34,8 @@ def disk_error(error: OSError, path: Path | None = None) -> UserError | None:
         return None
     name = str(path or error.filename or "the output")
     name = name if len(name) <= SHOWN else f"...{name[-SHOWN:]}"
-    return UserError(f"cannot write {name}: {error.strerror}. {ADVICE[error.errno]}.")
+    verb = "write" if path or not error.filename else "use"
+    return UserError(f"cannot {verb} {name}: {error.strerror}. {ADVICE[error.errno]}.")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from filelock import FileLock
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from utils import sealed
 from utils.data import cache, layouts
 from utils.errors import UserError
 from utils.paths import ROOT
@@ -418,9 +420,25 @@ def change_header(home):
         file.write(b"garbage")
 
 
-def change_digest(home):
-    text = (home / "index.json").read_text()
-    (home / "index.json").write_text(text.replace('"digest": "', '"digest": "0', 1))
+def change_pixel(home):
+    with (home / "images.npy").open("r+b") as file:
+        file.seek(-1000, os.SEEK_END)
+        (value,) = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([value ^ 1]))
+
+
+def change_index(old, new):
+    def change(home):
+        content = (home / "index").read_bytes()
+        assert old in content
+        (home / "index").write_bytes(content.replace(old, new, 1))
+
+    return change
+
+
+def another_index(home):
+    sealed.write(home / "index", json.dumps({"digest": "0" * 64, "images": [], "broken": []}).encode())
 
 
 DAMAGE = {
@@ -428,11 +446,12 @@ DAMAGE = {
     "images lengthened": lengthen,
     "header changed": change_header,
     "images gone": lambda home: (home / "images.npy").unlink(),
-    "index shortened": lambda home: os.truncate(home / "index.json", 100),
-    "index no JSON": lambda home: (home / "index.json").write_bytes(b"\xff\xfe"),
-    "index of another kind": lambda home: (home / "index.json").write_text("[1]"),
-    "index gone": lambda home: (home / "index.json").unlink(),
-    "digest changed": change_digest,
+    "a pixel changed": change_pixel,
+    "index shortened": lambda home: os.truncate(home / "index", 100),
+    "index no JSON": lambda home: (home / "index").write_bytes(b"\xff\xfe"),
+    "index of other images": another_index,
+    "index gone": lambda home: (home / "index").unlink(),
+    "a label changed": change_index(b", 0, ", b", 1, "),
     "shortcuts no JSON": lambda home: [file.write_text("{") for file in (home.parent / "known").iterdir()],
     "cache gone": shutil.rmtree,
 }

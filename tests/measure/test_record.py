@@ -99,7 +99,7 @@ def test_an_artifact_that_answers_differently_from_the_network_is_an_error(exper
 
 
 def test_logits_of_the_baseline_are_computed_once_for_the_same_images(experiment, deployed, monkeypatch):
-    experiment.baseline.path.with_suffix(".cpu.logits.npz").unlink(missing_ok=True)
+    experiment.baseline.path.with_suffix(".cpu.logits").unlink(missing_ok=True)
     computed = record.baseline_logits(experiment)
     assert computed.shape == (6, 2) and computed.dtype == np.float32
     monkeypatch.setattr(record, "Worker", None)
@@ -195,8 +195,16 @@ def test_nothing_was_lowered_of_a_float_network(experiment, deployed):
 def test_reference_logits_are_those_of_exact_execution_of_the_test_images(experiment, lowered):
     images = torch.cat([x for x, _ in experiment.data.test.batches(6)])
     assert np.array_equal(record.reference_logits(lowered, experiment), execute(lowered.quantized, images).float().numpy())
-    stored = list((experiment.baseline.path.parent / "references").glob(f"{RUN.name}_*.npy"))
-    assert stored and all(np.load(file).shape == (6, 2) for file in stored)
+    assert list((experiment.baseline.path.parent / "references").glob(f"{RUN.name}_*.logits"))
+
+
+def test_logits_that_were_damaged_are_computed_again(experiment, capsys):
+    computed, path = record.baseline_logits(experiment), experiment.baseline.path.with_suffix(".cpu.logits")
+    content = bytearray(path.read_bytes())
+    content[-40] ^= 1
+    path.write_bytes(content)
+    assert np.array_equal(record.baseline_logits(experiment), computed)
+    assert f"cache: {path} is damaged and is made again" in capsys.readouterr().out
 
 
 # ---- the summary

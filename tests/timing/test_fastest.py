@@ -5,6 +5,7 @@ import json
 import pytest
 from helpers import FakeWorker
 
+from utils import sealed
 from utils.backends import registry
 from utils.cli import Options
 from utils.timing import fastest, rounds
@@ -63,13 +64,14 @@ def test_a_batch_size_is_searched_once(find):
 def test_other_threads_weights_or_graphs_are_another_search_that_overwrites_nothing(find, tmp_path, change):
     find([1])
     assert find([1], **change)[1]
-    assert len(json.loads((tmp_path / "b.fastest.json").read_text())) == 2
+    assert len(json.loads(sealed.read(tmp_path / "b.fastest"))) == 2
     assert find([1])[1] == find([1], **change)[1] == []
 
 
 def test_a_damaged_file_is_searched_anew(find, tmp_path):
     first, _ = find([1])
-    (tmp_path / "b.fastest.json").write_text("{")
+    path = tmp_path / "b.fastest"
+    path.write_bytes(path.read_bytes().replace(b"batch_sizes", b"batch_sizez"))
     again, started = find([1])
     assert started and again == first
 

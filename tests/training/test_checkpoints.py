@@ -59,8 +59,38 @@ def test_what_is_saved_comes_back(baseline, images):
 @pytest.mark.parametrize("damage", [lambda content: content[:-100], lambda content: b"", lambda content: b"no checkpoint"])
 def test_a_damaged_file_is_an_error_that_names_it(baseline, damage):
     baseline.write_bytes(damage(baseline.read_bytes()))
-    with pytest.raises(UserError, match=r"resnet18_fp32_seed0.pt is damaged .*delete it and train again"):
+    with pytest.raises(UserError, match=r"resnet18_fp32_seed0.pt is damaged .*train it again"):
         checkpoints.read(baseline)
+
+
+def changed(path, change):
+    """Write the checkpoint at `path` again, with a valid file, after `change(content)`."""
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+
+
+@pytest.mark.parametrize("change", [
+    lambda content: content["state_dict"]["weight"].view(-1)[0].neg_(),
+    lambda content: content["state_dict"].update(bias=content["state_dict"]["bias"].double()),
+    lambda content: content.update(json=content["json"].replace("fp32", "bf16")),
+    lambda content: content.pop("sha256"),
+])  # fmt: skip
+def test_weights_or_facts_that_were_changed_are_refused(baseline, change):
+    changed(baseline, change)
+    with pytest.raises(UserError, match=r"resnet18_fp32_seed0.pt is damaged .*not those that were stored"):
+        checkpoints.read(baseline)
+
+
+def test_a_checkpoint_of_another_version_is_told_apart_from_damage(baseline):
+    changed(baseline, lambda content: content.update(json=content["json"].replace('"format": 2', '"format": 1')))
+    with pytest.raises(UserError, match="written by another version of this code; train it again"):
+        checkpoints.read(baseline)
+
+
+def test_a_missing_file_is_not_damaged(tmp_path):
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        checkpoints.read(tmp_path / "none.pt")
 
 
 def test_a_damaged_file_is_kept_when_it_is_trained_again(baseline, images):
@@ -92,3 +122,28 @@ def test_a_baseline_of_other_images_is_refused(baseline, options, images):
     others = dataclasses.replace(images, digest="1" * 64)
     with pytest.raises(UserError, match=r"trained on other images. Train it on these: python models/resnet18_fp32.py"):
         checkpoints.load_baseline(RUN, others, options)
+
+
+def test_a_baseline_of_another_model_or_order_of_classes_is_refused(baseline, options, images):
+    swapped = dataclasses.replace(images, classes=images.classes[::-1])
+    with pytest.raises(UserError, match=r"trained on other images. Train it on these: python models/resnet18_fp32.py"):
+        checkpoints.load_baseline(RUN, swapped, options)
+    baseline.replace(checkpoints.path_of(Run("alexnet", "fp32", "fp32"), images.study, options))
+    with pytest.raises(UserError, match=r"is of the model resnet18. Train alexnet: python models/alexnet_fp32.py"):
+        checkpoints.load_baseline(Run("alexnet", "ptq", "int8"), images, options)
+
+
+def test_a_file_made_of_a_checkpoint_is_made_again_if_it_was_changed(baseline, capsys):
+    made = []
+
+    def write(path):
+        made.append(path)
+        path.write_bytes(b"graph")
+
+    first = checkpoints.derived(baseline, ".onnx", write)
+    assert checkpoints.derived(baseline, ".onnx", write) == first and len(made) == 1
+    first.write_bytes(b"another network")
+    assert checkpoints.derived(baseline, ".onnx", write).read_bytes() == b"graph" and len(made) == 2
+    assert f"{first} is not what was written there, and is made again" in capsys.readouterr().out
+    first.with_name(f"{first.name}.sha256").unlink()
+    assert checkpoints.derived(baseline, ".onnx", write) == first and len(made) == 3

@@ -119,6 +119,16 @@ def test_a_checkpoint_of_other_settings_is_kept_beside_the_new_one(tmp_path, ima
     assert kept.read_bytes() == first
 
 
+def test_equal_trainings_make_equal_files_and_a_damaged_one_is_trained_again(tmp_path, images, capsys):
+    path = train(tmp_path, images).path
+    first = path.read_bytes()
+    content = torch.load(path, weights_only=True)
+    next(iter(content["state_dict"].values())).neg_()
+    torch.save(content, path)
+    assert train(tmp_path, images).path.read_bytes() == first
+    assert f"training: {path} is damaged (its weights are not those that were stored)" in capsys.readouterr().out
+
+
 def test_a_smoke_run_takes_one_epoch(tmp_path, images):
     facts = train(tmp_path, images, smoke=True).training
     assert len(facts["history"]) == 1 and facts["recipe"]["batch_size"] == sessions.SMOKE["batch_size"]

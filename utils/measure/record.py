@@ -1,11 +1,13 @@
 """One run, from deployed network to record: save, load again, measure, store, summarize."""
 
+import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from utils import caveats, cli, environment, metrics, paths, progress, results, stats
+from utils import caveats, cli, environment, metrics, paths, progress, results, sealed, stats
 from utils.backends import fp16
 from utils.backends.base import Deployed
 from utils.catalog import Run
@@ -121,17 +123,13 @@ def baseline_logits(experiment: Experiment, known: np.ndarray | None = None) -> 
     """
     baseline, options, test = experiment.baseline, experiment.options, experiment.data.test
     key = checkpoints.fingerprint(checkpoint=baseline.sha256, index=test.index.tolist(), device=options.device)
-    stored = baseline.path.with_suffix(f".{options.device}.logits.npz")
-    if known is None and stored.exists():
-        with np.load(stored) as content:
-            if str(content["key"]) == key:
-                return content["logits"]
-    if known is None:
+    path = baseline.path.with_suffix(f".{options.device}.logits")
+
+    def compute() -> np.ndarray:
         with Worker("native", baseline.path, options.device, options.threads) as worker:
-            known = worker.call("logits", test, EVAL_BATCH)
-    with paths.atomic(stored) as temporary, temporary.open("wb") as file:
-        np.savez(file, key=np.array(key), logits=known)
-    return known
+            return worker.call("logits", test, EVAL_BATCH)
+
+    return _store(path, key, known) if known is not None else _remembered(path, key, compute)
 
 
 def reference_logits(deployed: Deployed, experiment: Experiment) -> np.ndarray | None:
@@ -143,13 +141,24 @@ def reference_logits(deployed: Deployed, experiment: Experiment) -> np.ndarray |
     if quantized is None:
         return None
     key = checkpoints.fingerprint(network=quantized.digest(), index=test.index.tolist(), data=experiment.data.digest)
-    path = experiment.baseline.path.parent / "references" / f"{experiment.run.name}_{key[:16]}.npy"
-    if path.exists():
-        return np.load(path)
-    computed = execution.logits(quantized, test)
-    with paths.atomic(path) as temporary, temporary.open("wb") as file:
-        np.save(file, computed)
-    return computed
+    path = experiment.baseline.path.parent / "references" / f"{experiment.run.name}_{key[:16]}.logits"
+    return _remembered(path, key, lambda: execution.logits(quantized, test))
+
+
+def _remembered(path: Path, key: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """Return the array that was stored at `path` for `key`; compute and store it if there is none."""
+    if (content := sealed.read(path)) is not None:
+        with np.load(io.BytesIO(content)) as stored:
+            if str(stored["key"]) == key:
+                return stored["logits"]
+    return _store(path, key, compute())
+
+
+def _store(path: Path, key: str, logits: np.ndarray) -> np.ndarray:
+    buffer = io.BytesIO()
+    np.savez(buffer, key=np.array(key), logits=logits)
+    sealed.write(path, buffer.getbuffer())
+    return logits
 
 
 def _kernels(backend, path: Path) -> dict:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from utils import environment, paths, progress
+from utils import environment, progress, sealed
 from utils.backends import registry
 from utils.catalog import BACKENDS
 from utils.cli import Options
@@ -41,7 +41,7 @@ def find(baseline: Checkpoint, split: Split, batch_sizes: list[int], options: Op
     facts = {"sha256": baseline.sha256, "cpu": environment.cpu()[0], "versions": environment.versions(), "engines": names}
     where = {"device": options.device, "threads": options.threads, "cuda_graph": options.cuda_graph}
     key = checkpoints.fingerprint(**facts, **where, rounds=rounds.SEARCH_S)
-    stored = _read(path := baseline.path.with_suffix(".fastest.json"))
+    stored = _read(path := baseline.path.with_suffix(".fastest"))
     known = stored.setdefault(key, where | {"batch_sizes": {}})["batch_sizes"]
     if wanted := [size for size in batch_sizes if str(size) not in known]:
         progress.say(f"looking for the fastest FP32 with {options.threads} threads among {', '.join(names)}")
@@ -50,7 +50,7 @@ def find(baseline: Checkpoint, split: Split, batch_sizes: list[int], options: Op
             stored = _read(path)
             known = stored.setdefault(key, where | {"batch_sizes": {}})["batch_sizes"]
             known |= medians | known
-            paths.write_text(path, json.dumps(stored, indent=1) + "\n")
+            sealed.write(path, json.dumps(stored, indent=1).encode())
     return {
         size: {"best_fp32": min(known[str(size)], key=known[str(size)].get), "fp32_ms": known[str(size)], "fp32_missing": missing}
         for size in batch_sizes
@@ -58,10 +58,8 @@ def find(baseline: Checkpoint, split: Split, batch_sizes: list[int], options: Op
 
 
 def _read(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    content = sealed.read(path)
+    return {} if content is None else json.loads(content)
 
 
 def _search(names: list[str], baseline: Checkpoint, split: Split, batch_sizes: list[int], options: Options) -> dict:

@@ -14,14 +14,14 @@ import torch
 from filelock import FileLock
 from torch import nn
 
-from utils import cli, paths, progress
+from utils import cli, paths, progress, sealed
 from utils.catalog import Run
 from utils.cli import Options
 from utils.data.splits import Data
 from utils.errors import UserError
 from utils.training import architectures
 
-FORMAT = 1
+FORMAT = 2  # 2 has a digest of the content
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,19 @@ def derived(path: Path, suffix: str, write: Callable[[Path], None]) -> Path:
     """Return the file that `write` makes of the checkpoint at `path`; make it if it is missing.
 
     It lies beside the checkpoint, and its name holds 8 digits of the checkpoint's hash, so other
-    weights have another file. Processes that ask at once wait for the first.
+    weights have another file. Its hash lies beside it, too: if it was changed since, it is made again.
+    Processes that ask at once wait for the first.
     """
     target = path.with_name(f"{path.stem}.{sha256_of(path)[:8]}{suffix}")
+    noted = target.with_name(f"{target.name}.sha256")
     with FileLock(f"{target}.lock"):
-        if not target.exists():
-            with paths.atomic(target) as temporary:
-                write(temporary)
+        if target.exists() and sealed.read(noted) == sha256_of(target).encode():
+            return target
+        if target.exists():
+            progress.say(f"cache: {target} is not what was written there, and is made again")
+        with paths.atomic(target) as temporary:
+            write(temporary)
+        sealed.write(noted, sha256_of(target).encode())
     return target
 
 
@@ -84,8 +90,21 @@ def packed(content: dict) -> memoryview:
 
 def export(path: Path, model: nn.Module) -> None:
     """Write the weights of `model`, of an architecture of the catalog, without training facts."""
-    facts = {"format": FORMAT, "architecture": model.architecture}
-    path.write_bytes(packed({"state_dict": _weights(model), "json": json.dumps(facts)}))
+    path.write_bytes(_content(model, {"architecture": model.architecture}))
+
+
+def _content(model: nn.Module, facts: dict) -> memoryview:
+    """Return a checkpoint of `model` and `facts`, and of their digest."""
+    weights, text = _weights(model), json.dumps({"format": FORMAT, **facts})
+    return packed({"state_dict": weights, "json": text, "sha256": _digest(weights, text)})
+
+
+def _digest(weights: dict[str, torch.Tensor], text: str) -> str:
+    total = hashlib.sha256(text.encode())
+    for name, value in weights.items():
+        total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        total.update(value.contiguous().numpy().tobytes())
+    return total.hexdigest()
 
 
 def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -98,9 +117,9 @@ def save(path: Path, architecture: str, model: nn.Module, data: Data, training: 
     A file that was trained with other settings is never overwritten: it is renamed and gets the
     first 8 digits of its fingerprint.
     """
-    facts = {"format": FORMAT, "architecture": architecture, "data": data.describe(), "training": training}
+    facts = {"architecture": architecture, "data": data.describe(), "training": training}
     with paths.atomic(path) as temporary:
-        temporary.write_bytes(packed({"state_dict": _weights(model), "json": json.dumps(facts)}))
+        temporary.write_bytes(_content(model, facts))
         if path.exists():
             _keep(path, training["fingerprint"])
 
@@ -120,26 +139,47 @@ def _keep(path: Path, fingerprint: str) -> None:
 def read(path: Path) -> dict:
     """Return a checkpoint's "state_dict", "architecture", "data", "training" and "format".
 
-    Raises `UserError` if the file cannot be read as a checkpoint.
+    Raises `UserError` if there is no file, if it is not as it was written, or of another version.
     """
+    if not path.exists():
+        raise UserError(f"there is no checkpoint {path}.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        return {"state_dict": content["state_dict"], **json.loads(content["json"])}
+        weights, text = content["state_dict"], content["json"]
+        facts, damaged = json.loads(text), content.get("sha256") not in (None, _digest(weights, text))
     except Exception as error:  # unpickling a damaged file can raise anything
-        raise UserError(f"{path} is damaged ({type(error).__name__}): delete it and train again.") from None
+        raise UserError(f"{path} is damaged ({type(error).__name__}); train it again.") from None
+    if facts.get("format") != FORMAT:
+        raise UserError(f"{path} was written by another version of this code; train it again.")
+    if damaged or "sha256" not in content:
+        raise UserError(f"{path} is damaged (its weights are not those that were stored); train it again.")
+    return {"state_dict": weights, **facts}
+
+
+def is_of(path: Path, data: Data) -> bool:
+    """Whether the file at `path` is a whole checkpoint that was trained on `data`."""
+    try:
+        return read(path)["data"]["sha256"] == data.digest
+    except UserError:
+        return False
 
 
 def load_baseline(run: Run, data: Data, options: Options) -> Checkpoint:
     """Load the FP32 baseline that `run` starts from, in evaluation mode.
 
-    If it is missing, damaged or trained on other images, raises `UserError`, which says how to
-    train it.
+    If it is missing, damaged, of another model or trained on other images, raises `UserError`, which
+    says how to train it.
     """
     path = path_of(run.baseline, data.study, options)
     command = cli.command(run.baseline, options.replace(backends=run.baseline.backends[:1]))
     if not path.exists():
         raise UserError(f"no FP32 baseline at {path}. Make it first: {command}")
-    content = read(path)
-    if content["data"]["sha256"] != data.digest:
+    try:
+        content = read(path)
+    except UserError as error:
+        raise UserError(f"{str(error).removesuffix('.')}: {command}") from None
+    if content["architecture"] != run.model:
+        raise UserError(f"the baseline at {path} is of the model {content['architecture']}. Train {run.model}: {command}")
+    if any(content["data"][name] != data.describe()[name] for name in ("sha256", "negative_class", "positive_class")):
         raise UserError(f"the baseline at {path} was trained on other images. Train it on these: {command}")
     return Checkpoint(path, architectures.rebuild(content).eval(), sha256_of(path), content["training"])

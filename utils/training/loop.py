@@ -7,6 +7,7 @@ from (seed, epoch).
 
 import contextlib
 import copy
+import io
 import math
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils import paths, progress
+from utils import progress, sealed
 from utils.data.splits import Data, Split
 from utils.environment import cpu
 from utils.errors import UserError
@@ -129,17 +130,14 @@ class Resume:
 
     def read(self, device: str) -> dict | None:
         """Return the state; None if the file is missing, damaged or of another training."""
-        try:
-            stored = torch.load(self.path, map_location=device, weights_only=True)
-        except Exception:  # a damaged file can raise anything; its loss costs only time
+        if (content := sealed.read(self.path)) is None:
             return None
-        same = isinstance(stored, dict) and stored.get("fingerprint") == self.fingerprint
-        return stored["state"] if same else None
+        stored = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+        return stored["state"] if stored["fingerprint"] == self.fingerprint else None
 
     def write(self, state: dict) -> None:
         """Store `state` atomically."""
-        with paths.atomic(self.path) as temporary:
-            temporary.write_bytes(checkpoints.packed({"fingerprint": self.fingerprint, "state": state}))
+        sealed.write(self.path, checkpoints.packed({"fingerprint": self.fingerprint, "state": state}))
 
 
 class Training:
@@ -232,9 +230,9 @@ class Training:
         loss, accuracy = validate(self.model, self.data.validation, self.device)
         if not math.isfinite(loss) or not math.isfinite(train_loss):
             raise UserError(f"{label}: the loss is not finite; lower the learning rates in RECIPE.")
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started  # not kept: equal trainings make equal files
         entry = {"epoch": number, "train_loss": train_loss, "validation_loss": loss}
-        self.history.append(entry | {"validation_accuracy": accuracy, "seconds": seconds})
+        self.history.append(entry | {"validation_accuracy": accuracy})
         score = (accuracy, -loss) if self.recipe.get("keep", "best") == "best" else (number, 0.0)
         if score > tuple(self.best["score"]):
             self.best = {"epoch": number, "score": score, "weights": copy.deepcopy(self.model.state_dict())}

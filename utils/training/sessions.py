@@ -9,6 +9,7 @@ from utils import progress
 from utils.catalog import Run
 from utils.cli import Options
 from utils.data.splits import Data
+from utils.errors import UserError
 from utils.training import architectures, checkpoints, distributed, loop
 from utils.training.architectures import Start
 from utils.training.checkpoints import Checkpoint
@@ -80,7 +81,7 @@ def _once(job: _Job, model: nn.Module, data: Data, options: Options) -> dict:
     facts["device"] = options.device
     # All processes look for the checkpoint before process 0 may write it, so all decide alike.
     distributed.wait()
-    if path.exists() and (stored := checkpoints.read(path))["training"]["fingerprint"] == fingerprint:
+    if stored := _done(path, fingerprint):
         progress.say(f"training: done before, {path}; delete it to train again")
         distributed.wait()
         model.load_state_dict(stored["state_dict"])
@@ -95,3 +96,15 @@ def _once(job: _Job, model: nn.Module, data: Data, options: Options) -> dict:
         progress.say(f"training: saved {path}")
     distributed.wait()
     return facts
+
+
+def _done(path: Path, fingerprint: str) -> dict | None:
+    """Return the checkpoint at `path` if it is of the training `fingerprint`; says so if it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        stored = checkpoints.read(path)
+    except UserError as error:
+        progress.say(f"training: {error}")
+        return None
+    return stored if stored["training"]["fingerprint"] == fingerprint else None

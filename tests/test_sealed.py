@@ -1,0 +1,32 @@
+"""Cached values are read as they were written, or not at all."""
+
+import pytest
+
+from utils import sealed
+
+
+def test_what_is_written_is_read(tmp_path):
+    for content in (b"", b"value", b"two\nlines\n", bytes(range(256))):
+        sealed.write(tmp_path / "a", content)
+        assert sealed.read(tmp_path / "a") == content
+
+
+def test_a_file_is_its_digest_and_its_content(tmp_path):
+    sealed.write(tmp_path / "a", memoryview(b"abc"))  # the digest is the example of FIPS 180-2
+    assert (tmp_path / "a").read_bytes() == b"ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad\nabc"
+
+
+def test_nothing_is_read_of_a_missing_file(tmp_path, capsys):
+    assert sealed.read(tmp_path / "a") is None and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("damage", [
+    lambda content: content[:-1], lambda content: content + b"x", lambda content: content.replace(b"v", b"w"),
+    lambda content: b"", lambda content: content[64:], lambda content: b"0" * 64 + content[64:],
+])  # fmt: skip
+def test_damage_is_said_in_a_line_and_not_used(damage, tmp_path, capsys):
+    path = tmp_path / "a"
+    sealed.write(path, b"value")
+    path.write_bytes(damage(path.read_bytes()))
+    assert sealed.read(path) is None
+    assert capsys.readouterr().out == f"cache: {path} is damaged and is made again\n"
