@@ -4,19 +4,34 @@ import csv
 
 import numpy as np
 
-from utils import metrics, results, stats
+from utils import metrics, results, schema, stats
 
 LOGITS, Y = np.array([[0.5, -1], [2, 3]], np.float32), np.array([0, 1])
 CLASSES = ("cat", "dog")
 
 
+def made_up(section, numbers):
+    """Make a value for every column of a section, as its rule in the schema asks, each of another number."""
+    return {name: fitting(rule, next(numbers)) for name, rule in schema.SECTIONS[section].items()}
+
+
+def fitting(rule, number):
+    kinds = rule.get("type", ())
+    if "enum" in rule or kinds == "array":
+        return rule.get("enum", [[]])[0]
+    if "pattern" in rule:
+        return f"{number:064x}"
+    if "number" in kinds:
+        return number / 10_000 if "maximum" in rule else number + 0.25
+    return number if "integer" in kinds else True if "boolean" in kinds else f"text {number}"
+
+
 def record(seed=0, model="resnet18", backend="fbgemm", batches=(1, 8), **metrics):
     """Make a whole record in which no two numbers are equal."""
     numbers = iter(range(10 * seed + 1, 10_000))
-    content = {section: {name: next(numbers) + 0.25 for name in names} for section, names in results.SECTIONS}
+    content = {section: made_up(section, numbers) for section in schema.SECTIONS}
     run = dict(study="drawn", model=model, method="ptq", dtype="int8", backend=backend, device="cpu", simulated=False, seed=seed)
-    timing = {name: next(numbers) + 0.5 for section, names in results.SECTIONS if section == "timing" for name in names}
-    content |= {"run": run, "timing": [timing | {"batch_size": batch, "contended": True} for batch in batches]}
+    content |= {"run": run, "timing": [content["timing"] | {"batch_size": batch, "contended": True} for batch in batches]}
     content["data"] = {"classes": list(CLASSES), "negative_class": CLASSES[0], "positive_class": CLASSES[1]}
     content["metrics"] |= {"sqnr_db": None} | metrics
     content["environment"] |= {"isa": ["avx2", "avx512_vnni"], "git_dirty": None}

@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+import re
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.records import LOGITS, Y, record
-from utils import paths, results
+from utils import paths, results, schema
 from utils.catalog import Run
 from utils.cli import Options
 from utils.errors import UserError
@@ -75,13 +76,6 @@ def test_p_values_are_adjusted_for_the_variants_of_the_study(tmp_path):
     results.write(baseline, LOGITS, Y, tmp_path)
     found = {(row["backend"], row["mcnemar_p_holm"]) for row in rows(tmp_path)}
     assert found == {("fbgemm", "0.03"), ("x86", "0.06"), ("onednn", "0.06"), ("qnnpack", "0.02"), ("native", "")}
-
-
-def test_runs_of_another_version_are_refused_by_name(tmp_path):
-    path = results.write(record(), LOGITS, Y, tmp_path)
-    path.write_text(path.read_text().replace(f'"format": {results.FORMAT}', '"format": 1'))
-    with pytest.raises(UserError, match=f"{path.name} was written by another version"):
-        results.rebuild(path.parents[1])
 
 
 def test_lists_of_numbers_take_one_line_and_read_back_the_same():
@@ -160,13 +154,57 @@ def test_a_number_that_json_cannot_hold_leaves_everything_as_it_was(tmp_path):
     assert files(tmp_path) == before
 
 
-@pytest.mark.parametrize("content", [b"", b'{"run": {"seed": 0}, "metr', b"\xff\xfe"])
-def test_a_damaged_run_is_named(tmp_path, content):
+def damaged(change):
+    """Make a function that changes the content of a run's file by `change(record)`."""
+
+    def damage(content):
+        given = json.loads(content)
+        change(given)
+        return json.dumps(given).encode()
+
+    return damage
+
+
+DAMAGE = {
+    "is not valid JSON": [lambda content: b"", lambda content: content[:-100], lambda content: b"\xff\xfe" + content,
+                          lambda content: content.replace(b'"accuracy": 0.5', b'"accuracy": NaN')],
+    "was written by another version": [damaged(lambda given: given.update(format=2)), damaged(lambda given: given.pop("format"))],
+    "is no run (the whole: 'metrics' is a required property)": [damaged(lambda given: given.pop("metrics"))],
+    "is no run (metrics.accuracy: 1.5 is greater than the maximum of 1)": [
+        damaged(lambda given: given["metrics"].update(accuracy=1.5))],
+    "is no run (run.backend: ": [damaged(lambda given: given["run"].update(backend="abacus"))],
+    "is no run (timing.0.batch_size: '8' is not of type": [damaged(lambda given: given["timing"][0].update(batch_size="8"))],
+    "is no run (the whole: [] is not of type 'object')": [lambda content: b"[]"],
+    "holds the run resnet18_ptq_int8_fbgemm_cpu_seed7": [damaged(lambda given: given["run"].update(seed=7))],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("why", "damage"), [(why, damage) for why, several in DAMAGE.items() for damage in several])
+def test_a_damaged_run_is_named_and_left_out_of_the_table(tmp_path, capsys, why, damage):
+    path = write(tmp_path, accuracy=0.5)
+    write(tmp_path, seed=1)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=re.escape(f"{path} {why}")):
+        results.read(path)
+    write(tmp_path, seed=2)
+    assert {row["seed"] for row in rows(tmp_path)} == {"1", "2"}
+    assert f"results: left out: {path} {why}" in capsys.readouterr().out
+    assert results.study_name("drawn", "a" * 64, tmp_path) == "drawn"
+    assert results.find(Run("resnet18", "ptq", "int8"), "drawn", "fbgemm", Options(("fbgemm",), results=tmp_path)) is None
+    write(tmp_path, accuracy=0.5)  # measured again
+    assert {row["seed"] for row in rows(tmp_path)} == {"0", "1", "2"}
+
+
+def test_a_copy_of_a_run_adds_no_row(tmp_path):
     path = write(tmp_path)
-    path.write_bytes(content)
-    for work in (lambda: results.read(path), lambda: results.rebuild(tmp_path / "drawn"), lambda: write(tmp_path, seed=1)):
-        with pytest.raises(UserError, match=r"resnet18_ptq_int8_fbgemm_cpu_seed0\.json is not valid JSON"):
-            work()
+    path.with_name("copy.json").write_bytes(path.read_bytes())
+    results.rebuild(tmp_path / "drawn")
+    assert len(rows(tmp_path)) == 2
+
+
+def test_every_column_has_a_rule():
+    for section, names in results.SECTIONS:
+        assert set(names) <= schema.SECTIONS[section].keys()
 
 
 # ---- writing beside others

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import paths
+from utils import paths, progress
 from utils.catalog import Run
 from utils.cli import Options
 from utils.errors import UserError
@@ -68,12 +68,11 @@ def study_name(study: str, digest: str, results: Path) -> str:
 
     This is `study`, unless that folder holds runs on other images; then the first 8 digits of
     `digest` are appended. So all rows of a table are about the same images, and no study has to be
-    moved away first. Raises `UserError` if the JSON that it reads is damaged or of another version.
+    moved away first. Runs that cannot be read do not count.
     """
-    path = min((results / study / "runs").glob("*.json"), default=None)
-    if path is None or read(path)["provenance"]["data_sha256"] == digest:
-        return study
-    return f"{study}_{digest[:8]}"
+    paths = sorted((results / study / "runs").glob("*.json"))
+    known = next(filter(None, map(readable, paths)), None)
+    return study if known is None or known["provenance"]["data_sha256"] == digest else f"{study}_{digest[:8]}"
 
 
 def is_dissertations(study: str) -> bool:
@@ -116,22 +115,45 @@ def as_json(record: dict) -> str:
 
 
 def read(path: Path) -> dict:
-    """Read a run's JSON; raises `UserError` if it is damaged or of another version."""
+    """Read a run's JSON.
+
+    Raises `UserError` if it is damaged, of another version, breaks the schema, or is named after another run.
+    """
+    from utils import schema
+
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); delete it and run its script again.") from None
-    if record.get("format") != FORMAT:
+    if isinstance(record, dict) and record.get("format") != FORMAT:
         raise UserError(f"{path} was written by another version of this code; move its study elsewhere, or delete it.")
+    if why := schema.problem(record):
+        raise UserError(f"{path} is no run ({why}); delete it and run its script again.")
+    if path.stem != (name := run_id(record["run"])):
+        raise UserError(f"{path} holds the run {name}; delete the copy, or give it its name.")
     return record
+
+
+def _no_number(name: str):
+    raise ValueError(f"{name} is no number")
+
+
+def readable(path: Path) -> dict | None:
+    """Read a run's JSON; says in a line why if it cannot be used, and returns None."""
+    try:
+        return read(path)
+    except UserError as error:
+        progress.say(f"results: left out: {error}")
+        return None
 
 
 def rebuild(folder: Path) -> Path:
     """Write results.csv of a study from its runs, and return its path.
 
-    The same runs give the same bytes.
+    The same runs give the same bytes. Those that cannot be read are named and left out.
     """
-    rows = adjusted([rows_of(read(path)) for path in sorted((folder / "runs").glob("*.json"))])
+    records = filter(None, map(readable, sorted((folder / "runs").glob("*.json"))))
+    rows = adjusted([rows_of(record) for record in records])
     rows.sort(key=lambda row: tuple((row[column] is not None, row[column]) for column in KEY))
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
@@ -195,6 +217,6 @@ def describe(run: Run, study: str, backend: str, options: Options) -> dict:
 
 
 def find(run: Run, study: str, backend: str, options: Options) -> dict | None:
-    """The record of `run` on `backend`, None if missing; raises `UserError` as `read` does."""
+    """The record of `run` on `backend`; None if it is missing, or cannot be used, which is said in a line."""
     path = options.results / study / "runs" / f"{run_id(describe(run, study, backend, options))}.json"
-    return read(path) if path.exists() else None
+    return readable(path) if path.exists() else None
