@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from utils import metrics
+from utils import metrics, sealed
 from utils.data import Data, Split
 from utils.training import architectures, checkpoints
 from utils.training.checkpoints import Checkpoint
@@ -165,7 +165,7 @@ def mobilenet_checkpoint(path: Path) -> Checkpoint:
         model(torch.randn(4, 3, 224, 224))
     model.eval()
     checkpoints.save(path, "mobilenetv3", model, NoData(), {"fingerprint": ""})
-    return Checkpoint(path, model, checkpoints.sha256_of(path), {"fingerprint": ""})
+    return Checkpoint(path, model, sealed.sha256_of(path), {"fingerprint": ""})
 
 
 class FakeWorker:

@@ -1,8 +1,11 @@
 """Cached values are read as they were written, or not at all."""
 
+import hashlib
+
 import pytest
 
 from utils import sealed
+from utils.errors import UserError
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -30,3 +33,16 @@ def test_damage_is_said_in_a_line_and_not_used(damage, tmp_path, capsys):
     path.write_bytes(damage(path.read_bytes()))
     assert sealed.read(path) is None
     assert capsys.readouterr().out == f"cache: {path} is damaged and is made again\n"
+
+
+def test_a_file_that_was_replaced_is_refused(tmp_path):
+    path = tmp_path / "artifact"
+    path.write_bytes(b"ours")
+    sealed.check(path)  # nobody has noted it
+    assert sealed.note(path) == sealed.sha256_of(path) == hashlib.sha256(b"ours").hexdigest()
+    sealed.check(path)
+    path.write_bytes(b"theirs")
+    with pytest.raises(UserError, match="artifact was replaced while this run used it"):
+        sealed.check(path)
+    sealed.note(path)
+    sealed.check(path)

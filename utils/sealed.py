@@ -1,9 +1,12 @@
-"""Cached values on disk, each behind the SHA-256 of its bytes: what was damaged is noticed, and made again."""
+"""Files that are read only as they were written: cached values behind their SHA-256, and artifacts, whose hash is noted."""
 
 import hashlib
 from pathlib import Path
 
 from utils import paths, progress
+from utils.errors import UserError
+
+_noted: dict[Path, str] = {}  # SHA-256 of files that this process wrote or trusts
 
 
 def write(path: Path, content: bytes | memoryview) -> None:
@@ -23,3 +26,21 @@ def read(path: Path) -> bytes | None:
         return content
     progress.say(f"cache: {path} is damaged and is made again")
     return None
+
+
+def note(path: Path) -> str:
+    """Return the SHA-256 of the file at `path` in hexadecimal, and remember it for `check`."""
+    _noted[path.resolve()] = digest = sha256_of(path)
+    return digest
+
+
+def check(path: Path) -> None:
+    """Raise `UserError` if the file at `path` is not the one that was noted. Most formats of artifacts can run code."""
+    if _noted.get(path.resolve(), digest := sha256_of(path)) != digest:
+        raise UserError(f"{path} was replaced while this run used it. Run it again when nothing else writes to that folder.")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

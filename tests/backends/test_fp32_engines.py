@@ -6,10 +6,10 @@ import pytest
 import torch
 from helpers import mobilenet_checkpoint
 
+from utils import sealed
 from utils.backends import registry
 from utils.catalog import BACKENDS
 from utils.quantize.layers import weighted
-from utils.training import checkpoints
 from utils.training.checkpoints import Checkpoint
 
 
@@ -40,7 +40,7 @@ def test_the_onnx_file_is_made_once_for_each_checkpoint(checkpoint):
     engine = registry.get("onnxruntime")
     engine.load(checkpoint, "cpu")
     (file,) = checkpoint.parent.glob("*.onnx")
-    assert file.name == f"mobilenetv3_fp32_seed0.{checkpoints.sha256_of(checkpoint)[:8]}.onnx"
+    assert file.name == f"mobilenetv3_fp32_seed0.{sealed.sha256_of(checkpoint)[:8]}.onnx"
     before = file.stat().st_mtime_ns
     engine.load(checkpoint, "cpu")
     assert file.stat().st_mtime_ns == before

@@ -16,7 +16,7 @@ import torch
 from onnx import TensorProto, numpy_helper
 from torch import nn
 
-from utils import metrics
+from utils import metrics, sealed
 from utils.backends import onnx_export, tensorrt
 from utils.backends.tensorrt import TensorRT
 from utils.errors import UserError
@@ -24,7 +24,7 @@ from utils.quantize import ptq, reference
 from utils.quantize.operators import folded
 from utils.quantize.placement import Placement
 from utils.timing import worker
-from utils.training import architectures, checkpoints
+from utils.training import architectures
 
 RTX = "tensorrt_rtx"
 FP32, FP16 = (TensorRT(name, rest, RTX) for name, rest in (("tensorrt", torch.float32), ("tensorrt_fp16", torch.float16)))
@@ -344,7 +344,7 @@ def test_the_plan_of_an_fp32_checkpoint_is_built_once(small, tmp_path, monkeypat
     monkeypatch.setattr(onnx_export, "of_checkpoint", lambda path: path.with_suffix(".onnx"))
     plan = FP32._fp32_plan(checkpoint)
     written = plan.stat().st_mtime_ns
-    assert plan.name == f"x.{checkpoints.sha256_of(checkpoint)[:8]}.tensorrt.plan"
+    assert plan.name == f"x.{sealed.sha256_of(checkpoint)[:8]}.tensorrt.plan"
     assert FP32._fp32_plan(checkpoint) == plan and plan.stat().st_mtime_ns == written
 
 

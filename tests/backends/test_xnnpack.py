@@ -12,7 +12,7 @@ from helpers import mobilenet_checkpoint
 from small_networks import Mixed, images, quantized
 from torch import nn
 
-from utils import paths
+from utils import paths, sealed
 from utils.backends import exported, xnnpack
 from utils.errors import UserError
 from utils.metrics import sqnr_db
@@ -21,7 +21,7 @@ from utils.quantize.operators import folded
 from utils.quantize.placement import Placement
 from utils.quantize.quantized import OPS
 from utils.quantize.reference import execute
-from utils.training import architectures, checkpoints
+from utils.training import architectures
 
 pytest.importorskip("executorch")
 ENGINE = xnnpack.ENGINES["xnnpack"]
@@ -123,7 +123,7 @@ def test_the_program_of_a_checkpoint_is_made_once_and_beside_it(tmp_path, capfd)
     predict, x = ENGINE.load(baseline.path, "cpu"), torch.randn(2, 3, 224, 224)
     assert capfd.readouterr() == ("", "")
     (file,) = tmp_path.glob("*.pte")
-    assert file.name == f"mobilenetv3_fp32_seed0.{checkpoints.sha256_of(baseline.path)[:8]}.pte"
+    assert file.name == f"mobilenetv3_fp32_seed0.{sealed.sha256_of(baseline.path)[:8]}.pte"
     before = file.stat().st_mtime_ns
     kernels = ENGINE.kernels(baseline.path)
     assert file.stat().st_mtime_ns == before

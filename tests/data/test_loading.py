@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.records import record
 from utils import cli, data, progress, results
 from utils.data import cache, drawn, layouts, loading
 from utils.errors import UserError
@@ -33,9 +34,11 @@ def options_for(tmp_path, folder=None, **changes):
 
 def write_run(folder, study, digest):
     """Write what `study_name` reads of a run on the images `digest`."""
-    path = folder / study / "runs" / "resnet18_fp32_native_cpu_seed0.json"
+    content = record() | {"format": results.FORMAT}
+    content["provenance"] |= {"data_sha256": digest}
+    path = folder / study / "runs" / f"{results.run_id(content['run'])}.json"
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"format": results.FORMAT, "provenance": {"data_sha256": digest}}))
+    path.write_text(json.dumps(content))
 
 
 # ---- images
@@ -129,12 +132,13 @@ def test_study_of_other_images_is_named_after_them(tmp_path):
     assert results.study_name("pets", A, tmp_path) == "pets"
 
 
-def test_damaged_run_is_refused(tmp_path):
+def test_damaged_run_does_not_count(tmp_path):
     write_run(tmp_path, "pets", A)
     [path] = tmp_path.glob("pets/runs/*.json")
+    path.with_name("a_copy.json").write_text("{")  # read first
+    assert results.study_name("pets", B, tmp_path) == f"pets_{B[:8]}"
     path.write_text("{")
-    with pytest.raises(UserError, match="delete it"):
-        results.study_name("pets", A, tmp_path)
+    assert results.study_name("pets", B, tmp_path) == "pets"
 
 
 def test_load_of_other_images_gets_a_study_by_itself(tmp_path, capsys):

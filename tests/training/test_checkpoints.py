@@ -7,6 +7,7 @@ import torch
 from helpers import bright_and_dark
 from torch import nn
 
+from utils import sealed
 from utils.catalog import Run
 from utils.cli import Options
 from utils.errors import UserError
@@ -106,7 +107,7 @@ def test_weights_of_the_same_settings_are_replaced(baseline, images):
 
 def test_the_baseline_is_loaded_for_evaluation(baseline, options, images):
     loaded = checkpoints.load_baseline(RUN, images, options)
-    assert (loaded.path, loaded.sha256) == (baseline, checkpoints.sha256_of(baseline))
+    assert (loaded.path, loaded.sha256) == (baseline, sealed.sha256_of(baseline))
     assert not loaded.model.training
     assert torch.equal(loaded.model.weight, checkpoints.read(baseline)["state_dict"]["weight"])
     assert loaded.training["training_dtype"] == "fp32"

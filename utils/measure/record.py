@@ -77,6 +77,7 @@ def _saved(run: Run, experiment: Experiment, deployed: Deployed) -> Path:
     path = folder / f"{run.name}_{backend.name}_seed{options.seed}{backend.suffix}"
     with paths.atomic(path) as temporary:
         deployed.save(temporary)
+    sealed.note(path)
     return path
 
 
@@ -228,7 +229,7 @@ def _provenance(run: Run, experiment: Experiment, path: Path) -> dict:
         "code_sha256": environment.code_sha256(code),
         "data_sha256": experiment.data.digest,
         "baseline_sha256": experiment.baseline.sha256,
-        "artifact_sha256": checkpoints.sha256_of(path),
+        "artifact_sha256": sealed.sha256_of(path),
         "code": code,
     }
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils import paths, progress
+from utils import paths, progress, sealed
 from utils.backends import registry
 from utils.backends.profiles import Timed
 from utils.data.splits import Split
@@ -30,10 +30,12 @@ architectures.torchvision_models()  # takes seconds to import, which `load_s` mu
 class Worker:
     """A process that has loaded the artifact at `path`; use it as a context manager.
 
-    Calls run in that process and return their results.
+    Calls run in that process and return their results. Raises `UserError` if the file was replaced
+    since it was noted, see `sealed.check`.
     """
 
     def __init__(self, backend: str, path: Path, device: str, threads: int, cuda_graph: bool = False):
+        sealed.check(path)
         context = _context()
         self.connection, other = context.Pipe()
         self.process = context.Process(target=_serve, args=(other, backend, path, device, threads, cuda_graph), daemon=True)

@@ -52,12 +52,6 @@ def fingerprint(**facts) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def derived(path: Path, suffix: str, write: Callable[[Path], None]) -> Path:
     """Return the file that `write` makes of the checkpoint at `path`; make it if it is missing.
 
@@ -65,16 +59,16 @@ def derived(path: Path, suffix: str, write: Callable[[Path], None]) -> Path:
     weights have another file. Its hash lies beside it, too: if it was changed since, it is made again.
     Processes that ask at once wait for the first.
     """
-    target = path.with_name(f"{path.stem}.{sha256_of(path)[:8]}{suffix}")
+    target = path.with_name(f"{path.stem}.{sealed.sha256_of(path)[:8]}{suffix}")
     noted = target.with_name(f"{target.name}.sha256")
     with FileLock(f"{target}.lock"):
-        if target.exists() and sealed.read(noted) == sha256_of(target).encode():
+        if target.exists() and sealed.read(noted) == sealed.sha256_of(target).encode():
             return target
         if target.exists():
             progress.say(f"cache: {target} is not what was written there, and is made again")
         with paths.atomic(target) as temporary:
             write(temporary)
-        sealed.write(noted, sha256_of(target).encode())
+        sealed.write(noted, sealed.sha256_of(target).encode())
     return target
 
 
@@ -182,4 +176,4 @@ def load_baseline(run: Run, data: Data, options: Options) -> Checkpoint:
         raise UserError(f"the baseline at {path} is of the model {content['architecture']}. Train {run.model}: {command}")
     if any(content["data"][name] != data.describe()[name] for name in ("sha256", "negative_class", "positive_class")):
         raise UserError(f"the baseline at {path} was trained on other images. Train it on these: {command}")
-    return Checkpoint(path, architectures.rebuild(content).eval(), sha256_of(path), content["training"])
+    return Checkpoint(path, architectures.rebuild(content).eval(), sealed.note(path), content["training"])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from utils import progress
+from utils import progress, sealed
 from utils.catalog import Run
 from utils.cli import Options
 from utils.data.splits import Data
@@ -68,7 +68,7 @@ def finetune(experiment: Experiment, backend, prepared: nn.Module, recipe: dict)
     path = checkpoints.path_of(run, experiment.data.study, options, tag)
     job = _Job(path, run.model, schedule, {"init": baseline.sha256, "backend": settings}, setup)
     facts = _once(job, prepared, experiment.data, options)
-    return Checkpoint(path, prepared.eval(), checkpoints.sha256_of(path), facts)
+    return Checkpoint(path, prepared.eval(), sealed.note(path), facts)
 
 
 def _once(job: _Job, model: nn.Module, data: Data, options: Options) -> dict:
