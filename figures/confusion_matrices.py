@@ -21,7 +21,7 @@ def matrix(row):
 
 def shortened(name):
     """Shorten a class name in the middle, so that names with a common beginning stay different."""
-    return name if len(name) <= LONGEST else f"{name[:5]}…{name[-5:]}"
+    return style.literal(name if len(name) <= LONGEST else f"{name[:5]}…{name[-5:]}")
 
 
 def make(frame, args):

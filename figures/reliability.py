@@ -54,7 +54,7 @@ def make(frame, args):
         axes.set_xticks([0, 0.5, 1], ["0", "", "1"], fontsize=5.5)
         axes.set_yticks([0, 0.5, 1], ["0", "", "1"], fontsize=5.5)
         axes.tick_params(pad=0)
-    _, positive = frames.classes(frame)
+    positive = style.literal(frames.classes(frame)[1])
     text = f"Reliability: observed share of class {positive} (vertical) against its mean predicted probability (horizontal)\n"
     text += "in 15 equal bins, with 95 % Wilson intervals; line: FP32; ECE: expected calibration error of the decision"
     figure.suptitle(style.title(frame, text), fontsize=8)

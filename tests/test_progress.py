@@ -19,3 +19,9 @@ def test_short_work_prints_nothing(capsys):
         for _ in range(3):
             bar.step()
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_terminal_obeys_no_name(capsys):
+    """ESC ] 0 changes a window's title, U+202E the direction of what follows, and U+DCFF is half a character."""
+    progress.say("line\nanother\tTür \x1b]0;title\x07 \u202e \udcff")
+    assert capsys.readouterr().out == "line\nanother\tTür ?]0;title? ? ?\n"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from utils import catalog, paths
 from utils.catalog import Run
-from utils.errors import UserError
+from utils.errors import UserError, printable
 
 BATCH_SIZES = (1, 8, 16, 32, 64)
 SMOKE_BATCH_SIZES = (1, 8)
@@ -321,7 +321,7 @@ def _terminate(number, frame):
 
 def _fail(message: str, status: int) -> int:
     with contextlib.suppress(OSError):  # stderr may be a file on the disk that is full
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        print(f"error: {printable(message, keep=chr(10))}", file=sys.stderr, flush=True)
     return status
 
 

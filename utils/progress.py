@@ -7,6 +7,7 @@ import sys
 import time
 
 from utils import environment
+from utils.errors import printable
 
 LOG_EVERY_S = 15.0
 
@@ -21,7 +22,7 @@ def say(text: str) -> None:
     from tqdm import tqdm
 
     with tqdm.external_write_mode(file=sys.stdout):
-        print(text, flush=True)
+        print(printable(text, keep="\n\t"), flush=True)
 
 
 class Bar:

@@ -73,12 +73,16 @@ def numeric(column: pd.Series) -> bool:
     return len(filled) > 0 and bool(filled.str.match(r"[-+<]?\d").all())
 
 
+ACTIVE = re.compile(r"([|]|<(?=[a-zA-Z/!]))")  # what would end a cell or begin HTML
+
+
 def markdown(table: pd.DataFrame) -> str:
     """Format a frame of strings as a Markdown table whose columns line up as plain text too."""
     columns = []
     for name in table.columns:
-        right, width = numeric(table[name]), max(2, len(name), *table[name].str.len())
+        texts = [ACTIVE.sub(r"\\\1", cell) for cell in (name, *table[name])]
+        right, width = numeric(table[name]), max(2, *map(len, texts))
         rule = "-" * (width - 1) + (":" if right else "-")
-        cells = [cell.rjust(width) if right else cell.ljust(width) for cell in (name, *table[name])]
+        cells = [cell.rjust(width) if right else cell.ljust(width) for cell in texts]
         columns.append([cells[0], rule, *cells[1:]])
     return "\n".join(f"| {' | '.join(row)} |" for row in zip(*columns, strict=True))

@@ -212,6 +212,11 @@ def grid(frame: pd.DataFrame, cell: float, columns: int = 8) -> tuple[plt.Figure
 # ---- the whole figure
 
 
+def literal(text: str) -> str:
+    """Return `text` so that Matplotlib draws it as it is: what stands between two $ would be set as mathematics."""
+    return text.replace("$", r"\$")
+
+
 def title(frame: pd.DataFrame, text: str) -> str:
     """Add to a title on which images and which processors the rows were measured."""
     return f"{text}\n{textwrap.fill(frames.setting(frame), 110)}"

@@ -9,7 +9,7 @@ import pytest
 
 from utils import results
 from utils.data import layouts
-from utils.errors import UserError
+from utils.errors import UserError, printable
 
 
 def tree(root, *names):
@@ -407,3 +407,9 @@ def test_unreadable_folder(tmp_path, monkeypatch):
 
     monkeypatch.setattr(layouts.os, "scandir", scandir)
     assert refused(tmp_path) == f"cannot read the folder {tmp_path / 'dog'}: Permission denied."
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mdog", "dog\nerror: all is lost", "dog\u202egod"])
+def test_a_class_that_would_command_a_terminal_is_refused(tmp_path, name):
+    message = refused(tree(tmp_path, "cat/1.jpg", f"{name}/1.jpg"))
+    assert "characters that cannot be printed. Rename its folder" in message and printable(message, keep="\n") == message

@@ -134,7 +134,7 @@ def test_a_figure_names_the_classes_of_its_study(monkeypatch, tmp_path, name):
 
 
 def test_a_long_class_name_keeps_both_its_ends():
-    assert confusion_matrices.shortened("apples") == "apples"
+    assert confusion_matrices.shortened("apples") == "apples" and confusion_matrices.shortened("$x$") == r"\$x\$"
     assert confusion_matrices.shortened("fruit_apples") == "fruit…pples"
 
 

@@ -366,6 +366,11 @@ def test_the_baseline_comes_first_and_simulated_runs_say_so(tmp_path):
     assert (len(one), batch) == (3, 1)
 
 
+def test_markdown_holds_what_a_cell_says():
+    table = cells.markdown(pd.DataFrame({"a": ["x|y", "<b>bold", "p <0.001 < 1"]}))
+    assert [line.strip("| ") for line in table.splitlines()[2:]] == [r"x\|y", r"\<b>bold", "p <0.001 < 1"]
+
+
 def test_a_table_lines_up():
     table = cells.markdown(pd.DataFrame({"a": ["x", "longer"], "b": ["1", "-22"]}))
     assert table.splitlines() == ["| a      |   b |", "| ------ | --: |", "| x      |   1 |", "| longer | -22 |"]

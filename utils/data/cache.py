@@ -28,7 +28,7 @@ from PIL import Image, UnidentifiedImageError
 
 from utils import paths, sealed
 from utils.data import layouts
-from utils.errors import UserError
+from utils.errors import UserError, printable
 from utils.progress import Bar, say
 
 SIZE = 224
@@ -219,7 +219,7 @@ def summary(folder: layouts.Folder, cache: Cache) -> str:
     classes = ", ".join(f"{name} {counts[label]}" for label, name in enumerate(folder.classes))
     text = f"{len(cache.names)} images ({classes})"
     if cache.broken:
-        named = ", ".join(f"{_printable(name)} ({reason})" for name, reason in cache.broken[:NAMED])
+        named = ", ".join(f"{printable(name)} ({reason})" for name, reason in cache.broken[:NAMED])
         more = f" and {len(cache.broken) - NAMED} more" if len(cache.broken) > NAMED else ""
         text += f", {len(cache.broken)} broken and skipped: {named}{more}"
     return f"{text}; {folder.ignored} other file{'s' * (folder.ignored != 1)} ignored" if folder.ignored else text
@@ -246,7 +246,7 @@ def _signature(folder: layouts.Folder) -> tuple[str, bool]:
         try:
             status = image.path.stat()
         except OSError as error:
-            raise UserError(f"cannot read {image.path}: {error.strerror}.") from error
+            raise UserError(f"cannot read {printable(image.path)}: {error.strerror}.") from error
         rows.append([image.name, image.split, image.label, status.st_size, status.st_mtime_ns])
         if status.st_mtime_ns <= now:
             newest = max(newest, status.st_mtime_ns)
@@ -271,7 +271,7 @@ def _hashes(folder: layouts.Folder) -> list[str]:
             with path.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}.") from error
+            raise UserError(f"cannot read {printable(path)}: {error.strerror}.") from error
 
     return [digest for block in _blocks("reading the images", work, len(folder.images)) for digest in block]
 
@@ -281,9 +281,9 @@ def _read(image: layouts.Image, digest: str) -> tuple[np.ndarray | None, Entry]:
     try:
         data = image.path.read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read {image.path}: {error.strerror}.") from error
+        raise UserError(f"cannot read {printable(image.path)}: {error.strerror}.") from error
     if hashlib.sha256(data).hexdigest() != digest:
-        raise UserError(f"{image.path} changed while the images were being read: run again once it is complete.")
+        raise UserError(f"{printable(image.path)} changed while the images were being read: run again once it is complete.")
     try:
         return decode(data), Entry(image.name, image.label, image.split, digest)
     except BrokenImage as error:
@@ -453,11 +453,6 @@ def _checked(folder: layouts.Folder, cache: Cache) -> Cache:
             name, reason = next((name, reason) for name, reason in cache.broken if name == image.name)
             raise UserError(
                 f"{folder.root}: none of the {folder.classes[image.label]} images{where} can be read.\n"
-                f"{_printable(name)}: {reason}."
+                f"{printable(name)}: {reason}."
             )
     return cache
-
-
-def _printable(name: str) -> str:
-    """Return a file name with invalid UTF-8 replaced, since it could not be printed."""
-    return name.encode("utf-8", "replace").decode()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.errors import UserError
+from utils.errors import UserError, printable
 from utils.results import DISSERTATIONS
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -95,6 +95,7 @@ def find(path: Path, classes: tuple[str, str] | None = None) -> Folder:
         others = {row.label for row in rows} - set(chosen)
         rows = _rows({name: label for name, label in labels.items() if label in chosen})
     pair = _pair(root, rows)
+    _check_names(root, pair)
     _check_splits(root, rows, pair)
     layout = _layout(root, rows, pair, whole=not others)
     study = DISSERTATIONS if layout == KAGGLE else _slug(root.name, *(pair if others else ()))
@@ -141,7 +142,7 @@ def _files(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iter
                 elif (identity := _identity(Path(entry))) not in above:
                     yield from _files(Path(entry), f"{prefix}{entry.name}/", above | {identity})
     except OSError as error:
-        raise UserError(f"cannot read the folder {folder}: {error.strerror}.") from error
+        raise UserError(f"cannot read the folder {printable(folder)}: {error.strerror}.") from error
 
 
 def _class(word: str) -> str:
@@ -240,6 +241,13 @@ def _pair(root: Path, rows: list[_Row]) -> tuple[str, str]:
     raise UserError(
         f"{root}: found {len(counts)} classes: {listed}.\nChoose two with --classes A B, for example --classes {example}"
     )
+
+
+def _check_names(root: Path, pair: tuple[str, str]) -> None:
+    """Raise UserError if a class, which all tables and figures name, has a name that cannot be printed."""
+    for name in pair:
+        if printable(name) != name:
+            raise UserError(f"{root}: the class {printable(name)} has characters that cannot be printed. Rename its folder.")
 
 
 def _check_splits(root: Path, rows: list[_Row], pair: tuple[str, str]) -> None:
