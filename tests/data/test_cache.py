@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -217,6 +218,36 @@ def test_broken_files(data, reason):
 def test_missing_file_is_not_a_broken_image(tmp_path):
     with pytest.raises(FileNotFoundError):
         cache.decode(tmp_path / "1.jpg")
+
+
+def test_images_and_files_that_are_too_large_are_broken(pets, tmp_path):
+    """A header of a few bytes promises 13,300 x 13,300 pixels; a file of holes takes no room on the disk."""
+    Image.new("1", (13_300, 13_300)).save(pets / "cat" / "large.png")
+    with (pets / "cat" / "long.jpg").open("wb") as file:
+        file.truncate(cache.LONGEST + 1)
+    result = opened(pets, tmp_path / "cache")
+    assert dict(result.broken)["cat/large.png"] == "13300 x 13300 pixels, more than 120 million"
+    assert dict(result.broken)["cat/long.jpg"] == "536870913 bytes, more than 512 MiB"
+
+
+def test_large_images_are_decoded_one_at_a_time(monkeypatch):
+    monkeypatch.setattr(cache, "LARGE", 50 * 50)
+    running, most = [], []
+
+    def rgb(image):
+        running.append(1)
+        time.sleep(0.02)
+        most.append(len(running))
+        running.pop()
+        return image.convert("RGB")
+
+    monkeypatch.setattr(cache, "_rgb", rgb)
+    for side, at_once in ((50, 4), (51, 1)):
+        data = encoded(Image.new("RGB", (side, side)))
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(cache.decode, [data] * 8))
+        assert max(most) == at_once
+        most.clear()
 
 
 def test_decompression_bombs_are_broken_and_nothing_warns(pets, tmp_path, monkeypatch, capfd):

@@ -10,13 +10,14 @@ import io
 import json
 import os
 import shutil
+import threading
 import time
 import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +37,10 @@ VERSION = 1  # of the pixels: raise it with any change of them
 ROW = SIZE * SIZE * 3  # bytes of one image
 BLOCK = 128  # images in memory at a time
 THREADS = min(16, os.cpu_count() or 1)
+# An image takes up to 10 bytes a pixel while it is decoded, so one large one and a small one in each of 16 threads take 2.5 GB.
+LARGEST = 120_000_000  # pixels: the largest photographs of telephones have 108 million
+LARGE = 8_000_000  # pixels above which images are decoded one at a time
+LONGEST = 2**29  # bytes of a file
 NAMED = 5  # broken images that the summary names
 SETTLED_NS = 2_000_000_000  # a file that changed within this time may change again under the same time stamp
 # Only what the suffixes promise: Pillow would run an interpreter on a PostScript file named .jpg.
@@ -50,6 +55,9 @@ UPRIGHT = {  # what undoes each of its values
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+_large = threading.Lock()
 
 
 class BrokenImage(ValueError):  # noqa: N818 - the image is skipped and listed: no error of the program
@@ -105,13 +113,14 @@ def decode(source: Path | bytes) -> np.ndarray:
     the aspect ratio and uses Pillow's antialiased bilinear filter, as torchvision's
     `Resize((224, 224))` does on PIL images.
 
-    Raises BrokenImage if the bytes are no complete image, OSError if the file cannot be read.
+    Raises BrokenImage if the bytes are no complete image, or one of more than LARGEST pixels, and
+    OSError if the file cannot be read.
     """
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     if not data:
         raise BrokenImage("empty file")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image, _room(*image.size):
             image.load()
             turn = UPRIGHT.get(_orientation(image))
             rgb = _rgb(image)
@@ -124,6 +133,15 @@ def decode(source: Path | bytes) -> np.ndarray:
     except Exception as error:  # on damaged files Pillow's readers raise exceptions of any type
         reason = str(error).partition("\n")[0][:100]
         raise BrokenImage(reason or type(error).__name__) from error
+
+
+@contextmanager
+def _room(width: int, height: int) -> Iterator[None]:
+    """Wait until there is memory for an image of this size; raise BrokenImage if there never will be."""
+    if width * height > LARGEST:
+        raise BrokenImage(f"{width} x {height} pixels, more than {LARGEST // 10**6} million")
+    with _large if width * height > LARGE else nullcontext():
+        yield
 
 
 def _orientation(image: Image.Image) -> int:
@@ -279,6 +297,9 @@ def _hashes(folder: layouts.Folder) -> list[str]:
 def _read(image: layouts.Image, digest: str) -> tuple[np.ndarray | None, Entry]:
     """Return the decoded image, or None if it is broken, and its entry in the index."""
     try:
+        if (size := image.path.stat().st_size) > LONGEST:
+            reason = f"{size} bytes, more than {LONGEST // 2**20} MiB"
+            return None, Entry(image.name, image.label, image.split, digest, reason)
         data = image.path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {printable(image.path)}: {error.strerror}.") from error
