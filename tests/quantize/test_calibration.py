@@ -9,6 +9,7 @@ import torch
 from helpers import Everything, noise, small
 from torch import nn
 
+from utils.errors import UserError
 from utils.quantize import calibration
 from utils.quantize.calibration import BINS, METHODS, Observer
 from utils.quantize.operators import folded
@@ -364,3 +365,13 @@ def test_a_range_ends_where_its_reader_is_flat(reader, low, high):
     ends = -zero_point * scale, (255 - zero_point) * scale
     expected = values.min() if low is None else low, values.max() if high is None else high
     assert ends == pytest.approx([float(end) for end in expected], abs=float(scale))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("method", METHODS)
+def test_values_that_are_not_finite_are_told_with_their_place(method, value):
+    network = folded(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)))
+    with torch.no_grad():
+        network.get_submodule("3").bias[1] = value
+    with pytest.raises(UserError, match=r"calibration: the FP32 network gives infinite values or NaN at \w+; train it again"):
+        calibration.calibrate(network, noise(4, 8), Placement("outputs"), {"activations": method})

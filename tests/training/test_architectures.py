@@ -185,3 +185,19 @@ def test_silent_branches_leave_the_shortcuts_alone_and_nothing_else():
         assert torch.equal(block(x), x)
     changed = sum(not torch.equal(a, b) for a, b in zip(plain.parameters(), silent.parameters(), strict=True))
     assert changed == len(blocks)
+
+
+BAD = {
+    "has 1 values that are infinite or NaN": torch.tensor([1.0, torch.nan]),
+    "has 2 values that are infinite or NaN": torch.tensor([torch.inf, -torch.inf]),
+    "is sparse": torch.eye(2).to_sparse(),
+    "is complex": torch.zeros(2, dtype=torch.complex64),
+    "has a shape but no values": torch.empty(2, device="meta"),
+    "is quantized": torch._empty_affine_quantized([2], scale=1.0, zero_point=0, dtype=torch.quint8),
+}
+
+
+@pytest.mark.parametrize("why", BAD)
+def test_tensors_that_are_no_weights_are_refused_by_name(tmp_path, why):
+    message = refused("mobilenetv3", saved(tmp_path, {"features.0.0.weight": torch.zeros(2), "classifier.3.bias": BAD[why]}))
+    assert f"the tensor classifier.3.bias {why}" in message

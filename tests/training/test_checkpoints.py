@@ -148,3 +148,12 @@ def test_a_file_made_of_a_checkpoint_is_made_again_if_it_was_changed(baseline, c
     assert f"{first} is not what was written there, and is made again" in capsys.readouterr().out
     first.with_name(f"{first.name}.sha256").unlink()
     assert checkpoints.derived(baseline, ".onnx", write) == first and len(made) == 3
+
+
+def test_a_baseline_with_weights_that_are_not_finite_is_refused(options, images):
+    model = nn.Linear(2, 2)
+    nn.init.constant_(model.bias, torch.nan)
+    path = checkpoints.path_of(RUN.baseline, images.study, options)
+    checkpoints.save(path, "resnet18", model, images, {"fingerprint": "f"})
+    with pytest.raises(UserError, match=r"its tensor bias has 2 values that are infinite or NaN. Train it again: python models"):
+        checkpoints.load_baseline(RUN, images, options)

@@ -1,13 +1,13 @@
 """Calibration: run images through the float network, and choose the range of every activation."""
 
 import copy
-from collections.abc import Iterable
 
 import numpy as np
 import torch
 from torch import nn
 
 from utils import progress
+from utils.errors import UserError
 from utils.quantize import placement as placing
 from utils.quantize.placement import INTEGERS, Inserted, Placement
 
@@ -28,11 +28,17 @@ def observe(network: nn.Module, images: torch.Tensor) -> None:
             bar.step(len(batch))
 
 
-def fill(network: nn.Module, observers: Iterable["Observer"], images: torch.Tensor, method: str) -> None:
-    """Run `images` through a `network` with `observers`, for ranges by `method`: twice unless "minmax"."""
+def fill(network: nn.Module, observers: dict[str, "Observer"], images: torch.Tensor, method: str) -> None:
+    """Run `images` through a `network` with `observers`, for ranges by `method`: twice unless "minmax".
+
+    Raises `UserError` with the first of the observers' names at which a value is infinite or NaN.
+    """
     observe(network, images)
+    for name, observer in observers.items():
+        if not torch.isfinite(observer.high - observer.low).all():
+            raise UserError(f"calibration: the FP32 network gives infinite values or NaN at {name}; train it again.")
     if method != "minmax":
-        for observer in observers:
+        for observer in observers.values():
             observer.counts = torch.zeros(len(observer.low), BINS, dtype=torch.float64)
         observe(network, images)
 
@@ -176,7 +182,7 @@ def calibrate(network: nn.Module, images: torch.Tensor, placement: Placement, re
     for name, observer in observers.items():
         observer.channelwise, observer.useful = name in pairs.channelwise, pairs.useful[name]
     method = recipe["activations"]
-    fill(observed, observers.values(), images, method)
+    fill(observed, observers, images, method)
     headroom = recipe.get("headroom", 1.0)
     chosen = {}
     for name in _leading_first(pairs):

@@ -110,7 +110,7 @@ def channel_ranges(
             observer.channelwise, observer.useful = True, graph.useful(graph.readers(node.users))
     modules = [(name, network.get_submodule(name)) for name in observers]
     with watching(modules, lambda name, output: observers[name](output)):
-        calibration.fill(network, observers.values(), images, method)
+        calibration.fill(network, observers, images, method)
     ends = {name: observer.range(method, placement) for name, observer in observers.items()}
     return {name: tuple(torch.from_numpy(end).float() for end in pair) for name, pair in ends.items()}
 

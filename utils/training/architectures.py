@@ -131,7 +131,22 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
             "torch.save(model.state_dict(), FILE)."
         )
     tensors = {str(key).removeprefix("module."): value for key, value in content.items() if isinstance(value, torch.Tensor)}
+    for key, value in tensors.items():
+        if why := unusable(value):
+            raise UserError(f"--init {path}: the tensor {key} {why}. Give a file with plain, finite weights.")
     return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
+
+
+def unusable(tensor: torch.Tensor) -> str | None:
+    """Return why a tensor cannot be a network's weights, in a few words; None if it can."""
+    if tensor.is_meta:
+        return "has a shape but no values (it is on torch's meta device)"
+    if tensor.is_quantized or tensor.is_complex() or tensor.layout is not torch.strided:
+        kind = "quantized" if tensor.is_quantized else "complex" if tensor.is_complex() else "sparse"
+        return f"is {kind}"
+    if not (finite := torch.isfinite(tensor)).all():
+        return f"has {int((~finite).sum())} values that are infinite or NaN"
+    return None
 
 
 def _report(init: str, current: dict, source: dict, fits: dict) -> None:

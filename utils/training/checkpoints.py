@@ -176,4 +176,7 @@ def load_baseline(run: Run, data: Data, options: Options) -> Checkpoint:
         raise UserError(f"the baseline at {path} is of the model {content['architecture']}. Train {run.model}: {command}")
     if any(content["data"][name] != data.describe()[name] for name in ("sha256", "negative_class", "positive_class")):
         raise UserError(f"the baseline at {path} was trained on other images. Train it on these: {command}")
+    for name, value in content["state_dict"].items():
+        if why := architectures.unusable(value):
+            raise UserError(f"the baseline at {path} cannot be used: its tensor {name} {why}. Train it again: {command}")
     return Checkpoint(path, architectures.rebuild(content).eval(), sealed.note(path), content["training"])

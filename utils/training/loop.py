@@ -224,12 +224,14 @@ class Training:
             part = distributed.rank(), distributed.size()
             for x, y in self.data.train.shuffled(batch_size, seed, self.device, augmentation(self.recipe, number), part):
                 losses.append(self.step(x, y))
+                if not math.isfinite(losses[-1]):
+                    raise UserError(f"{label}, step {len(losses)}: the loss is {losses[-1]}; lower the learning rates in RECIPE.")
                 bar.step(note=f"loss {losses[-1]:.3f}")
         distributed.share(self.model)
         train_loss = distributed.total([sum(losses)], self.device)[0] / len(losses) / distributed.size()
         loss, accuracy = validate(self.model, self.data.validation, self.device)
-        if not math.isfinite(loss) or not math.isfinite(train_loss):
-            raise UserError(f"{label}: the loss is not finite; lower the learning rates in RECIPE.")
+        if not math.isfinite(loss):
+            raise UserError(f"{label}: the loss on the validation images is {loss}; lower the learning rates in RECIPE.")
         seconds = time.perf_counter() - started  # not kept: equal trainings make equal files
         entry = {"epoch": number, "train_loss": train_loss, "validation_loss": loss}
         self.history.append(entry | {"validation_accuracy": accuracy})
