@@ -226,10 +226,10 @@ for seed in map(int, sys.argv[2:]):
 """
 
 
-def test_two_processes_that_write_at_once_lose_nothing(tmp_path):
+def test_eight_processes_that_write_at_once_lose_nothing(tmp_path):
     command = [sys.executable, "-c", WRITER, tmp_path]
-    writers = [subprocess.Popen([*command, *map(str, range(first, 40, 2))], cwd=paths.ROOT) for first in (0, 1)]
-    assert [writer.wait(timeout=60) for writer in writers] == [0, 0]
+    writers = [subprocess.Popen([*command, *map(str, range(first, 40, 8))], cwd=paths.ROOT) for first in range(8)]
+    assert [writer.wait(timeout=100) for writer in writers] == [0] * 8
     assert [row["seed"] for row in rows(tmp_path)] == [str(seed) for seed in range(40)]
     names = set(files(tmp_path / "drawn" / "runs"))
     assert len(names) == 80 and not any(name.endswith(".tmp") for name in names)
