@@ -3,6 +3,7 @@
 `find` opens no image, so empty files stand in for them.
 """
 
+import os
 import re
 
 import pytest
@@ -413,3 +414,28 @@ def test_unreadable_folder(tmp_path, monkeypatch):
 def test_a_class_that_would_command_a_terminal_is_refused(tmp_path, name):
     message = refused(tree(tmp_path, "cat/1.jpg", f"{name}/1.jpg"))
     assert "characters that cannot be printed. Rename its folder" in message and printable(message, keep="\n") == message
+
+
+def test_folders_without_end_are_refused(tmp_path):
+    """The system makes a path of 1,100 folders only step by step."""
+    tree(tmp_path, "cat/1.jpg", "dog/1.jpg")
+    here = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(1100):
+        os.mkdir("folder", dir_fd=here)
+        inner = os.open("folder", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = inner
+    os.close(here)
+    assert "more than 100 folders in one another" in refused(tmp_path)
+
+
+def test_a_folder_linked_into_itself_many_times_is_read_once(tmp_path):
+    tree(tmp_path, "cat/1.jpg", "dog/1.jpg")
+    for number in range(50):
+        (tmp_path / f"again{number}").symlink_to(tmp_path)
+    assert len(layouts.find(tmp_path).images) == 2
+
+
+def test_a_third_class_beside_files_named_by_class_is_named(tmp_path):
+    message = refused(tree(tmp_path, "cat.1.jpg", "dog.1.jpg", "bird.1.jpg"))
+    assert "found 3 classes: bird (1 image), cat (1 image), dog (1 image)" in message

@@ -1,6 +1,7 @@
 """From the command line to the images of a study: its name, its lines, its errors."""
 
 import json
+import shutil
 import subprocess
 import sys
 import types
@@ -291,3 +292,28 @@ def test_kaggle_downloads_the_dissertations_data_set(tmp_path, monkeypatch):
     assert asked == ["d4rklucif3r/cat-and-dogs"]
     assert source.study == "cats_and_dogs"
     assert {name: len(rows) for name, rows in source.index.items()} == {"train": 16, "val": 4, "test": 20}
+
+
+def test_names_that_are_no_utf8_are_read(tmp_path):
+    folder = folder_of(tmp_path / "pets", *PETS)
+    for number, path in enumerate(sorted(folder.rglob("*.*"))):
+        path.rename(path.with_name(f"{number}\udcff{path.suffix}"))
+    images = data.load(options_for(tmp_path, folder))
+    assert sum(map(len, (images.train, images.validation, images.test))) == 20
+
+
+@pytest.mark.parametrize("smoke", [False, True])
+@pytest.mark.parametrize("count", [1, 2])
+def test_too_few_images_are_told_in_a_line(tmp_path, count, smoke):
+    folder = folder_of(tmp_path / "pets", *PETS[:count], *PETS[10 : 10 + count])
+    with pytest.raises(UserError, match="Give at least 3 different images of each class"):
+        data.load(options_for(tmp_path, folder, smoke=smoke))
+
+
+def test_testing_on_the_training_images_is_refused(tmp_path, capsys):
+    folder = folder_of(tmp_path / "pets", *PETS)
+    for part in ("train", "test"):
+        shutil.copytree(folder, tmp_path / "same" / part)
+    with pytest.raises(UserError, match="others to test on than to train on"):
+        data.load(options_for(tmp_path, tmp_path / "same"))
+    assert "20 images are copies of test images and left out of train" in capsys.readouterr().out

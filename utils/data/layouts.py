@@ -17,6 +17,7 @@ from typing import NamedTuple
 from utils.errors import UserError, printable
 from utils.results import DISSERTATIONS
 
+DEEPEST = 100  # folders in one another
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"})
 SPLITS = {
@@ -128,8 +129,12 @@ def _identity(folder: Path) -> tuple[int, int]:
 def _files(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, bool]]:
     """Yield the name of everything below `folder` except folders, and whether it is a file.
 
-    `prefix` precedes each name. Links are followed, except those back to a folder `above`.
+    `prefix` precedes each name. Links are followed, except those back to a folder `above`. Raises
+    UserError below DEEPEST folders.
     """
+    if len(above) > DEEPEST:
+        where = printable(folder)[-100:]
+        raise UserError(f"{where}: more than {DEEPEST} folders in one another. Give the folder that holds the images.")
     try:
         with os.scandir(folder) as entries:
             for item in entries:

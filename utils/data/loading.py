@@ -91,7 +91,10 @@ def _split(stored: cache.Cache, options: Options) -> dict[str, np.ndarray]:
     index = partition.split(stored.names, stored.labels, stored.splits, stored.hashes)
     for name, rows in index.items():
         if len(np.unique(stored.labels[rows])) < 2:
-            raise UserError(f"--data {options.data}: the {name} part has {len(rows)} usable images and not both classes.")
+            raise UserError(
+                f"--data {options.data}: the {name} part has {len(rows)} usable images and not both classes. Give at least 3 "
+                "different images of each class, and others to test on than to train on."
+            )
     if options.smoke:
         return {name: partition.sample(stored, rows, SMOKE_COUNTS[name]) for name, rows in index.items()}
     return index

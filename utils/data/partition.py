@@ -68,4 +68,9 @@ def _ranked(index: np.ndarray, names, seed: int) -> list[int]:
 
     Folders do not count, since copies of a data set name them in many ways.
     """
-    return sorted(index, key=lambda i: hashlib.sha256(f"{seed}:{names[i].rsplit('/')[-1]}".encode()).digest())
+
+    def rank(i: int) -> bytes:
+        # A name whose bytes are no UTF-8 holds them as lone surrogates.
+        return hashlib.sha256(f"{seed}:{names[i].rsplit('/')[-1]}".encode(errors="surrogateescape")).digest()
+
+    return sorted(index, key=rank)
