@@ -97,7 +97,7 @@ def test_equal_networks_make_equal_files(tmp_path):
 
 
 def full_disk(folder):
-    """Words that run a command where `folder` is a disk of 64 KiB; None if this machine allows no such thing."""
+    """Return the words that go before a command to run it with a 64 KiB disk at `folder`; None if mounting is not allowed."""
     mounted = ["unshare", "-rm", "sh", "-c", f'mount -t tmpfs -o size=64k none "{folder}" && "$@"', "sh"]
     allowed = shutil.which("unshare") and subprocess.run([*mounted, "true"], capture_output=True).returncode == 0
     return mounted if allowed else None
@@ -106,7 +106,7 @@ def full_disk(folder):
 def test_a_full_disk_is_told_in_a_line(tmp_path):
     words = full_disk(tmp_path)
     if words is None:
-        pytest.skip("this machine lets nobody mount a small disk")
+        pytest.skip("mounting a small disk is not allowed here")
     writer = "(folder / 'full').write_bytes(bytes(60_000)); paths.write_text(target, 'new' * 10_000)"
     command = [*words, sys.executable, "-c", PROGRAM, tmp_path, "0", writer]
     done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, timeout=120)

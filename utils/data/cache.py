@@ -37,7 +37,8 @@ VERSION = 1  # of the pixels: raise it with any change of them
 ROW = SIZE * SIZE * 3  # bytes of one image
 BLOCK = 128  # images in memory at a time
 THREADS = min(16, os.cpu_count() or 1)
-# An image takes up to 10 bytes a pixel while it is decoded, so one large one and a small one in each of 16 threads take 2.5 GB.
+# An image with transparency takes about 20 bytes a pixel while it is decoded. One large image and small ones in 16 threads
+# took 4.7 GiB at most.
 LARGEST = 120_000_000  # pixels: the largest photographs of telephones have 108 million
 LARGE = 8_000_000  # pixels above which images are decoded one at a time
 LONGEST = 2**29  # bytes of a file

@@ -152,7 +152,7 @@ def numbers(low: np.ndarray, high: np.ndarray, placement: Placement) -> tuple[to
 
     A single row gives the shape (). 0 is always one of the values. In a placement that is `centred`,
     a single row gets the middle integer as its zero-point if its steps then grow by at most the factor
-    NEARLY. An engine can hold such a tensor in signed integers without a zero-point, which is faster.
+    NEARLY. Engines can store such a tensor as signed integers with zero-point 0, which is faster.
     """
     lowest, highest = INTEGERS[placement.activation]
     if placement.symmetric:

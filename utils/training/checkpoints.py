@@ -140,12 +140,12 @@ def read(path: Path) -> dict:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         weights, text = content["state_dict"], content["json"]
-        facts, damaged = json.loads(text), content.get("sha256") not in (None, _digest(weights, text))
+        facts, intact = json.loads(text), content.get("sha256") == _digest(weights, text)
     except Exception as error:  # unpickling a damaged file can raise anything
         raise UserError(f"{path} is damaged ({type(error).__name__}); train it again.") from None
     if facts.get("format") != FORMAT:
         raise UserError(f"{path} was written by another version of this code; train it again.")
-    if damaged or "sha256" not in content:
+    if not intact:
         raise UserError(f"{path} is damaged (its weights are not those that were stored); train it again.")
     return {"state_dict": weights, **facts}
 
