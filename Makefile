@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo smoke test bench figures render lint
+.PHONY: setup demo smoke test test-long test-matrix bench figures render lint
 
 setup: .venv/.ready
 
@@ -51,6 +51,14 @@ render:
 
 test: .venv/.tests lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
+# Thousands of random layouts, command lines, runs, weights and accidents, and scripts killed at random moments: more than an hour.
+test-long: .venv/.tests
+	$(BIN)/python -m pytest -q -n 2 --long tests/trial
+
+# The scripts on the oldest and the newest torch and on each supported Python: half an hour, and up to 30 GB in .venv/matrix.
+test-matrix: .venv/.tests
+	$(BIN)/python tests/matrix.py
 
 # On drawn images, or on those in the folder DATA.
 bench: .venv/.tests

@@ -1,7 +1,8 @@
-"""Tests of minutes run with --slow only; the longest files of the others start first."""
+"""Tests of minutes run with --slow only, and the trial at full length with --long; the longest files start first."""
 
 import os
 
+import hypothesis
 import pytest
 
 # Before torch is imported. Tests and the scripts that they run share the CPUs: threads must not spin
@@ -11,10 +12,18 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 LONG = ("test_scripts.py", "test_adding.py", "test_xnnpack.py", "test_benchmarks.py", "test_study.py")
+# How many examples a property is tried on. Without --long, they are the same every time.
+hypothesis.settings.register_profile("quick", max_examples=20, derandomize=True, deadline=None)
+hypothesis.settings.register_profile("long", max_examples=2000, database=None, deadline=None, print_blob=True)
 
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests that take minutes, too")
+    parser.addoption("--long", action="store_true", help="run tests/trial at full length: more than an hour")
+
+
+def pytest_configure(config):
+    hypothesis.settings.load_profile("long" if config.getoption("--long") else "quick")
 
 
 def pytest_collection_modifyitems(config, items):

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import dataclasses
 import os
+import re
 import shlex
 import signal
 import sys
@@ -67,7 +68,7 @@ class Parser(argparse.ArgumentParser):
     """An argparse parser that reports a mistake in one line, without the usage text."""
 
     def error(self, message: str):
-        self.exit(2, f"error: {self.prog}: {message}. --help lists all options.\n")
+        self.exit(_fail(f"{self.prog}: {printable(message)}. --help lists all options.", 2))
 
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:
@@ -168,15 +169,15 @@ def _check(options: Options) -> None:
     if options.threads > cpu_count():
         raise UserError(f"--threads {options.threads}: this process may use {cpu_count()} CPUs; ask for at most that.")
     if data not in (None, "kaggle") and not (data.strip() and Path(data).exists()):
-        raise UserError(f"--data {data}: no such folder. Give the folder that holds the images, or 'kaggle'.")
+        raise UserError(f"--data {printable(data)}: no such folder. Give the folder that holds the images, or 'kaggle'.")
     if options.classes and data is None:
         raise UserError("--classes needs --data: the drawn images have only two classes. Leave --classes out.")
     if init not in ("imagenet", "scratch") and not Path(init).is_file():
-        raise UserError(f"--init {init}: no such file. Give 'imagenet', 'scratch' or a state-dict file.")
+        raise UserError(f"--init {printable(init)}: no such file. Give 'imagenet', 'scratch' or a state-dict file.")
     for option in ("results", "checkpoints"):
         folder = getattr(options, option)
         if folder.exists() and not folder.is_dir():
-            raise UserError(f"--{option} {folder}: this is a file; give a folder.")
+            raise UserError(f"--{option} {printable(folder)}: this is a file; give a folder.")
 
 
 def words(run: Run, options: Options) -> list[str]:
@@ -320,8 +321,9 @@ def _terminate(number, frame):
 
 
 def _fail(message: str, status: int) -> int:
+    message = re.sub(r"\S{300,}", lambda long: f"{long[0][:100]}...{long[0][-100:]}", printable(message, keep="\n"))
     with contextlib.suppress(OSError):  # stderr may be a file on the disk that is full
-        print(f"error: {printable(message, keep=chr(10))}", file=sys.stderr, flush=True)
+        print(f"error: {message}", file=sys.stderr, flush=True)
     return status
 
 

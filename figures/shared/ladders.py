@@ -8,11 +8,28 @@ import pandas as pd
 from utils import catalog
 from utils.errors import UserError
 
+KINDS = ("tool", "stacked", "trained", "alone")
+NAMES = {"model": catalog.MODELS, "backend": catalog.BACKENDS, "kind": KINDS}
+TEXTS = (*NAMES, "rung", "layer")
+
 
 def read(args, name="ladder.csv"):
-    """Read a table of the study's ladder; an empty frame if there is none."""
+    """Read a table of the study's ladder; an empty frame if there is none.
+
+    Raises `UserError` if it is damaged.
+    """
     path = args.results / args.study / name
-    return pd.read_csv(path) if path.exists() else pd.DataFrame()
+    if not path.exists():
+        return pd.DataFrame()
+    try:
+        frame = pd.read_csv(path)
+        frame = frame.astype({column: float for column in frame if column not in TEXTS} | {"place": int})
+        known = all(set(frame[column]) <= set(values) for column, values in NAMES.items())
+        if not known or frame["rung"].hasnans or frame.duplicated().any():
+            raise ValueError
+    except (ValueError, KeyError, OSError):
+        raise UserError(f"{path} is damaged; quantization/int8_ladder.py writes it again.") from None
+    return frame
 
 
 def groups(args, name="ladder.csv"):

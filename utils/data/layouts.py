@@ -181,11 +181,11 @@ def _labels(root: Path, names: list[str], chosen: tuple[str, str] | None) -> dic
     """
     if not names:
         packed = [entry.name for entry in sorted(root.iterdir()) if entry.suffix.lower() in ARCHIVES]
-        hint = f"Unpack {packed[0]} first." if packed else EXPECTED
+        hint = f"Unpack {printable(packed[0])} first." if packed else EXPECTED
         raise UserError(f"no images in {root}.\n{hint}")
     labels = _known({name: _folder_class(name) or _file_class(name) for name in names})
     if not labels:
-        raise UserError(f"{root}: {len(names)} images, for example {names[0]}, but none carries a label.\n{EXPECTED}")
+        raise UserError(f"{root}: {len(names)} images, for example {printable(names[0])}, but none carries a label.\n{EXPECTED}")
     kinds, wanted = {row.label for row in _rows(labels)}, set(chosen or CATS_AND_DOGS)
     if len(kinds) == 1 and not kinds & wanted:
         by_file = _known({name: _file_class(name) for name in names})
@@ -229,7 +229,7 @@ def _check_chosen(root: Path, classes: tuple[str, str], counts: Counter[str]) ->
 
 def _listed(counts: Counter[str], limit: int) -> str:
     """Return text on the `limit` largest classes and the number of the others."""
-    listed = ", ".join(f"{name} ({count} image{'s' * (count != 1)})" for name, count in counts.most_common(limit))
+    listed = ", ".join(f"{printable(name)} ({count} image{'s' * (count != 1)})" for name, count in counts.most_common(limit))
     return f"{listed} and {len(counts) - limit} more" if len(counts) > limit else listed
 
 
@@ -242,7 +242,7 @@ def _pair(root: Path, rows: list[_Row]) -> tuple[str, str]:
     listed = _listed(counts, LISTED)
     if len(counts) == 1:
         raise UserError(f"{root}: found 1 class: {listed}.\n{EXPECTED}")
-    example = shlex.join(sorted(name for name, _ in counts.most_common(2)))
+    example = printable(shlex.join(sorted(name for name, _ in counts.most_common(2))))
     raise UserError(
         f"{root}: found {len(counts)} classes: {listed}.\nChoose two with --classes A B, for example --classes {example}"
     )

@@ -165,6 +165,7 @@ def numbers(low: np.ndarray, high: np.ndarray, placement: Placement) -> tuple[to
         if placement.centred and len(low) == 1 and around <= NEARLY * scale:
             scale, zero_point = around, np.full_like(zero_point, placement.middle)
     shape = () if len(low) == 1 else (-1,)
+    scale = np.maximum(scale, np.finfo(np.float32).tiny)  # of a range of denormal numbers float32 would make 0
     return torch.from_numpy(scale).float().reshape(shape), torch.from_numpy(zero_point).long().reshape(shape)
 
 

@@ -140,7 +140,9 @@ def quantize_weight(
     largest = scale.max().item() or 1.0
     scale[scale == 0] = largest
     # XNNPACK refuses channels whose scale is under 2^-32 of that of the layer's output.
-    scale = torch.maximum(scale, torch.as_tensor(smallest)).clamp_min(FAINT * largest)
+    # Denormal scales have few digits, and engines read them as 0.
+    least = max(FAINT * largest, torch.finfo(torch.float32).tiny)
+    scale = torch.maximum(scale, torch.as_tensor(smallest)).clamp_min(least)
     return torch.clamp(torch.round(weight / by_output(scale, weight)), -highest, highest), scale
 
 
