@@ -11,6 +11,7 @@ from small_networks import Mixed, Sum, images, quantized
 
 from utils import paths
 from utils.backends.inductor import ENGINES, FloatPair, for_inductor, kernels
+from utils.errors import UserError
 from utils.metrics import sqnr_db
 from utils.quantize.quantized import Pair
 from utils.quantize.reference import execute
@@ -164,3 +165,13 @@ def test_networks_of_the_study_have_integer_kernels_and_every_weight_once(name, 
     assert sqnr_db(execute(integers, x).numpy(), ENGINE.load(path, "cpu")(x).numpy()) > 20
     weights = sum(layer.weight.numel() for layer in integers.layers.values())
     assert weights < path.stat().st_size < 1.2 * weights + 3.5e6  # code takes 2 to 3 MB
+
+
+def test_a_compiler_without_room_is_told_in_a_line(integers, tmp_path, monkeypatch):
+    compiler = tmp_path / "g++"
+    compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && exec g++ --version\necho "ld: error: no space left" >&2; exit 1\n')
+    compiler.chmod(0o755)
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, str(compiler)))
+    with pytest.raises(UserError, match="compiler failed.*no space left.*has room"):
+        ENGINE.lower(integers, tmp_path / "network.pt2")
+    assert not (tmp_path / "network.pt2").exists()

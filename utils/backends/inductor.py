@@ -9,6 +9,7 @@ processor, so it is for processors of the same instruction set.
 import collections
 import copy
 import importlib
+import io
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ from torch import fx, nn
 from utils.backends import exported
 from utils.backends.base import Predictor
 from utils.backends.lowering import Lowering, not_installed, u8s8_is_narrow
+from utils.errors import UserError
 from utils.quantize import Quantized
 from utils.quantize.placement import INTEGERS, Placement
 from utils.quantize.quantized import Pair, QuantizedLayer
@@ -55,18 +57,28 @@ class Inductor(Lowering):
 
         That takes 15 (ResNet-18, AlexNet) to 33 s (MobileNetV3-Small) of processor time.
         """
-        with exported.quiet(), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-            from torch._inductor import aoti_compile_and_package, config
-            from torch._inductor.utils import fresh_cache
+        from torch._inductor import aoti_compile_and_package, config
+        from torch._inductor.exc import InductorError
+        from torch._inductor.utils import fresh_cache
 
-            importlib.import_module(FUSIONS)
+        importlib.import_module(FUSIONS)
+        # Without dynamic threads, the code has the number of threads of this process for good.
+        settings = {"freezing": True, "cpp.dynamic_threads": True}
+        package = io.BytesIO()  # torch's writer of packages aborts the process where a disk is full
+        with exported.quiet(), torch.no_grad():
             program = exported.program(for_inductor(quantized))
-            # Without dynamic threads, the code has the number of threads of this process for good.
-            settings = {"freezing": True, "cpp.dynamic_threads": True}
-            package = Path(folder) / "network.pt2"
-            with config.patch(settings), fresh_cache():  # the usual cache would keep a copy of every package
-                aoti_compile_and_package(program, package_path=str(package))
-            shutil.copyfile(package, path)
+            try:
+                with config.patch(settings), fresh_cache():  # the usual cache would keep a copy of every package
+                    aoti_compile_and_package(program, package_path=package)
+            except InductorError as error:
+                if "CppCompileError" not in str(error):
+                    raise
+                reasons = [line for line in str(error).splitlines() if "error" in line and "CppCompileError" not in line]
+                raise UserError(
+                    f"inductor: the C++ compiler failed ({reasons[-1].strip() if reasons else 'it does not say why'}). "
+                    f"See that {tempfile.gettempdir()} has room, or take another --backend."
+                ) from None
+        path.write_bytes(package.getbuffer())
 
     def load(self, path: Path, device: str) -> Predictor:
         """Load the package at `path`; it runs with the number of threads that torch has then."""
