@@ -172,6 +172,6 @@ def test_a_compiler_without_room_is_told_in_a_line(integers, tmp_path, monkeypat
     compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && exec g++ --version\necho "ld: error: no space left" >&2; exit 1\n')
     compiler.chmod(0o755)
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, str(compiler)))
-    with pytest.raises(UserError, match="compiler failed.*no space left.*has room"):
+    with pytest.raises(UserError, match=r"compiler failed.*no space left.*has room"):
         ENGINE.lower(integers, tmp_path / "network.pt2")
     assert not (tmp_path / "network.pt2").exists()
