@@ -202,7 +202,8 @@ class _Integers:
             return None  # what follows keeps its input's scale
         if isinstance(module, nn.ReLU6):
             scale, zero_point = pair.numbers
-            return x if zero_point == 0 and 255 * scale <= 6 * (1 + 1e-6) else None  # integers that end at 0 and 6 already
+            ends_there = zero_point == 0 and 255 * scale <= 6 * (1 + 1e-6)  # the integers end at 0 and 6 already
+            return x if ends_there else self._called(node.name, nnq.ReLU6(), x)
         if isinstance(module, nn.AdaptiveAvgPool2d | nn.MaxPool2d | nn.Flatten):
             return self._called(node.name, module, x)
         if node.op == "call_method" or node.target is torch.flatten:
