@@ -231,6 +231,21 @@ def summarize(outcomes: list[Outcome]) -> None:
     print(", ".join(f"{what} {totals[what]}" for what in order if totals[what]) or "nothing was run", flush=True)
 
 
+def compare(study: str, options: Options) -> None:
+    """Print how the study differs from the committed one, if that is another one of the dissertation's images."""
+    import subprocess
+
+    from utils import results
+
+    committed, ours = paths.RESULTS / results.DISSERTATIONS, options.results / study
+    both = all((folder / "results.csv").exists() for folder in (committed, ours))
+    if options.smoke or not both or not results.is_dissertations(study) or committed.resolve() == ours.resolve():
+        return
+    print("\nBeside the committed study:", flush=True)
+    tables = [paths.ROOT / "figures" / "tables.py", "--study", study, "--results", options.results, "--against", committed]
+    subprocess.run([sys.executable, *tables])
+
+
 def main() -> int:
     asked = parse()
     jobs = plan(asked)  # shows a mistake now, not after the first hour
@@ -246,6 +261,7 @@ def main() -> int:
         work(jobs, lambda job: done(job, source.study, source.digest), outcomes)
     finally:
         summarize(outcomes)
+    compare(source.study, jobs[0].options)
     # A job is "not run" only after another has failed.
     return int(any(outcome.what.startswith("failed") for outcome in outcomes))
 

@@ -1,6 +1,10 @@
 """Tables of a study: all in tables.md, and each as CSV and LaTeX in tables/.
 
-python figures/tables.py --study cats_and_dogs
+    python figures/tables.py --study cats_and_dogs
+    python figures/tables.py --study mine --against cats_and_dogs
+
+With --against, a table more compares the study with another one of the same experiments, run by run:
+accuracy, difference to FP32, speed-up and size, and what differs in images, versions and processor.
 """
 
 import re
@@ -12,7 +16,7 @@ from typing import NamedTuple
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from figures.shared import cells, compare, frames, latex, script
+from figures.shared import cells, compare, frames, latex, reproduced, script
 from figures.shared.cells import MS, POINTS, latency, notes, p_value, percent, text, with_interval
 from utils import catalog, caveats, paths, results
 
@@ -46,7 +50,16 @@ class Table(NamedTuple):
 
 def make(frame, args):
     tables = tables_of(frame, args.results / args.study)
+    if other := vars(args).get("against"):  # figures/all.py has no such option
+        tables.insert(0, against(frame, args, other))
     write(tables, f"Study {args.study}", frames.setting(frame), args)
+
+
+def against(frame: pd.DataFrame, args, other: str) -> Table:
+    """The table that compares the study with another: its name in --results, or its folder."""
+    folder = Path(other) if Path(other).is_dir() else args.results / other
+    cells = reproduced.beside(frame, frames.read(folder / "results.csv"), args.study, other)
+    return Table("against", f"Beside {other}", *cells)
 
 
 def write(tables: list[Table], heading: str, setting: str, args) -> None:
@@ -201,4 +214,4 @@ def over_seeds(one: pd.DataFrame) -> pd.DataFrame | None:
 
 
 if __name__ == "__main__":
-    script.run(make, __doc__)
+    script.run(make, __doc__, lambda parser: parser.add_argument("--against", metavar="STUDY", help="a study, or its folder"))

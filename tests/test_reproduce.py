@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from records import write_run
 
 import reproduce
 from utils import catalog, cli, environment, paths, results
@@ -493,3 +494,19 @@ def test_a_reader_that_goes_away_is_no_traceback():
     done = subprocess.run([sys.executable, ROOT / "reproduce.py", "--list"], stdout=theirs, stderr=subprocess.PIPE, text=True)
     os.close(theirs)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(("study", "smoke", "shown"), [
+    ("cats_and_dogs", False, True), ("cats_and_dogs_1a2b3c4d", False, True),
+    ("drawn", False, False), ("cats_and_dogs", True, False),
+])  # fmt: skip
+def test_a_study_of_the_dissertations_images_ends_beside_the_committed_one(study, smoke, shown, tmp_path, monkeypatch, capfd):
+    """Only of its images, not of a smoke run, and not beside itself."""
+    write_run(tmp_path / "committed", "alexnet", "fp32", "fp32", "native")
+    write_run(tmp_path / "mine", "alexnet", "fp32", "fp32", "native", study=study)
+    monkeypatch.setattr(paths, "RESULTS", tmp_path / "committed")
+    reproduce.compare(study, Options(("native",), results=tmp_path / "mine", smoke=smoke))
+    assert ("Beside the committed study:" in capfd.readouterr().out) == shown
+    assert (tmp_path / "mine" / study / "tables" / "against.csv").exists() == shown
+    reproduce.compare("cats_and_dogs", Options(("native",), results=tmp_path / "committed"))
+    assert capfd.readouterr().out == ""

@@ -3,6 +3,8 @@
 scipy does the statistics; this module fixes the choices.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import stats
 
@@ -26,11 +28,19 @@ def newcombe(successes: int, n: int, other_successes: int, other_n: int) -> tupl
     "Interval estimation for the difference between independent proportions", which combines two
     Wilson intervals.
     """
-    first, second = successes / n, other_successes / other_n
-    (low, high), (other_low, other_high) = wilson(successes, n), wilson(other_successes, other_n)
-    below = np.hypot(first - low, other_high - second)
-    above = np.hypot(high - first, second - other_low)
-    return float(first - second - below), float(first - second + above)
+    sides = ((successes, n), (other_successes, other_n))
+    return difference(*((part / whole, *wilson(part, whole)) for part, whole in sides))
+
+
+def difference(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
+    """Interval of the difference of two independent estimates, each given as (value, low, high).
+
+    It has the level of their intervals. MOVER, the method of variance estimates recovery: Zou and
+    Donner 2008, "Construction of confidence limits about effect measures: a general approach".
+    """
+    (value, low, high), (other, other_low, other_high) = first, second
+    below, above = np.hypot(value - low, other_high - other), np.hypot(high - value, other - other_low)
+    return float(value - other - below), float(value - other + above)
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, float]:

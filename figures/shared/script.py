@@ -12,22 +12,21 @@ import pandas as pd
 
 from figures.shared import frames
 from utils import cli, paths
-from utils.errors import UserError
 
 Make = Callable[[pd.DataFrame, argparse.Namespace], None]  # draws a figure, or writes tables or the report
 
 
-def run(make: Make, doc: str) -> None:
-    """Run a figure script; what the user can mend ends it with one line and exit status 2."""
-    args = parse(doc)
-    try:
+def run(make: Make, doc: str, add_options: Callable[[argparse.ArgumentParser], None] = lambda parser: None) -> None:
+    """Run a figure script; what the user can mend ends it with one line, as `cli.reporting` says.
+
+    `add_options(parser)` declares what only this script understands.
+    """
+    with cli.reporting(f"figures/{Path(sys.argv[0]).name}"):
+        args = parse(doc, add_options)
         make(read(args), args)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
-def parse(doc: str) -> argparse.Namespace:
+def parse(doc: str, add_options: Callable[[argparse.ArgumentParser], None] = lambda parser: None) -> argparse.Namespace:
     """Parse the command line; `out` is None where it was not given."""
     parser = cli.Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", default="drawn", help="folder in --results to read (default: %(default)s)")
@@ -38,6 +37,7 @@ def parse(doc: str) -> argparse.Namespace:
         metavar="DIR",
         help="folder to write to (default: figures/STUDY/, for tables the study's folder in --results)",
     )
+    add_options(parser)
     args = parser.parse_args()
     if args.out and args.out.exists() and not args.out.is_dir():
         parser.error(f"--out {args.out} is a file; give a folder")

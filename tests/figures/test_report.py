@@ -248,7 +248,7 @@ def test_the_same_results_give_the_same_bytes(study):
 def test_a_study_that_is_not_there_is_named_in_one_line(study):
     done = render(study, "--study", "nowhere")
     assert done.returncode == 2 and not done.stdout
-    assert re.fullmatch(r"error: there is no .*nowhere.*\n", done.stderr)
+    assert re.fullmatch(r"error: figures/report.py: there is no .*nowhere.*\n", done.stderr)
 
 
 # ---- caveats, classes and processors

@@ -43,13 +43,13 @@ def test_a_mistyped_study_ends_with_one_line_and_status_2(name, tmp_path):
     write_run(tmp_path, *BASELINE)
     done = run(name, "--results", tmp_path, "--study", "typo", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: there is no ") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: figures/{name}.py: there is no ") and done.stderr.count("\n") == 1
 
 
 def test_a_study_without_timed_runs_ends_with_one_line_and_status_2(tmp_path):
     write_run(tmp_path, *INT16)
     done = run("throughput", "--results", tmp_path, "--study", "cats_and_dogs", "--out", tmp_path / "out", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (2, "error: study cats_and_dogs has no timed runs yet.\n")
+    assert (done.returncode, done.stderr) == (2, "error: figures/throughput.py: study cats_and_dogs has no timed runs yet.\n")
 
 
 def test_out_that_is_a_file_ends_with_one_line_and_status_2(tmp_path):
