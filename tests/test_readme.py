@@ -1,13 +1,17 @@
 """What the documents promise exists: commands, files, options, columns."""
 
+import csv
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from records import write_run
 
 from utils import catalog, cli, results
 
@@ -15,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
-PYTHON = [shlex.split(command)[1:] for command in COMMANDS if command.startswith("python ") and ".py" in command]
+PYTHON = [shlex.split(command.split("|")[0])[1:] for command in COMMANDS if command.startswith("python ") and ".py" in command]
 
 
 def test_the_readme_has_commands_of_every_kind():
@@ -38,6 +42,33 @@ def test_a_command_of_the_readme_is_accepted(words, tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "path", [*sys.path])
         with pytest.raises(SystemExit, match=r"^0$"):
             runpy.run_path(str(ROOT / script), run_name="__main__")
+
+
+def test_the_snippet_that_reads_results_csv_prints_its_numbers():
+    (snippet,) = re.findall(r"```python\n(import pandas.*?)```", README, re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", snippet], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    table = {tuple(line.split()[-6:]) for line in done.stdout.splitlines()[2:]}
+    assert len(table) == 6 and done.stdout.split()[:5] == ["backend", "fbgemm", "onednn", "qnnpack", "x86"]
+    assert re.search(r"alexnet\s+ptq\s+3\.53", done.stdout)
+
+
+def test_the_line_that_joins_runs_of_several_machines_makes_one_table(tmp_path):
+    (program,) = re.findall(r"python -c '(from pathlib.*?)'", README)
+    for machine, backend in (("one", "fbgemm"), ("another", "x86")):
+        write_run(tmp_path / machine, "alexnet", "ptq", "int8", backend)
+    for file in (tmp_path / "another/cats_and_dogs/runs").iterdir():
+        shutil.copy(file, tmp_path / "one/cats_and_dogs/runs")
+    program = program.replace("results/STUDY", f"{tmp_path}/one/cats_and_dogs")
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+    rows = list(csv.DictReader((tmp_path / "one/cats_and_dogs/results.csv").open()))
+    assert {row["backend"] for row in rows} == {"fbgemm", "x86"} and len(rows) == 8
+
+
+def test_the_citation_has_what_a_citation_needs():
+    entry = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors", "license", "version", "date-released"} <= entry.keys()
+    assert entry["license"] == "MIT" and README.startswith(f"# {entry['title']}\n")
 
 
 def test_reproduce_lists_each_script_of_the_readme():

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -447,6 +448,26 @@ def test_list_prints_a_command_a_line_fp32_first(tmp_path):
         options = cli.parse("", run, words)
         assert (options.batch_sizes, options.seed, options.threads, options.smoke) == ((1, 8), 3, 1, True)
         assert options.results == tmp_path / "a b"
+
+
+@pytest.mark.skipif(shutil.which("parallel") is None, reason="GNU parallel is not installed")
+def test_gnu_parallel_and_an_array_of_slurm_run_the_list(home):
+    """Baselines, then the others two at a time; and each line by itself, as a task of an array has it."""
+    home.run("--list")  # warms nothing up: it must leave nothing behind
+    listed = home.run("--list", "--threads", "1")[1]
+    environ = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    (home.folder / "jobs").write_text("".join(line + "\n" for line in listed.splitlines() if "/quantization/" in line))
+    (home.folder / "first").write_text("".join(line + "\n" for line in listed.splitlines() if "/models/" in line))
+    for options, file in (("-j1", "first"), ("-j2", "jobs")):
+        command = f"cat {file} | parallel {options}"
+        subprocess.run(command, shell=True, cwd=home.folder, env=environ, check=True, capture_output=True)
+    ran = home.ran()
+    assert ran[:3] == [f"{model}_fp32" for model in MODELS]
+    assert sorted(ran[3:]) == sorted(f"{model}_ptq_int8 --backend {name}" for model in MODELS for name in ("fbgemm", "x86"))
+    task = environ | {"SLURM_ARRAY_TASK_ID": "2"}
+    command = 'sh -c "$(sed -n ${SLURM_ARRAY_TASK_ID}p jobs)"'
+    subprocess.run(command, shell=True, cwd=home.folder, env=task, check=True, capture_output=True)
+    assert home.ran()[-1] == "alexnet_ptq_int8 --backend x86"
 
 
 def test_list_prints_paths_that_hold_anywhere_and_gives_init_to_the_baselines_alone(tmp_path):
