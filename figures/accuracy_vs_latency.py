@@ -1,11 +1,15 @@
-"""Accuracy against latency at the smallest batch size, with the Pareto front of all models.
+"""Accuracy against time, as a ratio to the fastest FP32 of the machine, with the Pareto front of each model.
 
-python figures/accuracy_vs_latency.py --study cats_and_dogs
+    python figures/accuracy_vs_latency.py --study cats_and_dogs
+
+Milliseconds of different runs do not compare, because the machine may have been busier during one
+of them. So each run is placed by its time over that of the fastest FP32 in the same rounds.
 """
 
 import sys
 from pathlib import Path
 
+import numpy as np
 from matplotlib.lines import Line2D
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -14,21 +18,44 @@ from figures.shared.style import plt
 from utils import catalog
 from utils.errors import UserError
 
+FASTEST = dict(marker="X", color="white", mec="black", ms=8)
 
-def front(frame):
-    """Select the runs that no other run beats in both latency and accuracy, fastest first."""
-    ordered = frame.sort_values(["latency_ms_p50", "accuracy"], ascending=[True, False], kind="stable")
-    return ordered[ordered["accuracy"] > ordered["accuracy"].cummax().shift(fill_value=-1)]
+
+def placed(frame):
+    """Add `time`: that of the fastest FP32 in the same rounds is 1; its interval is from `low` to `high`."""
+    names = {"time": "", "low": "_ci_high", "high": "_ci_low"}
+    return frame.assign(**{name: 1 / frame[f"speedup_vs_best_fp32{end}"] for name, end in names.items()})
+
+
+def fastest(runs):
+    """The fastest FP32 of a model: its (time, accuracy) and its engine. It runs the network of the model's FP32 run."""
+    accuracy = runs.loc[runs["method"] == "fp32", "accuracy"]
+    return (1.0, accuracy.iloc[0] if len(accuracy) else np.nan), runs["best_fp32"].mode()[0]
+
+
+def front(points):
+    """Select of (time, accuracy) those that no other beats in both, fastest first."""
+    kept = []
+    for time, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not kept or accuracy > kept[-1][1]:
+            kept.append((time, accuracy))
+    return kept
 
 
 def draw(axes, runs):
-    """Draw a model's runs with their intervals in both directions."""
+    """Draw a model's runs with their intervals in both directions, the fastest FP32, and the front."""
     for _, row in runs.iterrows():
-        x, y = row["latency_ms_p50"], 100 * row["accuracy"]
-        xerr = [[max(0, x - row["latency_ms_ci_low"])], [max(0, row["latency_ms_ci_high"] - x)]]
+        x, y = row["time"], 100 * row["accuracy"]
+        xerr = [[max(0, x - row["low"])], [max(0, row["high"] - x)]]
         yerr = [[y - 100 * row["accuracy_ci_low"]], [100 * row["accuracy_ci_high"] - y]]
         axes.errorbar(x, y, xerr=xerr, yerr=yerr, ecolor="0.75", elinewidth=0.7)
         axes.plot(x, y, ls="", zorder=3, **style.look(row))
+    (time, accuracy), _ = fastest(runs)
+    axes.axvline(time, color="black", lw=0.8, ls=":", zorder=1)
+    axes.plot(time, 100 * accuracy, ls="", zorder=3, **FASTEST)
+    points = [*zip(runs["time"], runs["accuracy"], strict=True), *([(time, accuracy)] if accuracy == accuracy else [])]
+    times, accuracies = np.array(front(points)).T
+    axes.step(times, 100 * accuracies, where="post", color="black", lw=1, ls="--", zorder=2)
 
 
 def legend(frame):
@@ -37,37 +64,40 @@ def legend(frame):
                for name, dtype in catalog.FORMATS.items() if name in set(frame["dtype"])]  # fmt: skip
     fills = {f"filled: {style.methods(filled=True)}, FP32": "0.7", f"hollow: {style.methods(filled=False)}": "white"}
     handles += [Line2D([], [], ls="", marker="D", mfc=fill, mec="black", label=text) for text, fill in fills.items()]
-    return [*handles, Line2D([], [], color="black", lw=1, ls="--", label="Pareto front of all models")]
+    handles.append(Line2D([], [], ls="", label="fastest FP32", **FASTEST))
+    return [*handles, Line2D([], [], color="black", lw=1, ls="--", label="Pareto front of the model")]
 
 
 def make(frame, args):
     frame, batch = frames.one_batch(frame)
-    frame = frame.dropna(subset="latency_ms_p50")
+    frame = placed(frame.dropna(subset="speedup_vs_best_fp32"))
     models = frames.present(frame)
     if not models:
         raise UserError(f"study {args.study} has no timed runs yet.")
     size = dict(figsize=(7.2, 1.3 + 1.8 * len(models)), sharex=True, sharey=True, squeeze=False, layout="constrained")
     figure, panels = plt.subplots(len(models), 1, **size)
-    best = front(frame)
     for axes, model in zip(panels[:, 0], models, strict=True):
         runs = frame[frame["model"] == model]
         draw(axes, runs)
-        axes.step(best["latency_ms_p50"], 100 * best["accuracy"], where="post", color="black", lw=1, ls="--", zorder=2)
         missing = [name for name in frames.labels(frame) if name not in set(runs["series"])]
         text = "not run: " + ", ".join(missing) if missing else ""
         axes.text(0.99, 0.03, text, transform=axes.transAxes, ha="right", fontsize=6, color="0.4")
         axes.set_ylabel(f"{catalog.MODELS[model].label}\nTest accuracy (%)", fontsize=8)
     axes.margins(0.06, 0.1)
+    axes.set_ylim(top=min(100, axes.get_ylim()[1]))
     style.log_scale(axes.xaxis)
-    axes.set_xlabel(f"Latency at batch {batch}, median (ms, log scale)")
-    figure.legend(handles=legend(frame), fontsize=7, loc="outside lower center", ncols=7, frameon=False)
-    text = "Accuracy against latency (bars: 95 % intervals; simulated networks have no latency)"
+    axes.set_xlabel(f"Time at batch {batch} over that of the fastest FP32 in the same rounds (log scale)")
+    figure.legend(handles=legend(frame), fontsize=7, loc="outside lower center", ncols=4, frameon=False)
+    text = "Accuracy against time: left of the dotted line is faster than the fastest FP32\n"
+    text += "Bars: 95 % intervals; simulated networks have no time"
     figure.suptitle(style.title(frame, text), fontsize=9)
     figure.draw_without_rendering()  # labels are placed when everything else has its place
     for axes, model in zip(panels[:, 0], models, strict=True):
         runs = frame[(frame["model"] == model) & (frame["method"] != "fp32")]  # the baseline's colour is black
         names = runs["backend"].where(runs["method"] != "control", "control")
-        style.annotate(axes, zip(runs["latency_ms_p50"], 100 * runs["accuracy"], names, strict=True))
+        (time, accuracy), engine = fastest(frame[frame["model"] == model])
+        points = zip([*runs["time"], time], 100 * np.array([*runs["accuracy"], accuracy]), [*names, engine], strict=True)
+        style.annotate(axes, points)
     style.save(figure, args, "accuracy_vs_latency")
 
 

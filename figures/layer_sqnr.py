@@ -15,6 +15,7 @@ from utils import catalog
 from utils.errors import UserError
 
 SIDES = {"weight_sqnr_db": "Weights", "output_sqnr_db": "Outputs, including errors of earlier layers"}
+LABELS = 26  # names of layers below a panel
 TOP = 110  # dB; 16 bits reach about 100, more is FP32 summed in another order
 
 
@@ -42,29 +43,35 @@ def curve(axes, run, values):
     return Line2D([], [], label=run["series"], **line, **mark)
 
 
+def name_layers(axes, names):
+    """Write the names of layers below a panel, of many only some, so that they can be read."""
+    every = -(-len(names) // LABELS)
+    axes.set_xticks(range(0, len(names), every), names[::every], rotation=90, fontsize=5.5)
+    axes.set_xticks(range(len(names)), minor=True)
+
+
 def make(frame, args):
     frame = chosen(frame)
     models = frames.present(frame)
     if not models:
         raise UserError(f"study {args.study} has no quantized runs yet.")
-    size = (9, 0.9 + 2.3 * len(models))
+    size, handles = (7.5, 1.2 + 2.3 * len(models)), {}
     figure, panels = plt.subplots(len(models), 2, figsize=size, squeeze=False, sharey="row", layout="constrained")
     for row, model in zip(panels, models, strict=True):
-        part, handles = frame[frame["model"] == model], []
+        part = frame[frame["model"] == model]
         for _, run in part.iterrows():
             layers = runs.record(runs.path(args, run), "layers")["layers"]
             for axes, side in zip(row, SIDES, strict=True):
-                handle = curve(axes, run, [float("nan") if layer[side] is None else layer[side] for layer in layers])
-                axes.set_xticks(range(len(layers)), [layer["layer"] for layer in layers], rotation=90, fontsize=4.5)
+                values = [float("nan") if layer[side] is None else layer[side] for layer in layers]
+                handles[run["series"]] = curve(axes, run, values)
+                name_layers(axes, [layer["layer"] for layer in layers])
                 axes.set_title(f"{catalog.MODELS[model].label}: {SIDES[side]}", fontsize=8)
-            handles.append(handle)
-        kinds = set(zip(part["method"], part["dtype"], strict=True))
-        missing = [run["series"] for _, run in frame.drop_duplicates(["method", "dtype"]).iterrows()
-                   if (run["method"], run["dtype"]) not in kinds]  # fmt: skip
-        handles += [Line2D([], [], ls="", label=f"{name}: not run") for name in missing]
+        missing = [name for name in frame["series"].unique() if name not in set(part["series"])]
+        text = "not run: " + ", ".join(missing) if missing else ""
+        row[1].text(0.99, 0.97, text, transform=row[1].transAxes, ha="right", va="top", fontsize=6, color="0.4")
         row[0].set_ylabel("SQNR (dB)")
         row[0].set_ylim(top=min(row[0].get_ylim()[1], TOP))
-        row[1].legend(handles=handles, **style.BESIDE)
+    figure.legend(handles=list(handles.values()), fontsize=7, loc="outside lower center", ncols=3, handlelength=4, frameon=False)
     study = frame.iloc[0]["study"].replace("_", " ")
     text = f"Signal-to-quantization-noise ratio (SQNR) by layer on validation images ({study})\n"
     figure.suptitle(text + "Gaps and values at the top edge: almost no rounding error", fontsize=9)

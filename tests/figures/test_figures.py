@@ -163,8 +163,19 @@ def test_percentiles_of_too_few_runs_are_left_out(monkeypatch, tmp_path):
 
 
 def test_the_front_holds_what_nothing_else_beats():
-    table = pd.DataFrame({"latency_ms_p50": [5, 1, 3, 2, 2, 9, 3], "accuracy": [0.9, 0.5, 0.7, 0.6, 0.65, 0.9, 0.6]})
-    assert accuracy_vs_latency.front(table).index.tolist() == [1, 4, 2, 0]  # 5: as accurate as 0, slower
+    points = [(5, 0.9), (1, 0.5), (3, 0.7), (2, 0.6), (2, 0.65), (9, 0.9), (3, 0.6)]
+    assert accuracy_vs_latency.front(points) == [(1, 0.5), (2, 0.65), (3, 0.7), (5, 0.9)]  # (9, 0.9) is as accurate, and slower
+
+
+def test_the_fastest_fp32_takes_the_time_1_with_the_accuracy_of_fp32(tmp_path):
+    for run in RUNS[:3]:
+        write_run(tmp_path, *run)
+    frame, _ = frames.one_batch(frames.read(tmp_path / "cats_and_dogs" / "results.csv"))
+    runs = accuracy_vs_latency.placed(frame[frame["model"] == RUNS[0][0]])
+    fp32 = runs[runs["method"] == "fp32"].iloc[0]
+    assert accuracy_vs_latency.fastest(runs) == ((1.0, fp32["accuracy"]), "compile")
+    assert runs["time"].tolist() == pytest.approx([1 / value for value in runs["speedup_vs_best_fp32"]])
+    assert (runs["low"] < runs["time"]).all() and (runs["time"] < runs["high"]).all()
 
 
 def test_bins_of_a_reliability_diagram():
