@@ -9,17 +9,20 @@ import ast
 import base64
 import csv
 import hashlib
+import os
+import re
 import struct
 import sys
 from collections import Counter
 from pathlib import Path
+from urllib.parse import quote
 
 import jinja2
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from figures import tables
-from figures.shared import cells, frames, published, runs, script
+from figures.shared import cells, frames, interactive, published, runs, script
 from utils import catalog, caveats, paths, results
 from utils.errors import UserError
 
@@ -58,6 +61,10 @@ def make(frame, args):
         others=others,
         figures=figures(script.figures_folder(args), frame),
         table=everything(folder / "results.csv"),
+        scatter=interactive.scatter(one),
+        answers=interactive.answers(one, folder),
+        help=helps(),
+        links=relative(folder, script.figures_folder(args)),
         machines=machines(records),
         provenance=provenance(records, folder / "results.csv"),
     )
@@ -205,6 +212,27 @@ def everything(path: Path) -> dict:
         "rows": [{"simulated": row["simulated"] == "true", "cells": [row[name] for name in columns]} for row in rows],
         "filters": {name: values[name] for name in FILTERS},
     }
+
+
+def helps() -> dict[str, str]:
+    """What each column of results.csv is, from results/README.md."""
+    text = (paths.RESULTS / "README.md").read_text(encoding="utf-8").partition("## Columns")[2]
+    rows = re.findall(r"^\| (`[^|]*`) \|([^|]*)\| (.*) \|$", text, re.MULTILINE)
+    return {
+        name: f"{meaning.replace('`', '')}{unit.strip() and f' ({unit.strip()})'}"
+        for names, unit, meaning in rows
+        for name in _whole(re.findall(r"`(\w+)`", names))
+    }
+
+
+def _whole(names: list[str]) -> list[str]:
+    """Complete names of which only the end is written: `a_ci_low` and `_ci_high` give `a_ci_high`."""
+    return [names[0].removesuffix("_ci_low") + name if name.startswith("_") else name for name in names]
+
+
+def relative(folder: Path, page: Path) -> str:
+    """The way from the folder of the page to that of the results, for links."""
+    return quote(Path(os.path.relpath(folder, page)).as_posix())
 
 
 def figures(folder: Path, frame: pd.DataFrame) -> list[dict]:

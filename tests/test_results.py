@@ -270,3 +270,15 @@ def test_json_of_a_run_is_valid_for_strict_readers(tmp_path):
         raise AssertionError(constant)
 
     json.loads(write(tmp_path).read_text(), parse_constant=refuse)
+
+
+def test_the_names_of_the_test_images_are_kept_once(tmp_path):
+    names = ["cats/1.jpg", "caf\udce9\n.jpg"]
+    for backend in ("fbgemm", "x86"):
+        results.write(record(backend=backend), LOGITS, Y, tmp_path, names)
+    assert results.test_images(tmp_path / "drawn") == names and len(list(tmp_path.rglob("test_images.json"))) == 1
+    results.write(record(), LOGITS, Y, tmp_path)  # a run that does not know them keeps them
+    assert results.test_images(tmp_path / "drawn") == names
+    for damage in ("", "{}", "[1]", "[", "\0"):
+        (tmp_path / "drawn" / "test_images.json").write_text(damage)
+        assert results.test_images(tmp_path / "drawn") == []

@@ -17,9 +17,12 @@ from utils.cli import Options
 from utils.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
 
 FORMAT = 3
+IMAGES = "test_images.json"
 DISSERTATIONS = "cats_and_dogs"
 # The section of a run's JSON that each column of results.csv comes from. results/README.md explains
 # the columns in this order.
@@ -83,12 +86,12 @@ def is_dissertations(study: str) -> bool:
     return study.startswith(DISSERTATIONS)  # no other data set gets this name: see `layouts.find`
 
 
-def write(record: dict, logits: "np.ndarray", y: "np.ndarray", results: Path) -> Path:
+def write(record: dict, logits: "np.ndarray", y: "np.ndarray", results: Path, names: "Sequence[str]" = ()) -> Path:
     """Store a run, rebuild results.csv and return the JSON's path.
 
     An .npz beside the JSON holds `logits` float32 (n, 2) and `y` int64 (n,) of the test images in
-    their fixed order. Scripts that run at once wait for each other. Raises `ValueError`, before
-    anything is written, if a number in the record is not finite.
+    their fixed order, whose `names` (n) are kept once for the study. Scripts that run at once wait
+    for each other. Raises `ValueError`, before anything is written, if a number is not finite.
     """
     import numpy as np
     from filelock import FileLock
@@ -101,8 +104,19 @@ def write(record: dict, logits: "np.ndarray", y: "np.ndarray", results: Path) ->
         with paths.atomic(path.with_suffix(".npz")) as temporary, temporary.open("wb") as file:
             np.savez(file, logits=logits.astype(np.float32), y=y)
         paths.write_text(path, text)
+        if names and test_images(folder) != list(names):
+            paths.write_text(folder / IMAGES, json.dumps(list(names), indent=0) + "\n")
         rebuild(folder)
     return path
+
+
+def test_images(folder: Path) -> list[str]:
+    """Names of the test images of the study in `folder`, in the order of its answers; empty if they are not known."""
+    try:
+        names = json.loads((folder / IMAGES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
 
 
 def as_json(record: dict) -> str:

@@ -1,5 +1,6 @@
 """The report page of a made-up study in a browser: complete, sortable, self-contained."""
 
+import base64
 import csv
 import json
 import re
@@ -7,7 +8,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pytest
 from records import LOGITS, Y, record, write_run
 from selenium import webdriver
@@ -210,6 +213,108 @@ def test_a_switch_shows_the_other_columns(page):
     assert sorted(seen()) == sorted(results.COLUMNS)
 
 
+def test_words_are_looked_for_in_the_columns_that_are_shown(study, page):
+    box = page.find_element(By.CSS_SELECTOR, "#filter input")
+    hidden = next(row["data_sha256"] for row in table(study))
+    box.send_keys(hidden[:12])
+    assert column(page, "model") == []
+    page.find_element(By.ID, "all-columns").click()
+    assert len(column(page, "model")) == 11
+
+
+def test_a_made_table_is_sorted_within_its_models(page):
+    script = """
+        const named = each => each.caption.textContent.startsWith("All variants");
+        const table = [...document.querySelectorAll("table.made")].find(named);
+        const titles = [...table.tHead.rows[0].cells], place = titles.findIndex(each => each.textContent === arguments[0]);
+        titles[place].firstElementChild.click();
+        return [titles[place].ariaSort, ...[...table.tBodies].map(group => [...group.rows].map(row => row.cells.length > 1
+            ? row.cells[place].firstChild?.textContent ?? "" : row.textContent.trim()))];
+    """
+    assert page.execute_script(script, "MiB") == [
+        "ascending", ["AlexNet", "54.50", "217.50"], ["ResNet-18", "10.50", "10.75", "21.50", "42.50"],
+    ]  # fmt: skip
+    assert page.execute_script(script, "MiB")[0] == "descending"
+    times = page.execute_script(script, "ms at batch 1")
+    assert times[2] == ["ResNet-18", "9.50", "20.25", "100.50", ""]  # empty cells are last
+
+
+def test_a_heading_says_what_its_column_is(page):
+    assert heading(page, "size_mb").get_attribute("title") == "the file that one would deploy (MiB)"
+    titles = [head.get_attribute("title") for head in page.find_elements(By.CSS_SELECTOR, "#results-table thead th")]
+    assert all(titles) and not any("`" in title for title in titles)
+
+
+# ---- what it draws itself
+
+
+def test_a_point_lies_at_its_ratio_and_says_its_numbers(page):
+    points = page.find_elements(By.CSS_SELECTOR, "#scatter .point")
+    assert len(points) == 5  # the simulated run has no time
+    labels = {point.get_attribute("aria-label"): point for point in points}
+    fast = next(point for label, point in labels.items() if label.startswith("ResNet-18 INT8 PTQ fbgemm: 96.25 % ["))
+    slow = next(point for label, point in labels.items() if label.startswith("ResNet-18 FP32 native"))
+    assert "7.12 times as fast as the fastest FP32 (onnxruntime), 10.75 MiB, held" in fast.get_attribute("aria-label")
+    line = page.find_element(By.CSS_SELECTOR, "#scatter .unity").rect["x"]
+    assert fast.rect["x"] + fast.rect["width"] < line < slow.rect["x"]
+    page.execute_script("arguments[0].focus()", fast)
+    assert text(page, "#point") == fast.get_attribute("aria-label")
+    page.execute_script("arguments[0].dispatchEvent(new PointerEvent('pointerenter'))", slow)
+    assert text(page, "#point") == slow.get_attribute("aria-label")
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """A page of two runs on four images, of which they decide two differently; one name is markup."""
+    folder = tmp_path_factory.mktemp("compared")
+    y = np.array([0, 0, 1, 1])
+    for backend, decisions in (("fbgemm", [0, 1, 1, 0]), ("x86", [0, 0, 1, 1])):
+        logits = np.eye(2, dtype=np.float32)[decisions]
+        names = ["a.jpg", NASTY, "c.jpg", "d\u202e.jpg"]
+        results.write(record(backend=backend, batches=(1,)), logits, y, folder / "results", names)
+    assert render(folder).returncode == 0
+    return folder
+
+
+def test_two_variants_are_compared_image_by_image_by_name(compared, browser):
+    browser.get((compared / "out/report.html").as_uri())
+    assert text(browser, "#compared") == (
+        "Of 4 images, both decide 2 right and 0 wrong; only the first is right on 0, only the second on 2."
+    )
+    script = "return [...document.querySelectorAll('#flips tbody tr')].map(row => [...row.cells].map(cell => cell.textContent))"
+    assert browser.execute_script(script) == [[NASTY, "cat", "dog", "cat"], ["d\u202e.jpg", "dog", "cat", "dog"]]
+    browser.find_element(By.ID, "second").send_keys(Keys.ARROW_UP)
+    assert "both decide 2 right and 2 wrong; only the first is right on 0" in text(browser, "#compared")
+    assert not browser.find_element(By.ID, "flips").is_displayed()
+    assert browser.get_log("browser") == []
+
+
+def test_images_without_names_are_numbered(study, page):
+    assert "numbered in the order" in page.find_element(By.CSS_SELECTOR, "#flips caption").get_attribute("textContent")
+
+
+def test_each_run_and_the_table_are_linked(study, page):
+    links = [link.get_attribute("href") for link in page.find_elements(By.CSS_SELECTOR, "td a, th a, caption a")]
+    files = {Path(unquote(urlsplit(link).path)) for link in links}
+    assert files == {study / "results/drawn/results.csv", *(study / "results/drawn/runs").glob("*.json")}
+
+
+def test_the_committed_study_prints_on_twelve_pages(browser):
+    browser.get((ROOT / "figures/cats_and_dogs/report.html").as_uri())
+    printed = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})["data"])
+    assert 4 < len(re.findall(rb"/Type\s*/Page[^s]", printed)) <= 12
+
+
+@pytest.mark.parametrize("width", [390, 768, 1280, 1920])
+def test_nothing_sticks_out_at_any_width(browser, width):
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", dict(width=width, height=900, deviceScaleFactor=1, mobile=False)
+    )
+    browser.get((ROOT / "figures/cats_and_dogs/report.html").as_uri())
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 # ---- what it is
 
 
@@ -217,7 +322,7 @@ def test_nothing_is_asked_of_a_network_and_nothing_goes_wrong(study, page):
     source = (study / "out/report.html").read_text(encoding="utf-8")
     tags = re.findall(r"<[a-z][^>]*>", source)
     links = [link for tag in tags for link in re.findall(r'\b(?:src|href|srcset|action|data)="([^"]*)"', tag)]
-    assert links and all(link.startswith(("#", "data:")) for link in links)
+    assert links and all(link.startswith(("#", "data:", "../results/drawn/")) for link in links)
     assert "@import" not in source and "url(" not in source
     page.get_log("performance")  # thrown away: the browser's own first page
     page.refresh()

@@ -64,7 +64,8 @@ def run(experiment: Experiment, recipe: dict, deployed: Deployed, trained: Check
         record["profile"] = profiling.profile(deployed, path, experiment)
     # Last, because by now all modules that take part are loaded.
     record["provenance"] = _provenance(run, experiment, path)
-    written = results.write(record, logits, experiment.data.test.y, options.results)
+    test = experiment.data.test
+    written = results.write(record, logits, test.y, options.results, [test.names[place] for place in test.index])
     progress.say(f"{summary(record)}\nwritten: {written}")
 
 
