@@ -1,5 +1,6 @@
 """What a disk can do to a run: it is told in one line, and what was there before stays."""
 
+import errno
 import os
 import shutil
 import signal
@@ -96,15 +97,46 @@ def test_equal_networks_make_equal_files(tmp_path):
     assert contents(tmp_path / "one") == contents(tmp_path / "another") and contents(tmp_path / "one")
 
 
-def full_disk(folder):
-    """Return the words that go before a command to run it with a 64 KiB disk at `folder`; None if mounting is not allowed."""
-    mounted = ["unshare", "-rm", "sh", "-c", f'mount -t tmpfs -o size=64k none "{folder}" && "$@"', "sh"]
+def disk(folder, options="size=64k"):
+    """Return the words that go before a command to run it with an empty disk at `folder`; None if mounting is not allowed."""
+    mounted = ["unshare", "-rm", "sh", "-c", f'mount -t tmpfs -o {options} none "{folder}" && "$@"', "sh"]
     allowed = shutil.which("unshare") and subprocess.run([*mounted, "true"], capture_output=True).returncode == 0
     return mounted if allowed else None
 
 
+def test_a_read_only_disk_is_told_in_a_line(tmp_path):
+    words = disk(tmp_path, "ro")
+    if words is None:
+        pytest.skip("mounting a disk is not allowed here")
+    command = [*words, sys.executable, "-c", PROGRAM, tmp_path, "0", WRITERS["text"]]
+    done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert f"cannot write {tmp_path}/target: Read-only file system. Give a folder that you may write to." in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace", "write"])
+def test_a_disk_with_errors_is_told_and_keeps_what_was_there(call, tmp_path, monkeypatch):
+    """The system says EIO when the data are flushed, moved or written."""
+    paths.write_text(tmp_path / "target", "old")
+
+    def broken(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    if call == "write":
+        monkeypatch.setattr(Path, "write_text", broken)
+    elif call == "replace":
+        monkeypatch.setattr(Path, "replace", broken)
+    else:
+        monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(UserError, match=r"cannot write .*target: Input/output error\. Check the disk"):
+        paths.write_text(tmp_path / "target", "new")
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["target"] and (tmp_path / "target").read_text() == "old"
+
+
 def test_a_full_disk_is_told_in_a_line(tmp_path):
-    words = full_disk(tmp_path)
+    words = disk(tmp_path)
     if words is None:
         pytest.skip("mounting a small disk is not allowed here")
     writer = "(folder / 'full').write_bytes(bytes(60_000)); paths.write_text(target, 'new' * 10_000)"

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_any_run import damaged
-from test_disk import full_disk
+from test_disk import disk
 
 from utils import paths
 
@@ -104,10 +104,8 @@ def test_any_disk_takes_the_run_or_is_told(trained, seed, tmp_path):
     shutil.copytree(fp32, tmp_path / "home")
     before = answers(tmp_path / "home")
     script, size = f"{PTQ} --backend {rng.choice(ENGINES)}", int(2 ** rng.uniform(2, 16))  # KiB
-    tmpfs = full_disk(tmp_path / "home" / "results") if seed % 2 else None
-    if tmpfs:  # a disk of that size, empty, in place of the results
-        words = [word.replace("size=64k", f"size={size}k") for word in tmpfs]
-    else:  # no file larger than that
+    words = disk(tmp_path / "home" / "results", f"size={size}k") if seed % 2 else None  # empty, in place of the results
+    if words is None:  # no file larger than that
         words = ["bash", "-c", f'ulimit -f {size}; "$@"', "bash"]
     done = run(tmp_path / "home", script, *words)
     if done.returncode != 0:
