@@ -83,8 +83,10 @@ def tables_of(frame: pd.DataFrame, folder: Path) -> list[Table]:
 
 
 def finished(table: Table, margin: float | None) -> Table:
-    """Drop columns in which no row has anything, and explain the words in the column `note`."""
+    """Drop columns in which no row has anything, put the `note` beside the name, and explain its words."""
     content = table.cells.loc[:, (table.cells != "").any()]
+    first = [name for name in ("model", "variant", "threads", "batch", "note") if name in content]
+    content = content[first + [name for name in content if name not in first]]
     words = {words for note in content.get("note", []) for words in note.split("; ")}
     return table._replace(note=" ".join([table.note.strip(), *caveats.explained(words, margin)]), cells=content)
 
