@@ -130,8 +130,8 @@ def test_any_damage_to_the_state_is_mended_or_told(trained, seed, tmp_path):
         assert victim.name in done.stderr, (where, how, done.stderr)
         assert victim.suffix in (".pt", ".json"), (where, how, done.stderr)  # the rest can be made again
     else:
-        name = "mobilenetv3_ptq_int8_fbgemm_cpu_seed0.npz"
-        assert np.array_equal(answers(tmp_path)[name], answers(int8)[name]), (where, how)
+        name = f"{RUNS}/mobilenetv3_ptq_int8_fbgemm_cpu_seed0.npz"  # the answers of FP32 may be what was damaged
+        assert np.array_equal(np.load(tmp_path / name)["logits"], np.load(int8 / name)["logits"]), (where, how)
 
 
 def test_eight_scripts_at_once_lose_nothing(trained, tmp_path):
