@@ -215,8 +215,9 @@ def everything(path: Path) -> dict:
 
 
 def helps() -> dict[str, str]:
-    """What each column of results.csv is, from results/README.md."""
-    text = (paths.RESULTS / "README.md").read_text(encoding="utf-8").partition("## Columns")[2]
+    """What each column of results.csv is, from results/README.md; nothing where that has been removed."""
+    source = paths.RESULTS / "README.md"
+    text = source.read_text(encoding="utf-8").partition("## Columns")[2] if source.exists() else ""
     rows = re.findall(r"^\| (`[^|]*`) \|([^|]*)\| (.*) \|$", text, re.MULTILINE)
     return {
         name: f"{meaning.replace('`', '')}{unit.strip() and f' ({unit.strip()})'}"
