@@ -50,7 +50,7 @@ class Table(NamedTuple):
 
 def make(frame, args):
     tables = tables_of(frame, args.results / args.study)
-    if other := vars(args).get("against"):  # figures/all.py has no such option
+    if other := vars(args).get("against"):  # figures/all.py does not offer it
         tables.insert(0, against(frame, args, other))
     write(tables, f"Study {args.study}", frames.setting(frame), args)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from figures.shared import runs, style
+from figures.shared import frames, runs, style
 from figures.shared.cells import number
 from utils import catalog, results
 
@@ -25,7 +25,7 @@ def scatter(one: pd.DataFrame) -> dict | None:
     """Points, axes and legend of accuracy against time over that of the fastest FP32 of the machine.
 
     `one` has one row for each run. Places are those in a view box of WIDTH x HEIGHT. None if no run
-    has such a time.
+    was timed.
     """
     timed = one.dropna(subset="speedup_vs_best_fp32")
     if timed.empty:
@@ -47,24 +47,26 @@ def scatter(one: pd.DataFrame) -> dict | None:
         for (_, row), time, accuracy in zip(timed.iterrows(), times, accuracies, strict=True)
     ]
     lines = np.arange(bottom, top + step / 2, step)
-    formats = {row["dtype"]: row for _, row in timed.iterrows()}
     return {
         "width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - EDGE, "top": EDGE, "bottom": HEIGHT - BOTTOM,
         "points": points,
         "vertical": [(x(tick), f"{tick:g}") for tick in TICKS if low <= math.log10(tick) <= high],
         "horizontal": [(y(value), f"{value:g}") for value in lines if value <= 100],
         "one": x(1),
-        "shapes": [(catalog.MODELS[name].label, SHAPES.get(catalog.MODELS[name].marker, SHAPES["o"]))
-                   for name in catalog.MODELS if name in set(timed["model"])],
-        "colours": [(catalog.FORMATS[name].label, catalog.FORMATS[name].colour) for name in catalog.FORMATS if name in formats],
+        "shapes": [(catalog.MODELS[name].label, shape(name)) for name in frames.present(timed)],
+        "colours": [(each.label, each.colour) for name, each in catalog.FORMATS.items() if name in set(timed["dtype"])],
         "hollow": style.methods(filled=False),
     }  # fmt: skip
 
 
+def shape(model: str) -> str:
+    """SVG path of a model's marker; a circle where SHAPES lacks it."""
+    return SHAPES.get(catalog.MODELS[model].marker, SHAPES["o"])
+
+
 def look(row: pd.Series) -> dict:
     """Shape, colour and filling of a point, as in the figures."""
-    shape = SHAPES.get(catalog.MODELS[row["model"]].marker, SHAPES["o"])
-    return {"shape": shape, "colour": style.colour(row), "hollow": not style.filled(row)}
+    return {"shape": shape(row["model"]), "colour": style.colour(row), "hollow": not style.filled(row)}
 
 
 def label(row: pd.Series) -> str:

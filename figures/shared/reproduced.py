@@ -68,7 +68,7 @@ def compared(row: dict, quantity: Quantity) -> tuple[str, str | None]:
     """The difference or ratio of a quantity with its interval, as a cell, and its outcome.
 
     The outcome is "" where the interval holds no difference, else which way it differs; None where
-    one of the two runs has no such number.
+    one of the two runs lacks the number.
     """
     sides = []
     for suffix in ("", "_there"):
@@ -124,8 +124,8 @@ def table(both: pd.DataFrame, outcomes: dict, sizes: list[str | None]) -> pd.Dat
 def missing(ours: pd.DataFrame, theirs: pd.DataFrame, where: str) -> str:
     """Say which runs are only `where`, "here" or "there"; nothing if none is."""
     frame, others = (ours, theirs) if where == "here" else (theirs, ours)
-    known = set(others[frames.RUN].astype(str).agg(" ".join, axis=1))
-    alone = frame[~frame[frames.RUN].astype(str).agg(" ".join, axis=1).isin(known)]
+    keys, known = (pd.MultiIndex.from_frame(each[frames.RUN].astype(str)) for each in (frame, others))
+    alone = frame[~keys.isin(known)]
     if alone.empty:
         return ""
     listed = [f"{catalog.MODELS[row['model']].label} {row['series']}" for _, row in alone.head(3).iterrows()]

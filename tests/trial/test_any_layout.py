@@ -31,7 +31,7 @@ def _picture(kind: str) -> bytes:
 CONTENTS = {"image": _picture("JPEG"), "png": _picture("PNG"), "empty": b"", "text": b"no image", "torn": _picture("PNG")[:-20]}
 KINDS = st.sampled_from([*CONTENTS, "image", "image", "folder", "link", "broken link"])
 ENTRIES = st.tuples(st.lists(FOLDERS, max_size=4), STEMS, SUFFIXES, KINDS)
-# Most trees of such entries have no two classes. Every other example has, to begin with.
+# Few random trees hold two classes, so half of the examples start from one that does.
 PAIRS = [([split, name], str(i), ".jpg", "image") for split in ("train", "test") for name in ("cats", "dogs") for i in range(4)]
 
 

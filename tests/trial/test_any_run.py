@@ -53,14 +53,14 @@ def changed(changes):
     """A copy of a whole run with the changes that still apply."""
     value = copy.deepcopy(WHOLE)
     for what, place, new in changes:
-        with_parent = value
+        inner = value
         try:
             for key in place[:-1]:
-                with_parent = with_parent[key]
+                inner = inner[key]
             if what == "set":
-                with_parent[place[-1]] = new
+                inner[place[-1]] = new
             else:
-                del with_parent[place[-1]]
+                del inner[place[-1]]
         except (KeyError, IndexError, TypeError):
             continue
     return value
