@@ -19,6 +19,7 @@ from utils import catalog
 from utils.errors import UserError
 
 FASTEST = dict(marker="X", color="white", mec="black", ms=8)
+FRONT = dict(color="black", lw=1, ls="--")
 
 
 def placed(frame):
@@ -55,17 +56,7 @@ def draw(axes, runs):
     axes.plot(time, 100 * accuracy, ls="", zorder=3, **FASTEST)
     points = [*zip(runs["time"], runs["accuracy"], strict=True), *([(time, accuracy)] if accuracy == accuracy else [])]
     times, accuracies = np.array(front(points)).T
-    axes.step(times, 100 * accuracies, where="post", color="black", lw=1, ls="--", zorder=2)
-
-
-def legend(frame):
-    """Legend entries for colours, filled and hollow marks, and the front."""
-    handles = [Line2D([], [], ls="", marker="D", mfc=dtype.colour, mec="black", label=dtype.label)
-               for name, dtype in catalog.FORMATS.items() if name in set(frame["dtype"])]  # fmt: skip
-    fills = {f"filled: {style.methods(filled=True)}, FP32": "0.7", f"hollow: {style.methods(filled=False)}": "white"}
-    handles += [Line2D([], [], ls="", marker="D", mfc=fill, mec="black", label=text) for text, fill in fills.items()]
-    handles.append(Line2D([], [], ls="", label="fastest FP32", **FASTEST))
-    return [*handles, Line2D([], [], color="black", lw=1, ls="--", label="Pareto front of the model")]
+    axes.step(times, 100 * accuracies, where="post", zorder=2, **FRONT)
 
 
 def make(frame, args):
@@ -87,7 +78,8 @@ def make(frame, args):
     axes.set_ylim(top=min(100, axes.get_ylim()[1]))
     style.log_scale(axes.xaxis)
     axes.set_xlabel(f"Time at batch {batch} over that of the fastest FP32 in the same rounds (log scale)")
-    figure.legend(handles=legend(frame), fontsize=7, loc="outside lower center", ncols=4, frameon=False)
+    more = Line2D([], [], ls="", label="fastest FP32", **FASTEST), Line2D([], [], label="Pareto front of the model", **FRONT)
+    figure.legend(handles=style.legend(frame, *more), fontsize=7, loc="outside lower center", ncols=4, frameon=False)
     text = "Accuracy against time: left of the dotted line is faster than the fastest FP32\n"
     text += "Bars: 95 % intervals; simulated networks have no time"
     figure.suptitle(style.title(frame, text), fontsize=9)

@@ -19,15 +19,6 @@ LABELS = 26  # names of layers below a panel
 TOP = 110  # dB; 16 bits reach about 100, more is FP32 summed in another order
 
 
-def chosen(frame):
-    """Select one run for each model, method and format: default backend, lowest seed."""
-    frame = frames.quantized(frame)
-    backends = [catalog.Run(*kind).backends for kind in zip(frame["model"], frame["method"], frame["dtype"], strict=True)]
-    rank = [(*names, name).index(name) for name, names in zip(frame["backend"], backends, strict=True)]
-    frame = frame.assign(rank=rank).sort_values(["rank", "seed"], kind="stable")
-    return frame.drop_duplicates(["model", "method", "dtype"]).sort_values(["dtype", "method"], kind="stable")
-
-
 def curve(axes, run, values):
     """Draw one network's layers and return its legend entry.
 
@@ -51,7 +42,7 @@ def name_layers(axes, names):
 
 
 def make(frame, args):
-    frame = chosen(frame)
+    frame = frames.usual(frames.quantized(frame)).sort_values(["dtype", "method"], kind="stable")
     models = frames.present(frame)
     if not models:
         raise UserError(f"study {args.study} has no quantized runs yet.")

@@ -1,4 +1,4 @@
-"""Reliability of every variant: share of the positive class by its predicted probability.
+"""Reliability of each method and format: share of the positive class by its predicted probability.
 
 python figures/reliability.py --study cats_and_dogs
 """
@@ -37,9 +37,9 @@ def diagram(row, args):
 
 
 def make(frame, args):
-    one = frames.first_seed(frame)
+    one = frames.usual(frame)
     baselines = {row["model"]: diagram(row, args) for _, row in one[one["method"] == "fp32"].iterrows()}
-    figure, panels = style.grid(one, cell=0.95)
+    figure, panels = style.grid(one, cell=1.25, columns=5)
     for axes, row in panels:
         axes.plot([0, 1], [0, 1], color="0.5", lw=0.7, ls=":")
         if row["model"] in baselines:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from figures.shared import cells, compare, frames, latex, reproduced, script
+from figures.shared import cells, compare, frames, latex, reproduced, script, seeds
 from figures.shared.cells import MS, POINTS, latency, notes, p_value, percent, text, with_interval
 from utils import catalog, caveats, paths, results
 
@@ -36,6 +36,10 @@ JUDGED = (
     "Points to FP32: on the same images (paired bootstrap interval). p: exact McNemar test, Holm-adjusted over the study. "
     "Verdict: held, not worse than FP32 by more than the {points:g} points declared beforehand; lost, worse by more; undecided, "
     "the interval contains the margin. Agrees: decides as FP32 does. SQNR: of the logits; empty where nothing differs. "
+)
+SEEDS = (
+    "Accuracy, and points to the FP32 network of the same seed, as means over seeds; intervals for other seeds and other images "
+    "together. std: standard deviation of the accuracy over seeds, in points. "
 )
 
 
@@ -101,9 +105,9 @@ def drafts(frame: pd.DataFrame, folder: Path) -> Iterator[Table]:
         yield from drafts_of_model(model, frame, one, folder)
     if frames.is_dissertations(one):
         yield Table("published", "Against the dissertation", *compare.against_published(one))
-    repeated = over_seeds(one)
-    if repeated is not None:
-        yield Table("over_seeds", "Over seeds", "Accuracy in %; std: its standard deviation in points.", repeated)
+    repeated = seeds.together(one, folder / "runs")
+    if not repeated.empty:
+        yield Table("over_seeds", "Over seeds", SEEDS, over_seeds(repeated))
 
 
 def drafts_of_model(model: str, frame: pd.DataFrame, one: pd.DataFrame, folder: Path) -> Iterator[Table]:
@@ -204,15 +208,18 @@ def speedup(timed: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(where | latency(timed, "ms") | {"note": notes(timed)})
 
 
-def over_seeds(one: pd.DataFrame) -> pd.DataFrame | None:
-    """Mean and spread of the accuracy over seeds; None where nothing was run with several."""
-    one = one.assign(model=model_labels(one), accuracy=100 * one["accuracy"])
-    spread = one.groupby(["model", "series"], sort=False)["accuracy"].agg(["count", "mean", "std", "min", "max"]).reset_index()
-    spread = spread[spread["count"] > 1]
-    if spread.empty:
-        return None
-    numbers = {name: text(spread[name]) for name in ("mean", "std", "min", "max")}
-    return pd.DataFrame({"model": spread["model"], "variant": spread["series"], "seeds": text(spread["count"], "{}")} | numbers)
+def over_seeds(repeated: pd.DataFrame) -> pd.DataFrame:
+    """Cells of the variants that were trained with several seeds."""
+    content = {
+        "model": model_labels(repeated),
+        "variant": repeated["series"],
+        "seeds": text(repeated["seeds"], "{}"),
+        "mean %": with_interval(repeated, "accuracy", "{:.2f}", 100),
+        "std": text(100 * repeated["std"]),
+        "points to FP32": with_interval(repeated, "accuracy_difference", POINTS, 100),
+        "verdict": repeated["verdict"].astype(object).fillna(""),
+    }
+    return pd.DataFrame(content)
 
 
 if __name__ == "__main__":

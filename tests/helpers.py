@@ -163,7 +163,11 @@ def mobilenet_checkpoint(path: Path) -> Checkpoint:
             module.momentum = 1.0
     with torch.no_grad():
         model(torch.randn(4, 3, 224, 224))
-    model.eval()
+    return saved(path, model.eval())
+
+
+def saved(path: Path, model: nn.Module) -> Checkpoint:
+    """A model in evaluation mode, saved at `path` as the FP32 MobileNetV3-Small."""
     checkpoints.save(path, "mobilenetv3", model, NoData(), {"fingerprint": ""})
     return Checkpoint(path, model, sealed.sha256_of(path), {"fingerprint": ""})
 

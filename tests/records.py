@@ -101,6 +101,8 @@ def quality(method, logits, y):
     content |= {"accuracy_ci_low": low, "accuracy_ci_high": high, "mcnemar_p": None}
     if method != "fp32":
         content |= stats.against(logits.argmax(1) == y, y == y)
+    if method in ("ptq", "qat"):
+        content |= {"sqnr_reference_db": 25.0, "sqnr_vs_reference_db": 60.0}
     return content | {"accuracy_fake_quant": 0.9} if method == "qat" else content
 
 
@@ -109,6 +111,7 @@ def timed(rng, batch, threads, fast):
     samples = fast * batch / threads * (1 + rng.gamma(1, 0.05, (2, 3, 4)))
     p50, p90, p99 = (float(value) for value in np.quantile(samples, [0.5, 0.9, 0.99]))
     entry = {"threads": threads, "batch_size": batch, "contended": threads == 1, "best_fp32": "compile"}
+    entry |= {"fp32_ms": {"native": 10.0 * batch / threads, "compile": 7.0 * batch / threads}}
     entry |= {"latency_ms_p50": p50, "latency_ms_ci_low": 0.98 * p50, "latency_ms_ci_high": 1.02 * p50, "latency_ms_p90": p90}
     entry |= {"latency_ms_p99": p99, "throughput_ips": 1000 * batch / p50, "samples_ms": samples.tolist()}
     for side, value in (("eager", 10 / fast), ("best", 7 / fast)):

@@ -48,6 +48,32 @@ def test_mean_interval_covers_the_mean_of_few_values_about_95_times_in_100():
         assert 0.87 <= covered <= 0.98
 
 
+def test_crossed_interval_by_hand():
+    """Two seeds, four images and the two that are added, 0.375 + and - 0.7071.
+
+    Mean squares: of seeds 6 (2 x 0.08333^2) = 0.08333, of images 0.675, of the rest 0.08333. With t = 12.706 for two seeds and
+    z = 1.960, the square of half the interval is (161.45 x 0.08333 + 3.8415 x 0.59167) / 12 = 1.3106.
+    """
+    low, high = stats.crossed_interval(np.array([[1, 1, 0, 0], [1, 0, 0, 0]], float))
+    assert (low, high) == pytest.approx((0.375 - 1.3106**0.5, 0.375 + 1.3106**0.5), abs=1e-4)
+
+
+def test_crossed_interval_of_no_difference_is_that_of_one_pair():
+    crossed, single = stats.crossed_interval(np.zeros((3, 2000))), stats.paired_difference(0, 0, 2000)
+    assert crossed == pytest.approx(single, abs=5e-5)
+
+
+@pytest.mark.parametrize("spread", [0, 0.2])
+def test_crossed_interval_covers_the_truth_for_other_seeds_and_images(spread):
+    """Three networks decide 300 images, some harder than others, some networks better than others."""
+    generator, inside = np.random.default_rng(3), []
+    for _ in range(400):
+        skill, ease = spread * generator.normal(size=(3, 1)), generator.normal(size=300)
+        low, high = stats.crossed_interval((skill + ease + generator.normal(size=(3, 300)) > 0).astype(float))
+        inside.append(low <= 0.5 <= high)  # all three are symmetric around 0
+    assert 0.93 <= np.mean(inside) <= 0.99
+
+
 @pytest.mark.parametrize(
     ("n", "percentile", "rank"),
     [

@@ -58,9 +58,10 @@ def sqnr_db(reference: np.ndarray, quantized: np.ndarray) -> float | None:
 
     This is the power of `reference` over the power of its difference to `quantized`.
     """
-    reference, quantized = reference.astype(np.float64), quantized.astype(np.float64)
-    noise = np.square(reference - quantized).sum()
-    return None if noise == 0 else float(10 * np.log10(np.square(reference).sum() / noise))
+    reference = reference.astype(np.float64)
+    difference = reference - quantized
+    noise = np.vdot(difference, difference)
+    return None if noise == 0 else float(10 * np.log10(np.vdot(reference, reference) / noise))
 
 
 def fidelity(logits: np.ndarray, reference: np.ndarray) -> dict[str, float | None]:

@@ -60,6 +60,32 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def crossed_interval(values: np.ndarray) -> tuple[float, float]:
+    """Interval of the mean of `values` (seeds, images), at `LEVEL`, for other seeds and other images.
+
+    All networks answer the same images, so both are random effects, crossed: a two-way analysis of
+    variance without replication (for shares of right answers: Gallas et al. 2007, "Multireader
+    multicase variance analysis for binary data", with readers for seeds). The part of the few seeds
+    gets Student's t and that of the many images the normal distribution; their squares add up, as in
+    MOVER (see `difference`). Of three seeds, this covers the truth in 94 to 98 of 100 simulated
+    studies; with degrees of freedom for both parts together (Hillis 2007) it was 91 to 95.
+
+    Two images more, sqrt(1/2) above and below the mean, keep the interval from shrinking to 0 where
+    nothing differs, as in `paired_difference`.
+    """
+    mean = values.mean()
+    more = mean + np.sqrt(0.5) * np.array([1, -1])
+    values = np.hstack([values, np.tile(more, (len(values), 1))])
+    seeds, images = values.shape
+    of_seeds, of_images = values.mean(1) - mean, values.mean(0) - mean
+    between_seeds = images * (of_seeds**2).sum() / (seeds - 1)
+    between_images = seeds * (of_images**2).sum() / (images - 1)
+    rest = ((values - mean - of_seeds[:, None] - of_images) ** 2).sum() / ((seeds - 1) * (images - 1))
+    t, z = stats.t.ppf((1 + LEVEL) / 2, seeds - 1), stats.norm.ppf((1 + LEVEL) / 2)
+    half = np.sqrt((t**2 * between_seeds + z**2 * max(between_images - rest, 0)) / values.size)
+    return float(mean - half), float(mean + half)
+
+
 def percentile(values: np.ndarray, q: int) -> float | None:
     """The q-th percentile of `values` (n,); None if there are too few values.
 

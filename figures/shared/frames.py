@@ -95,6 +95,14 @@ def first_seed(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.sort_values("seed", kind="stable").drop_duplicates(["model", "series"]).sort_values(ORDER, kind="stable")
 
 
+def usual(frame: pd.DataFrame) -> pd.DataFrame:
+    """Select one run for each model, method and format: of the default backend, or the next that ran, and of the lowest seed."""
+    backends = [catalog.Run(*kind).backends for kind in zip(frame["model"], frame["method"], frame["dtype"], strict=True)]
+    rank = [(*names, name).index(name) for name, names in zip(frame["backend"], backends, strict=True)]
+    one = frame.assign(rank=rank).sort_values(["rank", "seed"], kind="stable").drop_duplicates(["model", "method", "dtype"])
+    return one.drop(columns="rank").sort_values(ORDER, kind="stable")
+
+
 def quantized(frame: pd.DataFrame) -> pd.DataFrame:
     """Select the rows whose method quantizes."""
     return frame[frame["method"].isin([name for name, method in catalog.METHODS.items() if method.quantizes])]

@@ -78,6 +78,15 @@ def look(row: pd.Series) -> dict:
     return dict(marker=marker, color="white", markeredgecolor=colour(row), mew=1.3, ms=6, path_effects=ring)
 
 
+def legend(frame: pd.DataFrame, *more: Line2D) -> list[Line2D]:
+    """Legend entries for colours, filled and hollow marks, and what stands in `more`."""
+    handles = [Line2D([], [], ls="", marker="D", mfc=dtype.colour, mec="black", label=dtype.label)
+               for name, dtype in catalog.FORMATS.items() if name in set(frame["dtype"])]  # fmt: skip
+    fills = {f"filled: {methods(filled=True)}, FP32": "0.7", f"hollow: {methods(filled=False)}": "white"}
+    handles += [Line2D([], [], ls="", marker="D", mfc=fill, mec="black", label=text) for text, fill in fills.items()]
+    return [*handles, *more]
+
+
 # ---- dot plots
 
 

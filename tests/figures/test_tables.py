@@ -9,7 +9,7 @@ import pytest
 from records import write_run
 
 from figures import tables
-from figures.shared import cells, compare, frames, latex, script
+from figures.shared import cells, compare, frames, latex, script, seeds
 from utils import caveats, stats
 from utils.errors import UserError
 from utils.results import COLUMNS, run_id
@@ -347,16 +347,31 @@ def test_latex_prints_what_was_written():
 
 
 def test_seeds_make_mean_and_spread(tmp_path):
-    rows = [dict(seed=seed, accuracy=value) for seed, value in enumerate((0.97, 0.98, 0.975))]
-    frame = results(tmp_path, *rows, dict(model="alexnet", accuracy=0.9))
-    (row,) = tables.over_seeds(frame).to_dict("records")
-    expected = {"variant": "INT8 PTQ fbgemm", "seeds": "3", "mean": "97.50", "std": "0.50", "min": "97.00", "max": "98.00"}
-    assert row == {"model": "ResNet-18"} | expected
-    assert tables.named(frame)["variant"].tolist()[-1] == "INT8 PTQ fbgemm, seed 2"
+    """Of ten images, FP32 decides all rightly with both seeds, INT8 nine with one and seven with the other."""
+    rows = [kind | dict(seed=seed) for kind in (BASELINE, {}) for seed in (0, 1)]
+    for row, right in zip(rows, (10, 10, 9, 7), strict=True):
+        store(tmp_path / "x/runs", row, range(right))
+    frame = results(tmp_path, *rows, dict(model="alexnet"))
+    whole, int8 = tables.over_seeds(seeds.together(frame, tmp_path / "x/runs")).to_dict("records")
+    assert (whole["variant"], whole["seeds"], whole["std"], whole["points to FP32"]) == ("FP32 native", "2", "0.00", "")
+    assert (int8["model"], int8["variant"], int8["seeds"]) == ("ResNet-18", "INT8 PTQ fbgemm", "2")
+    assert int8["mean %"].startswith("80.00 [") and int8["std"] == "14.14"  # sqrt(2) 10
+    assert int8["points to FP32"].startswith("-20.00 [") and int8["verdict"] == "undecided"
+    assert tables.named(frame)["variant"].tolist()[-1] == "INT8 PTQ fbgemm, seed 1"
+
+
+def test_seeds_of_other_test_images_are_refused(tmp_path):
+    rows = [dict(seed=0), dict(seed=1)]
+    for row in rows:
+        store(tmp_path, row, range(9))
+    other = {"logits": np.zeros((10, 2), np.float32), "y": np.ones(10, np.int64)}
+    np.savez(tmp_path / f"{run_id(RUN | rows[1])}.npz", **other)
+    with pytest.raises(UserError, match="are about different test images"):
+        seeds.together(results(tmp_path, *rows), tmp_path)
 
 
 def test_one_seed_has_no_spread(tmp_path):
-    assert tables.over_seeds(results(tmp_path, dict(accuracy=0.9))) is None
+    assert seeds.together(results(tmp_path, dict(accuracy=0.9)), tmp_path).empty
 
 
 def test_the_baseline_comes_first_and_simulated_runs_say_so(tmp_path):
