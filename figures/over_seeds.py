@@ -31,13 +31,14 @@ def make(frame, args):
     one, means = repeated(frame, args)
     if means.empty:
         raise UserError(f"study {args.study} has no variant with several seeds; run its scripts with --seed 1, too.")
-    rows = list(means["series"].unique())
+    rows = frames.labels(means)
     figure, panels = style.panels(means, rows, width=2.4)
     for axes, model, runs in panels:
         style.gaps(axes, runs, rows, style.Dots("accuracy"))
         style.dots(axes, one[one["model"] == model], rows, EACH)
         style.dots(axes, runs, rows, MEAN)
         style.baseline(axes, runs, MEAN)
+        axes.set_xlim(right=min(100, axes.get_xlim()[1]))
         axes.set_xlabel("Test accuracy (%)")
     style.sizes(figure, {EACH.look["ms"]: "one seed", MEAN.look["ms"]: "mean over seeds"})
     text = "Accuracy over seeds (bars: 95 % intervals for other seeds and other images; dotted: mean of FP32)"

@@ -38,7 +38,8 @@ def together(one: pd.DataFrame, folder: Path) -> pd.DataFrame:
             row |= mean("accuracy_difference", right - decided(folder, bases))
             row["verdict"] = stats.verdict(row["accuracy_difference_ci_low"], row["accuracy_difference_ci_high"])
         rows.append(row)
-    return pd.DataFrame(rows, columns=[*KIND, "seeds", "std", *INTERVALS, "verdict"])
+    means = pd.DataFrame(rows, columns=[*KIND, "seeds", "std", *INTERVALS, "verdict"])
+    return means.astype({name: one[name].dtype for name in KIND})  # models and methods in the catalog's order
 
 
 def decided(folder: Path, names: list[str]) -> np.ndarray:
