@@ -11,8 +11,9 @@ WORDS = {
     "reorder": ["Reorder", "QuantizeLinear", "DequantizeLinear", "aten::quantize_per_tensor", "aten::dequantize", "aten::copy_",
                 "ReorderInput", "Transpose"],
     "convolution": ["Convolution", "QLinearConv", "quantized::conv2d_relu", "aten::mkldnn_convolution", "FusedConv"],
-    "depthwise": ["GroupConvolution"],
-    "linear": ["FullyConnected", "QGemm", "MatMul", "quantized::linear", "aten::addmm", "QLinearMatMul"],
+    "depthwise": ["GroupConvolution", "Convolution (NHWC, QC8) DWConv"],
+    "linear": ["FullyConnected", "Fully Connected (NC, QS8, QC8W) GEMM", "QGemm", "MatMul", "quantized::linear", "aten::addmm",
+               "QLinearMatMul"],
     "pooling": ["ReduceMean", "QLinearGlobalAveragePool", "aten::mean"],
     "normalisation": ["aten::native_batch_norm"],
     "activation": ["HSwish", "HardSigmoid", "aten::relu_", "quantized::hardswish"],
@@ -37,7 +38,7 @@ def network():
     return Mixed().eval()
 
 
-@pytest.mark.parametrize("name", ["fbgemm", "onnxruntime", "openvino"])
+@pytest.mark.parametrize("name", ["fbgemm", "onnxruntime", "openvino", "xnnpack"])
 def test_an_engine_tells_its_integer_layers_and_prints_nothing(name, network, tmp_path, capfd):
     engine = registry.get(name)
     if problem := engine.problem():

@@ -17,7 +17,7 @@ from utils.backends.base import Predictor
 # What an operator is for, by a part of its name, in lower case; the first that fits counts.
 KINDS = {
     "reorder": r"reorder|transpose|permute|contiguous|copy|convert|cast|\bto\b|reshape|flatten|quantize(linear|_per)|dequantize",
-    "depthwise": r"depthwise|groupconv",
+    "depthwise": r"depthwise|groupconv|dwconv",
     "convolution": r"conv",
     "linear": r"gemm|matmul|(?<!q)linear|addmm|fullyconnected|\bmm\b",
     "pooling": r"pool|mean|reduce",

@@ -21,6 +21,7 @@ from utils import paths
 from utils.backends import exported
 from utils.backends.base import Predictor
 from utils.backends.lowering import Lowering, not_installed
+from utils.backends.profiles import Timed
 from utils.errors import UserError
 from utils.quantize import Placement, Quantized
 from utils.quantize.operators import folded
@@ -37,6 +38,7 @@ RELU = (ATEN.relu.default, ATEN.relu_.default)
 ADD, MULTIPLY = (ATEN.add.Tensor, ATEN.add_.Tensor), (ATEN.mul.Tensor, ATEN.mul_.Tensor)
 XNN_LAYERS = ("XNNConv2d", "XNNDepthwiseConv2d", "XNNFullyConnected")
 ENDS = ("input_id", "input1_id", "input2_id", "filter_id", "output_id")  # tensors of an operator
+AROUND = ("Method::execute", "DELEGATE_CALL", "OPERATOR_CALL")  # events that hold those of operators
 INTEGERS = ("xnn_datatype_qint8", "xnn_datatype_qcint8")
 
 
@@ -80,6 +82,31 @@ class Xnnpack(Lowering):
         """Count the kernels in an artifact or in the program of an FP32 checkpoint; see `kernels`."""
         return kernels(self._program(path))
 
+    def profile(self, path: Path, x: torch.Tensor, runs: int) -> list[Timed]:
+        """Return the times of XNNPACK's operators in the artifact or FP32 checkpoint at `path`, means of `runs` answers to `x`.
+
+        They are those of ExecuTorch's ETDump, in whole microseconds for each answer. Only the names of
+        layers and of what moves numbers say which format they compute in.
+        """
+        with exported.quiet(), tempfile.TemporaryDirectory() as folder:
+            from executorch.devtools.etdump.serialize import deserialize_from_etdump_flatcc
+            from executorch.extension.pybindings import _C
+
+            _C._unsafe_reset_threadpool(torch.get_num_threads())
+            module = _C._load_for_executorch(str(self._program(path)), enable_etdump=True)
+            parts = x.contiguous(memory_format=self.layout).split(LARGEST)
+            for part in parts * (1 + runs):
+                module.forward([part])
+            dump = Path(folder) / "times.etdp"
+            module.write_etdump_result_to_file(str(dump), "")
+            blocks = deserialize_from_etdump_flatcc(dump.read_bytes()).run_data
+        answers = [block.events for block in blocks if block.name == "Execute"][len(parts) :]  # the first one warms up
+        sums: dict[str, float] = collections.Counter()
+        for event in (each.profile_event for events in answers for each in events):
+            if event is not None and event.name not in AROUND:
+                sums[event.delegate_debug_id_str or event.name] += (event.end_time - event.start_time) / 1e6 / runs
+        return [Timed(name, name.rpartition(" #")[0] or name, format_of(name), ms) for name, ms in sums.items()]
+
     def _program(self, path: Path) -> Path:
         """Return `path`, or, for an FP32 checkpoint, the path of its program; write that if it is missing."""
         if path.suffix != ".pt":
@@ -90,6 +117,12 @@ class Xnnpack(Lowering):
             write(exported.program(network, LARGEST, self.layout), target)
 
         return checkpoints.derived(path, self.suffix, export)
+
+
+def format_of(operator: str) -> str:
+    """Return the format that XNNPACK's name of an operator tells: "INT8", "FP32" or ""."""
+    formats = {"INT8": r"\b(Q[SUC]8W?|[SUX]8)\b", "FP32": r"\b[FX]32\b"}
+    return next((name for name, pattern in formats.items() if re.search(pattern, operator)), "")
 
 
 class Pool(nn.Module):
