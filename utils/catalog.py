@@ -55,6 +55,7 @@ class Backend:
     devices: tuple[str, ...] = ("cpu",)
     package: str = "torch"  # that the engine is part of
     fp32: bool = False  # whether it competes for the fastest FP32, a reference of speed-ups
+    compiles: bool = False  # whether it takes about half a minute to load
     simulated: tuple[str, ...] = ()  # formats that it imitates in float, so that its speed says nothing
     dashes: str = "-"  # in figures
 
@@ -109,7 +110,7 @@ BACKENDS = {  # the first that serves a script is its default
     "tensorrt_fp16": Backend("tensorrt", (*INT8, *FP16), ("cuda",), package="tensorrt", dashes=(0, (7, 2, 1, 2))),
     "native": Backend("native", (("fp32", "fp32"), ("qat", "int8")), ANYWHERE, fp32=True),
     "frozen": Backend("frozen", devices=ANYWHERE, fp32=True),
-    "compile": Backend("compile", devices=ANYWHERE, fp32=True),
+    "compile": Backend("compile", devices=ANYWHERE, fp32=True, compiles=True),
 }
 
 

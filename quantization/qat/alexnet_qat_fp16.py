@@ -22,7 +22,7 @@ RECIPE = dict(
         weight_decay=0.0, clip_norm=1.0,
         distill=True,  # match the FP32 network, not the labels: adapt to the rounding only
         augment=dict(crop=0.7, degrees=15),  # smallest crop as a share of the side; rotation
-        amp=False,
+        amp=False,  # BF16 rounds more coarsely than FP16
     ),
     calibration_images=256,  # these say how widely outputs spread, the unit in which biases learn
 )  # fmt: skip

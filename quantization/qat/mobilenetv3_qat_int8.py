@@ -24,7 +24,7 @@ RECIPE = dict(
         weight_decay=0.0, clip_norm=1.0,
         distill=True,  # match the FP32 network, not the labels: adapt to the rounding only
         augment=dict(crop=0.7, degrees=15),  # smallest crop as a share of the side; rotation
-        amp=False,
+        amp=False,  # depthwise convolutions are slower in BF16 than in FP32
     ),
     bits=8,
     activations="mse",  # the starting ranges are those of PTQ

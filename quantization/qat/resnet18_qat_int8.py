@@ -24,7 +24,7 @@ RECIPE = dict(
         weight_decay=0.0, clip_norm=1.0,
         distill=True,  # match the FP32 network, not the labels: adapt to the rounding only
         augment=dict(crop=0.7, degrees=15),  # smallest crop as a share of the side; rotation
-        amp=False,
+        amp=True,  # values are rounded in FP32, and multiplied in BF16 or FP16 where these are fast
     ),
     bits=8,
     activations="mse",  # the starting ranges are those of PTQ

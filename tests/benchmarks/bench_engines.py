@@ -47,7 +47,7 @@ def _fp32(name: str, model: nn.Module, settings: paired.Settings) -> dict[tuple[
     """Return the engines of FP32, as (backend, file) by (kind, label), but for those that compile in every launch."""
     path = settings.folder / f"{name}.pt"
     checkpoints.export(path, model)
-    names = ["native", BASE] if settings.smoke else [name for name in fastest.ENGINES if name not in fastest.COMPILING]
+    names = ["native", BASE] if settings.smoke else [name for name in fastest.ENGINES if not BACKENDS[name].compiles]
     able = [each for each in names if "cpu" in BACKENDS[each].devices and not registry.problem(each, "cpu")]
     return {("FP32", each): (each, path) for each in able}
 

@@ -18,7 +18,6 @@ from utils.training import checkpoints
 from utils.training.checkpoints import Checkpoint
 
 ENGINES = ("native", *(name for name, backend in BACKENDS.items() if backend.fp32 and name != "native"))
-COMPILING = ("compile",)  # these take about half a minute to load
 
 
 def find(baseline: Checkpoint, split: Split, batch_sizes: list[int], options: Options) -> dict[int, dict]:
@@ -36,7 +35,7 @@ def find(baseline: Checkpoint, split: Split, batch_sizes: list[int], options: Op
     missing = {name: reason for name in able if (reason := registry.problem(name, options.device))}
     if options.timing == "brief":
         left_out = "left out of brief timing, as it compiles for half a minute"
-        missing = {name: left_out for name in able if name in COMPILING} | missing
+        missing = {name: left_out for name in able if BACKENDS[name].compiles} | missing
     names = [name for name in able if name not in missing]
     facts = {"sha256": baseline.sha256, "cpu": environment.cpu()[0], "versions": environment.versions(), "engines": names}
     where = {"device": options.device, "threads": options.threads, "cuda_graph": options.cuda_graph}
