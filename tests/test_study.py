@@ -1,4 +1,4 @@
-"""The committed study is byte for byte what its runs give, and README says what is in it."""
+"""The committed studies are byte for byte what their runs give, and README says what is in them."""
 
 import io
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 from PIL import Image
 
 from figures import tables
@@ -21,7 +22,12 @@ from utils import catalog, results
 ROOT = Path(__file__).resolve().parents[1]
 STUDY = "cats_and_dogs"
 SOURCES = ("runs", "ladder")  # folders of what was measured, from which all else is made
-RUNS = sorted((ROOT / "results" / STUDY / "runs").glob("*.json"))
+ALL_IMAGES = f"{STUDY}_dbea2d6b"  # of MobileNetV3-Small, on all images
+STUDIES = (STUDY, ALL_IMAGES)
+
+
+def runs(study):
+    return sorted((ROOT / "results" / study / "runs").glob("*.json"))
 
 
 def written(*folders):
@@ -42,24 +48,28 @@ def same(name, one, other):
     return one.shape == other.shape and abs(one - other).max() <= 2
 
 
-def test_every_table_and_figure_is_rebuilt_from_the_runs_byte_for_byte(tmp_path):
-    folder, drawn = tmp_path / "results" / STUDY, tmp_path / "figures" / STUDY  # as here, for the report's links
-    for name in SOURCES:
-        shutil.copytree(ROOT / "results" / STUDY / name, folder / name)
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_table_and_figure_is_rebuilt_from_the_runs_byte_for_byte(study, tmp_path):
+    folder, drawn = tmp_path / "results" / study, tmp_path / "figures" / study  # as here, for the report's links
+    for path in (ROOT / "results" / study / name for name in SOURCES):
+        if path.is_dir():
+            shutil.copytree(path, folder / path.name)
     results.rebuild(folder)
-    int8_ladder.rebuild(folder / "ladder")
-    command = [sys.executable, ROOT / "figures/all.py", "--study", STUDY, "--results", folder.parent, "--out", drawn]
+    if (folder / "ladder").is_dir():
+        int8_ladder.rebuild(folder / "ladder")
+    command = [sys.executable, ROOT / "figures/all.py", "--study", study, "--results", folder.parent, "--out", drawn]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stderr) == (0, "")
     again = written(folder, drawn)
-    committed = written(ROOT / "results" / STUDY, ROOT / "figures" / STUDY)
+    committed = written(ROOT / "results" / study, ROOT / "figures" / study)
     assert sorted(again) == sorted(committed)
     assert [name for name in again if not same(name, again[name], committed[name])] == []
 
 
-def test_the_runs_are_of_one_machine_and_one_set_of_images_and_those_of_a_model_of_one_commit():
-    records = [results.read(path) for path in RUNS]
-    assert [results.run_id(record["run"]) for record in records] == [path.stem for path in RUNS] != []
+@pytest.mark.parametrize("study", STUDIES)
+def test_the_runs_are_of_one_machine_and_one_set_of_images_and_those_of_a_model_of_one_commit(study):
+    records = [results.read(path) for path in runs(study)]
+    assert [results.run_id(record["run"]) for record in records] == [path.stem for path in runs(study)] != []
     for section, name in (("environment", "cpu"), ("environment", "versions"), ("provenance", "data_sha256")):
         assert len({json.dumps(record[section][name]) for record in records}) == 1
     for model in catalog.MODELS:
@@ -68,13 +78,18 @@ def test_the_runs_are_of_one_machine_and_one_set_of_images_and_those_of_a_model_
     assert len({record["environment"]["git_commit"] for record in records}) == len(protocols)  # no commit without its reason
     assert not any(record["environment"]["git_dirty"] for record in records)
     baselines = {
-        record["run"]["model"]: record["provenance"]["artifact_sha256"] for record in records if record["run"]["method"] == "fp32"
+        (record["run"]["model"], record["run"]["seed"]): record["provenance"]["artifact_sha256"]
+        for record in records
+        if record["run"]["method"] == "fp32"
     }
-    assert all(record["provenance"]["baseline_sha256"] == baselines[record["run"]["model"]] for record in records)
+    assert all(
+        record["provenance"]["baseline_sha256"] == baselines[record["run"]["model"], record["run"]["seed"]] for record in records
+    )
 
 
-def test_the_runs_tell_nothing_of_the_disk_that_they_come_from():
-    for path in RUNS:
+@pytest.mark.parametrize("study", STUDIES)
+def test_the_runs_tell_nothing_of_the_disk_that_they_come_from(study):
+    for path in runs(study):
         assert not re.search(r'"/|[\s=]/\w', path.read_text()), path.name
 
 
@@ -137,6 +152,37 @@ def of_the_ladder(rungs):
         f"it has {100 * best['test_accuracy']:.2f} %, decides as FP32 does on {100 * best['test_agreement_fp32']:.2f} % of the "
         f"images, and is {best['test_sqnr_db']:.1f} dB from its logits",
     ]
+
+
+def of_every_engine(one):
+    """The sentences of README about INT8 of MobileNetV3-Small on every engine, from one row a run of results.csv."""
+    one = one[one["model"] == "mobilenetv3"].set_index(["method", "dtype", "backend"]).sort_index()
+    int8, fast = one.loc[("ptq", "int8")], ["openvino", "xnnpack"]
+    rest = int8.drop(index=fast)["speedup_vs_best_fp32"]
+    bf16, qat = one.loc["ptq", "bf16", "openvino_bf16"], one.loc["qat", "int8", "openvino"]
+
+    def between(column, form, scale=1):
+        return f"{form.format(scale * column.min())} to {form.format(scale * column.max())}"
+
+    assert set(int8["verdict"]) == {"held"} and set(int8["quantized_modules"]) == {54} and len(int8) == 8
+    assert {one.loc["fp32", "fp32", "native"]["best_fp32"], *int8["best_fp32"]} == {"xnnpack"}
+    return [
+        f"has {between(int8['accuracy'], '{:.2f}', 100)} % on eight engines "
+        f"(FP32 {100 * one.loc['fp32', 'fp32', 'native']['accuracy']:.2f} %; held on all)",
+        f"decides as FP32 does on {between(int8['agreement_fp32'], '{:.2f}', 100)} % of the images, "
+        f"and is {between(int8['sqnr_db'], '{:.1f}')} dB from its logits",
+        f"run it {' and '.join(f'{x:.1f}' for x in int8.loc[fast, 'speedup_vs_eager_fp32'])} times as fast as eager FP32 and "
+        f"{' and '.join(f'{x:.2f}' for x in int8.loc[fast, 'speedup_vs_best_fp32'])} times as fast as the fastest FP32",
+        f"the other six reach {between(rest, '{:.2f}')}",
+        f"{bf16['speedup_vs_best_fp32']:.2f} times the fastest FP32, and nearer to FP32 ({bf16['sqnr_db']:.1f} dB)",
+        f"QAT on OpenVINO, from where PTQ ends, is at {qat['sqnr_db']:.1f} dB, and PTQ at {int8.loc['openvino', 'sqnr_db']:.1f}",
+    ]
+
+
+def test_the_readme_says_what_the_study_of_all_images_says():
+    words = " ".join((ROOT / "README.md").read_text().split())
+    one, _ = frames.one_batch(frames.read(ROOT / "results" / ALL_IMAGES / "results.csv"))
+    assert [sentence for sentence in of_every_engine(one) if sentence not in words] == []
 
 
 def test_the_readme_says_what_ladder_csv_says():
