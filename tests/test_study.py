@@ -54,6 +54,8 @@ def test_every_table_and_figure_is_rebuilt_from_the_runs_byte_for_byte(study, tm
     for path in (ROOT / "results" / study / name for name in SOURCES):
         if path.is_dir():
             shutil.copytree(path, folder / path.name)
+    if (names := ROOT / "results" / study / "test_images.json").is_file():
+        shutil.copy(names, folder)
     results.rebuild(folder)
     if (folder / "ladder").is_dir():
         int8_ladder.rebuild(folder / "ladder")
