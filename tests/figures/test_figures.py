@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from records import write_ladder, write_run
 
-from figures import accuracy_vs_latency, confusion_matrices, reliability, training_curves
+from figures import accuracy_vs_latency, accuracy_vs_size, confusion_matrices, engines, reliability, training_curves
 from figures.shared import frames, published, script, style
 from utils import paths, results, stats
 from utils.errors import UserError
@@ -119,6 +119,26 @@ def test_a_script_runs_from_another_folder_and_without_torch(folder, tmp_path):
     done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, paths.FIGURES, *options], **how)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f"written: {Path('here') / name}" for name in ("size.png", "size.pdf")]
+
+
+# ---- single figures
+
+
+def test_int8_is_placed_by_its_speed_up_over_the_fastest_fp32_of_the_search(folder):
+    """On 2 threads, the search has 5 ms for eager FP32 and 3.5 for compile; INT8 is 7 / 4 times as fast as that."""
+    args = argparse.Namespace(results=folder, study="cats_and_dogs")
+    rows = engines.placed(frames.one_batch(frame_of(folder))[0], args)
+    rows = rows[rows["model"] == "resnet18"].set_index("series")["ms"]
+    assert rows["FP32 native"] == 5 and rows["FP32 compile"] == 3.5
+    assert rows["INT8 PTQ fbgemm"] == rows["INT8 QAT qnnpack"] == pytest.approx(2)
+
+
+def test_files_of_nearly_one_size_are_set_side_by_side():
+    """Of four files the first, third and last differ by less than 2 %, and one decade is wide."""
+    first, alone, second, third = np.log10(accuracy_vs_size.apart(np.array([10.0, 100, 10.1, 10.2]), 1.0))
+    assert alone == 2
+    step = accuracy_vs_size.SPREAD
+    assert [first, second, third] == pytest.approx([1 - step, np.log10(10.1), np.log10(10.2) + step])
 
 
 # ---- classes and processors

@@ -63,12 +63,7 @@ class Xnnpack(Lowering):
     def load(self, path: Path, device: str) -> Predictor:
         """Load an artifact or an FP32 checkpoint, to run with the present number of threads."""
         with exported.quiet():
-            # `executorch.runtime` does the same with these, but imports the exporter first: 3 s in every process.
-            from executorch.extension.pybindings import _C
-
-            # The pool has a thread for every core until it is reset, and belongs to the process.
-            _C._unsafe_reset_threadpool(torch.get_num_threads())
-            program = _C._load_program(str(self._program(path)))
+            program = runtime()._load_program(str(self._program(path)))
             method = program.load_method("forward")
 
         def predict(x: torch.Tensor, program=program) -> torch.Tensor:  # a method needs its program alive
@@ -90,10 +85,8 @@ class Xnnpack(Lowering):
         """
         with exported.quiet(), tempfile.TemporaryDirectory() as folder:
             from executorch.devtools.etdump.serialize import deserialize_from_etdump_flatcc
-            from executorch.extension.pybindings import _C
 
-            _C._unsafe_reset_threadpool(torch.get_num_threads())
-            module = _C._load_for_executorch(str(self._program(path)), enable_etdump=True)
+            module = runtime()._load_for_executorch(str(self._program(path)), enable_etdump=True)
             parts = x.contiguous(memory_format=self.layout).split(LARGEST)
             for part in parts * (1 + runs):
                 module.forward([part])
@@ -117,6 +110,16 @@ class Xnnpack(Lowering):
             write(exported.program(network, LARGEST, self.layout), target)
 
         return checkpoints.derived(path, self.suffix, export)
+
+
+def runtime():
+    """Return ExecuTorch's native module, with a pool of as many threads as torch has at present."""
+    # `executorch.runtime` does the same with it, but imports the exporter first: 3 s in every process.
+    from executorch.extension.pybindings import _C
+
+    # The pool has a thread for every core until it is reset, and belongs to the process.
+    _C._unsafe_reset_threadpool(torch.get_num_threads())
+    return _C
 
 
 def format_of(operator: str) -> str:
