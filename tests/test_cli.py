@@ -1,6 +1,9 @@
 """`utils.cli`: the command that a result names is the one that was given."""
 
+import platform
 import shlex
+import subprocess
+import sys
 
 import pytest
 
@@ -52,6 +55,28 @@ def test_an_absolute_command_can_be_given_from_anywhere(tmp_path, monkeypatch):
     options = cli.parse("", RUN, ["--data", "pets", "--results", "r"])
     said = cli.absolute_command(RUN, options)
     assert said == f"python {cli.paths.ROOT / RUN.script} --backend half --data {tmp_path}/pets --results {tmp_path}/r"
+
+
+FAULTS = """
+import resource
+import numpy as np
+from utils import catalog, cli
+
+if {keeps}:
+    cli.before_torch(cli.parse("", catalog.Run("resnet18", "ptq", "fp16"), []))
+np.ones(2**23)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+np.ones(2**23)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
+def test_a_script_uses_the_memory_that_it_has_freed():
+    def faults(keeps):  # pages that the system had to clear for the second 64 MiB
+        return int(subprocess.check_output([sys.executable, "-c", FAULTS.format(keeps=keeps)], cwd=cli.paths.ROOT, text=True))
+
+    assert faults(keeps=True) < 10 and faults(keeps=False) >= 16  # 16 huge pages of 4 MiB at most, or 16,384 small ones
 
 
 def test_int8_engines_are_refused_on_a_gpu():
