@@ -20,6 +20,7 @@ RECIPE = dict(
     activations="minmax",  # or "percentile", "mse"; with 65,536 levels there is no need to clip
     headroom=4.0,  # 2 of the 16 bits, so that values beyond the calibrated range do not clip
     calibration_images=256,
+    bias_correction=True,  # for ONNX Runtime, whose weights have 8 bits: 23.4 instead of 19.0 dB (validation)
 )
 
 
