@@ -65,7 +65,7 @@ def make(frame, args):
     models = frames.present(frame)
     if not models:
         raise UserError(f"study {args.study} has no timed runs yet.")
-    size = dict(figsize=(7.2, 1.3 + 1.8 * len(models)), sharex=True, sharey=True, squeeze=False, layout="constrained")
+    size = dict(figsize=(7.2, 1.3 + 2.0 * len(models)), sharey=True, squeeze=False, layout="constrained")
     figure, panels = plt.subplots(len(models), 1, **size)
     for axes, model in zip(panels[:, 0], models, strict=True):
         runs = frame[frame["model"] == model]
@@ -74,9 +74,9 @@ def make(frame, args):
         text = "not run: " + ", ".join(missing) if missing else ""
         axes.text(0.99, 0.03, text, transform=axes.transAxes, ha="right", fontsize=6, color="0.4")
         axes.set_ylabel(f"{catalog.MODELS[model].label}\nTest accuracy (%)", fontsize=8)
-    axes.margins(0.06, 0.1)
+        axes.margins(0.06, 0.1)
+        style.log_scale(axes.xaxis)
     axes.set_ylim(top=min(100, axes.get_ylim()[1]))
-    style.log_scale(axes.xaxis)
     axes.set_xlabel(f"Time at batch {batch} over that of the fastest FP32 in the same rounds (log scale)")
     more = Line2D([], [], ls="", label="fastest FP32", **FASTEST), Line2D([], [], label="Pareto front of the model", **FRONT)
     figure.legend(handles=style.legend(frame, *more), fontsize=7, loc="outside lower center", ncols=4, frameon=False)

@@ -82,6 +82,8 @@ def make(frame, args):
                 legend |= curves(axes, row, training, label, columns)
             if not part:
                 axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center", color="0.4", fontsize=7)
+            low, high = axes.get_xlim()
+            axes.set_xlim(min(low, 0.5), max(high, 1.5))  # so that a single epoch has one tick
             axes.xaxis.get_major_locator().set_params(integer=True)
         line[0].set_ylabel(name, fontsize=7.5)
         line[-1].legend(handles=list(legend.values()), **style.BESIDE)

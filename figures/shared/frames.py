@@ -96,11 +96,16 @@ def first_seed(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def usual(frame: pd.DataFrame) -> pd.DataFrame:
-    """Select one run for each model, method and format: of the default backend, or the next that ran, and of the lowest seed."""
-    backends = [catalog.Run(*kind).backends for kind in zip(frame["model"], frame["method"], frame["dtype"], strict=True)]
-    rank = [(*names, name).index(name) for name, names in zip(frame["backend"], backends, strict=True)]
-    one = frame.assign(rank=rank).sort_values(["rank", "seed"], kind="stable").drop_duplicates(["model", "method", "dtype"])
-    return one.drop(columns="rank").sort_values(ORDER, kind="stable")
+    """Select one run for each model, method and format, of the lowest seed, so that models are shown on the same backend.
+
+    It is the backend on which most models ran; of several, the default or the next in the catalog.
+    """
+    kinds = zip(frame["model"], frame["method"], frame["dtype"], strict=True)
+    order = [(*catalog.Run(*kind).backends, name).index(name) for kind, name in zip(kinds, frame["backend"], strict=True)]
+    models = frame.groupby(["method", "dtype", "backend"], observed=True)["model"].transform("nunique")
+    one = frame.assign(models=-models, order=order).sort_values(["models", "order", "seed"], kind="stable")
+    one = one.drop_duplicates(["model", "method", "dtype"]).drop(columns=["models", "order"])
+    return one.sort_values(ORDER, kind="stable")
 
 
 def quantized(frame: pd.DataFrame) -> pd.DataFrame:

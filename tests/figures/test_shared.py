@@ -118,6 +118,19 @@ def test_a_table_with_what_the_catalog_lacks_is_refused(tmp_path):
 # ---- the frame
 
 
+def test_models_are_shown_on_the_backend_that_most_of_them_ran_on(tmp_path):
+    for backend in ("x86", "onednn"):
+        write_run(tmp_path, "resnet18", "qat", "int8", backend)
+    for backend in ("qnnpack", "onednn"):
+        write_run(tmp_path, "alexnet", "qat", "int8", backend)
+    for model, backend in (("resnet18", "x86"), ("resnet18", "fbgemm"), ("alexnet", "x86"), ("alexnet", "fbgemm")):
+        write_run(tmp_path, model, "ptq", "int8", backend)
+    shown = frames.usual(frame_of(tmp_path))
+    assert shown[["model", "method", "backend"]].to_numpy().tolist() == [
+        ["alexnet", "ptq", "fbgemm"], ["alexnet", "qat", "onednn"], ["resnet18", "ptq", "fbgemm"], ["resnet18", "qat", "onednn"],
+    ]  # fmt: skip
+
+
 def test_one_row_a_run_none_lost(tmp_path):
     write_run(tmp_path, *BASELINE)
     write_run(tmp_path, *PTQ, threads=(1,))
