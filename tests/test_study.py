@@ -78,6 +78,9 @@ def test_the_runs_are_of_one_machine_and_one_set_of_images_and_those_of_a_model_
         of_model = [record for record in records if record["run"]["model"] == model]
         assert len({record["environment"]["git_commit"] for record in of_model}) == 1
         assert len({entry["protocol"] for record in of_model for entry in record["timing"] if "protocol" in entry}) == 1
+    if study == STUDY:  # of two protocols; the other study was made model after model
+        protocols = {entry["protocol"] for record in records for entry in record["timing"] if "protocol" in entry}
+        assert len({record["environment"]["git_commit"] for record in records}) == len(protocols)  # no commit without its reason
     assert not any(record["environment"]["git_dirty"] for record in records)
     baselines = {
         (record["run"]["model"], record["run"]["seed"]): record["provenance"]["artifact_sha256"]
