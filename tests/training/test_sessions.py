@@ -84,6 +84,7 @@ def test_a_training_leaves_its_checkpoint_and_is_not_done_twice(tmp_path, monkey
     assert all(torch.equal(trained.model.state_dict()[name], value) for name, value in model.state_dict().items())
     assert facts["best_epoch"] == expected["best_epoch"] and len(facts["history"]) == 2
     assert (facts["recipe"], facts["init"], facts["seed"], facts["processes"]) == (RECIPE, "scratch", 0, 1)
+    assert facts["threads"] == torch.get_num_threads()
     assert trained.sha256 == sealed.sha256_of(trained.path) and not trained.model.training
     assert [file.name for file in trained.path.parent.iterdir()] == [trained.path.name]  # nothing is left to resume
     forbid_training(monkeypatch)

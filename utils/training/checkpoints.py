@@ -32,7 +32,7 @@ class Checkpoint:
     model: nn.Module  # FP32, in evaluation mode; with fake quantization after QAT
     sha256: str  # of the file
     # Keys: recipe, init, backend (QAT only), data, seed, device, history, best_epoch,
-    # training_dtype, fingerprint, processes.
+    # training_dtype, fingerprint, processes, threads (of each process).
     training: dict
 
 

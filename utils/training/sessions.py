@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from utils import progress, sealed
@@ -89,7 +90,8 @@ def _once(job: _Job, model: nn.Module, data: Data, options: Options) -> dict:
     distributed.wait()
     resume = loop.Resume(path.with_suffix(".resume"), fingerprint)
     facts |= loop.fit(model, data, recipe, job.setup, resume)
-    facts |= {"fingerprint": fingerprint, "processes": distributed.size()}
+    # Sums in another order round otherwise, so the same training on other threads gives other bits.
+    facts |= {"fingerprint": fingerprint, "processes": distributed.size(), "threads": torch.get_num_threads()}
     if distributed.rank() == 0:
         checkpoints.save(path, job.architecture, model, data, facts)
         resume.path.unlink(missing_ok=True)
