@@ -3,8 +3,9 @@
     python quantization/int8_ladder.py --data PATH --models mobilenetv3 --backend fbgemm
 
 First come the default recipes of other tools, each on that tool's engine, then the study's networks
-on the engine of `--backend`. The FP32 checkpoints must be there; QAT is trained unless its script was
-run before. Each rung is measured on the validation images, which steps are chosen by, and on the test
+on the engine of `--backend`, and last its recipe of PTQ with fewer and more images and with the 7 bits
+of processors without VNNI. The FP32 checkpoints must be there; QAT is trained unless its script was run
+before. Each rung is measured on the validation images, which steps are chosen by, and on the test
 images, which nothing is chosen by; layer by layer, in exact arithmetic, on a few validation images.
 What is done already is not done again. The results are `results/STUDY/ladder.csv` and
 `ladder_layers.csv`; `figures/int8_ladder.py` and `figures/int8_ladder_layers.py` draw them.
@@ -42,6 +43,12 @@ STEPS = {  # the further steps, in the order in which they are stacked
     "first blocks in FP32": None,  # the first FLOATS of them, whose names depend on the model
 }
 FLOATS = 2
+VARIATIONS = {  # of the recipe of PTQ, which was chosen with its number of images on a processor with VNNI
+    "the study's recipe": {},
+    "with 100 calibration images": dict(calibration_images=100),
+    "with 2,000 calibration images": dict(calibration_images=2000),
+    "for processors without VNNI": dict(narrow=True),
+}
 LAYER_IMAGES = 64  # validation images for the errors layer by layer
 COLUMNS = (
     "model", "backend", "rung", "kind", "place", "seconds",
@@ -56,7 +63,7 @@ class Rung:
     """A network to measure: by the default of a tool, or by a recipe of the study."""
 
     name: str
-    kind: str  # "tool"; "stacked" on those before it; "alone"; "trained", which is stacked, too
+    kind: str  # "tool"; "stacked" on those before it; "trained", which is stacked, too; "alone"; "varied"
     recipe: dict
 
 
@@ -87,7 +94,8 @@ def steps(ptq: dict, qat: dict, floats: tuple[str, ...]) -> list[Rung]:
         total = total | change
         rungs.append(Rung(name, "stacked", total))
     rungs.append(Rung("QAT", "trained", qat))
-    return rungs + [Rung(name, "alone", channels | change) for name, change in changes.items()]
+    rungs += [Rung(name, "alone", channels | change) for name, change in changes.items()]
+    return rungs + [Rung(name, "varied", ptq | change) for name, change in VARIATIONS.items()]
 
 
 def quality(logits, reference, y) -> dict:

@@ -9,7 +9,7 @@ import pytest
 from helpers import split_of
 
 from quantization import int8_ladder as script
-from quantization.int8_ladder import CHANNELS, COLUMNS, LAYER_COLUMNS, STEPS, Rung
+from quantization.int8_ladder import CHANNELS, COLUMNS, LAYER_COLUMNS, STEPS, VARIATIONS, Rung
 from utils.catalog import Run
 
 PTQ, QAT = dict(keep_fp32=(), seven_bits="weights"), dict(training={}, calibration_images=4)
@@ -28,6 +28,7 @@ def test_each_step_stands_alone_and_on_top_of_those_before_it():
         *((step, "stacked") for step in STEPS),
         ("QAT", "trained"),
         *((step, "alone") for step in STEPS),
+        *((change, "varied") for change in VARIATIONS),
     ]
     start = recipe_of(climbed, CHANNELS, "stacked")
     assert recipe_of(climbed, "the plainest", "stacked") == start | {"weights": "tensor"}
@@ -37,6 +38,8 @@ def test_each_step_stands_alone_and_on_top_of_those_before_it():
     assert top["keep_fp32"] == ("stem",) and top["reconstruct"] and top["equalize"] and top["activations"] == "mse"
     assert recipe_of(climbed, "QAT", "trained") == QAT
     assert all(rung.recipe["seven_bits"] == "weights" for rung in climbed if rung.kind != "trained")
+    assert recipe_of(climbed, "the study's recipe", "varied") == PTQ
+    assert recipe_of(climbed, "with 100 calibration images", "varied") == PTQ | {"calibration_images": 100}
 
 
 def test_tools_that_are_not_installed_are_named_and_left_out(monkeypatch, capsys):
@@ -123,7 +126,7 @@ def test_the_command_climbs_all_rungs_on_a_few_images(tmp_path):
 
     options = ("--smoke", "--threads", "1", "--models", "mobilenetv3", "--results", "out", "--checkpoints", "weights")
     done = run("quantization/int8_ladder.py", *options, cwd=tmp_path)
-    assert "rung 4 of 19: XNNPACK (tool)" in done.stdout and "rung 13 of 19: QAT (trained)" in done.stdout
-    assert len(list((tmp_path / "out/drawn_smoke/ladder").glob("*.json"))) == 19
+    assert "rung 4 of 23: XNNPACK (tool)" in done.stdout and "rung 13 of 23: QAT (trained)" in done.stdout
+    assert len(list((tmp_path / "out/drawn_smoke/ladder").glob("*.json"))) == 23
     drawn = run("figures/int8_ladder.py", "--study", "drawn_smoke", "--results", "out", "--out", "here", cwd=tmp_path)
     assert (tmp_path / "here/int8_ladder_layers.png").exists(), drawn.stderr

@@ -8,7 +8,7 @@ import pandas as pd
 from utils import catalog
 from utils.errors import UserError
 
-KINDS = ("tool", "stacked", "trained", "alone")
+KINDS = ("tool", "stacked", "trained", "alone", "varied")
 NAMES = {"model": catalog.MODELS, "backend": catalog.BACKENDS, "kind": KINDS}
 TEXTS = (*NAMES, "rung", "layer")
 

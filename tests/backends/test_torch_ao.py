@@ -216,6 +216,16 @@ def test_a_factor_keeps_to_seven_bits_where_products_would_saturate(monkeypatch,
         assert network.layers["depthwise"].weight.abs().max().item() == depthwise
 
 
+@pytest.mark.parametrize("engine", [engine for engine in ENGINES if engine != "qnnpack"])
+@pytest.mark.parametrize("factor", ["weights", "activations"])
+def test_a_recipe_can_ask_for_the_seven_bits_of_processors_without_vnni(monkeypatch, engine, factor):
+    recipe, backend = dict(bits=8, seven_bits=factor), registry.get(engine)
+    monkeypatch.setattr(environment, "has_vnni", lambda: False)
+    without = backend.placement_by(recipe)
+    monkeypatch.setattr(environment, "has_vnni", lambda: True)
+    assert backend.placement_by(recipe | dict(narrow=True)) == without != backend.placement_by(recipe)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_scales_that_torch_fixes_are_known_to_the_method(deployed, engine):
     placement, quantized = registry.get(engine).placement_by({"bits": 8}), deployed[engine].quantized

@@ -36,8 +36,12 @@ class Lowering(ABC):
 
         `seven_bits` names the factor of products that has 7 bits where products of 8 bits overflow:
         "activations", the default, as reduce_range does in torch, or "weights", as in ONNX Runtime.
+        With `narrow` true, it has them on every machine, for a file that also serves those without VNNI.
         """
-        return self.placement(recipe["bits"]).narrowed(recipe.get("seven_bits", "activations"))
+        placement = self.placement(recipe["bits"])
+        if recipe.get("narrow"):
+            placement = dataclasses.replace(placement, narrow=True, narrow_depthwise=False)
+        return placement.narrowed(recipe.get("seven_bits", "activations"))
 
     @abstractmethod
     def lower(self, quantized: Quantized, path: Path) -> None:
