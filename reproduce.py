@@ -1,6 +1,7 @@
 """Run the study, or a part of it: every script in a separate process, baselines first.
 
     python reproduce.py --data PATH --init 'weights/{model}.pth'
+    python reproduce.py --data PATH --init 'weights/{model}.pth' --more-seeds 1 2
     python reproduce.py --models mobilenetv3 --list
 
 Runs that the same code has measured on the same images, processor and versions are skipped. A
@@ -32,6 +33,7 @@ MODELS = tuple(catalog.MODELS)
 METHODS = tuple(dict.fromkeys(method for method, _ in catalog.kinds()))
 DTYPES = tuple(dict.fromkeys(dtype for _, dtype in catalog.kinds()))
 BACKENDS = tuple(name for name, backend in catalog.BACKENDS.items() if backend.serves)
+SEEDED = ("fp32", "int8")  # formats that are run with --more-seeds, too
 CANNOT = "cannot run here: "  # of the error of a script, see `select` in utils/backends/registry.py
 
 
@@ -42,6 +44,11 @@ class Job:
     run: Run
     backend: str
     options: Options
+
+    @property
+    def network(self) -> tuple[str, int]:
+        """Model and seed, which tell its baseline from others."""
+        return self.run.model, self.options.seed
 
 
 @dataclass
@@ -58,6 +65,8 @@ def parse() -> argparse.Namespace:
     parser = cli.Parser("reproduce.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for option, choices in (("models", MODELS), ("methods", METHODS), ("dtypes", DTYPES), ("backends", BACKENDS)):
         parser.add_argument(f"--{option}", nargs="+", choices=choices, default=choices, help=f"default: {' '.join(choices)}")
+    more = "train FP32 and INT8 with these seeds beside --seed, to see how much is chance"
+    parser.add_argument("--more-seeds", nargs="+", type=cli.whole_number(0, cli.MAX_SEED), default=(), metavar="N", help=more)
     parser.add_argument("--list", action="store_true", help="print the commands, one a line, fp32 first, and run nothing")
     cli.add_options(parser)
     return parser.parse_args()
@@ -69,9 +78,9 @@ def plan(asked: argparse.Namespace) -> list[Job]:
     In --init, {model} stands for the model. Prints which runs are left out because they do not run
     on the device. Raises `UserError` if options contradict each other or leave nothing to run.
     """
-    given = {
-        name: value for name, value in vars(asked).items() if name not in ("models", "methods", "dtypes", "backends", "list")
-    }
+    part = ("models", "methods", "dtypes", "backends", "more_seeds", "list")
+    given = {name: value for name, value in vars(asked).items() if name not in part}
+    seeds = dict.fromkeys((asked.seed, *asked.more_seeds))
     jobs, left_out = [], Counter()
     for run in catalog.runs():
         if run.model not in asked.models or run.method not in asked.methods or run.dtype not in asked.dtypes:
@@ -79,7 +88,8 @@ def plan(asked: argparse.Namespace) -> list[Job]:
         init = asked.init and asked.init.replace("{model}", run.model) if run.method == "fp32" else None
         for backend in (name for name in run.backends if name in asked.backends):
             if asked.device in catalog.BACKENDS[backend].devices:
-                jobs.append(Job(run, backend, cli.resolve((backend,), given | {"init": init})))
+                for seed in seeds if run.dtype in SEEDED else (asked.seed,):
+                    jobs.append(Job(run, backend, cli.resolve((backend,), given | {"init": init, "seed": seed})))
             elif asked.device != "cpu" or asked.backends != BACKENDS:  # the usual run has nothing for a GPU
                 left_out[backend] += 1
     if left_out:
@@ -189,14 +199,14 @@ def execute(job: Job) -> str:
 
 def work(jobs: list[Job], is_done, outcomes: list[Outcome]) -> None:
     """Run the jobs for which `is_done(job)` is false; append the outcomes of all to `outcomes`."""
-    finished, failed = [], set()  # (kind, seconds) for the estimate; models whose baseline failed
+    finished, failed = [], set()  # (kind, seconds) for the estimate; (model, seed) whose baseline failed
     with progress.Bar("study", len(jobs), "jobs") as bar:
         for number, job in enumerate(jobs):
-            if job.run.model in failed or is_done(job):
+            if job.network in failed or is_done(job):
                 there = "skipped: done before by the same code on the same images and machine"
-                outcomes.append(Outcome(job, "not run: its baseline failed" if job.run.model in failed else there))
+                outcomes.append(Outcome(job, "not run: its baseline failed" if job.network in failed else there))
                 continue
-            ahead = [other.run for other in jobs[number:] if other.run.model not in failed and not is_done(other)]
+            ahead = [other.run for other in jobs[number:] if other.network not in failed and not is_done(other)]
             left = seconds_left([(run.method, run.dtype) for run in ahead], finished)
             _announce(bar, number, cli.command(job.run, job.options), left)
             outcome, begun = Outcome(job, "interrupted"), time.monotonic()
@@ -208,7 +218,7 @@ def work(jobs: list[Job], is_done, outcomes: list[Outcome]) -> None:
             if outcome.what == "ok":
                 finished.append(((job.run.method, job.run.dtype), outcome.seconds))
             elif job.run.method == "fp32":
-                failed.add(job.run.model)
+                failed.add(job.network)
 
 
 def _announce(bar: progress.Bar, number: int, command: str, left: float | None) -> None:
@@ -223,8 +233,9 @@ def _announce(bar: progress.Bar, number: int, command: str, left: float | None) 
 def summarize(outcomes: list[Outcome]) -> None:
     """Print a table of the outcomes, and their totals."""
     print()
+    several = len({outcome.job.options.seed for outcome in outcomes}) > 1
     for outcome in outcomes:
-        backend = f"{outcome.job.backend:{max(map(len, BACKENDS))}}"
+        backend = f"{outcome.job.backend:{max(map(len, BACKENDS))}}" + f" seed {outcome.job.options.seed}" * several
         print(f"{outcome.job.run.name:22} {backend} {outcome.seconds:6.0f} s  {outcome.what}")
     totals = Counter("ran" if outcome.what == "ok" else outcome.what.partition(":")[0] for outcome in outcomes)
     order = ("ran", "skipped", "left out", "failed", "not run", "interrupted")

@@ -128,7 +128,7 @@ def asked(**changes):
     everything = dict(models=MODELS, methods=reproduce.METHODS, dtypes=reproduce.DTYPES, backends=reproduce.BACKENDS)
     parser = cli.Parser()
     cli.add_options(parser)
-    return argparse.Namespace(**everything | vars(parser.parse_args([])) | {"list": False} | changes)
+    return argparse.Namespace(**everything | vars(parser.parse_args([])) | {"list": False, "more_seeds": ()} | changes)
 
 
 def planned(**changes):
@@ -148,6 +148,17 @@ def test_the_plan_is_everything_once_or_what_was_asked_for():
     assert len(set(jobs)) == len(jobs) == sum(len(run.backends_on("cpu")) for run in catalog.runs())
     part = planned(models=["resnet18"], methods=["ptq"], dtypes=["int8"], backends=["x86", "native"])
     assert part == [(Run("resnet18", "ptq", "int8"), "x86")]
+
+
+def test_more_seeds_are_of_fp32_and_int8_alone():
+    first = reproduce.plan(asked())
+    jobs = reproduce.plan(asked(seed=7, more_seeds=[8, 7, 9]))
+    assert [(job.run, job.backend) for job in jobs if job.options.seed == 7] == [(job.run, job.backend) for job in first]
+    for seed in (8, 9):
+        part = [(job.run, job.backend) for job in jobs if job.options.seed == seed]
+        assert part == [(job.run, job.backend) for job in first if job.run.dtype in ("fp32", "int8")]
+    places = [job.run.method == "fp32" for job in jobs]
+    assert places == sorted(places, reverse=True)  # baselines of all seeds first
 
 
 def test_a_gpu_is_given_what_can_run_there_and_the_rest_is_named(capsys):
@@ -283,6 +294,19 @@ def test_it_goes_on_after_a_failure_but_not_without_a_baseline(home):
     assert not any("alexnet_ptq" in line for line in home.ran())
     assert "the disk is full" in out.partition("[2/9")[0]  # passed on when it was said
     assert err == ""
+
+
+def test_a_baseline_that_fails_with_one_seed_stops_no_other_seed(home):
+    home.script("models/alexnet_fp32.py", "if '--seed' in sys.argv:\n    sys.exit('error: no luck')")
+    status, out, _, _ = home.run("--models", "alexnet", "--backends", "native", "fbgemm", "--more-seeds", "1")
+    said = dict(re.findall(r"^(\w+ +\w+ +seed \d) +\d+ s  (.*)$", out, re.MULTILINE))
+    assert {re.sub(" +", " ", name): what for name, what in said.items()} == {
+        "alexnet_fp32 native seed 0": "ok",
+        "alexnet_fp32 native seed 1": "failed: no luck",
+        "alexnet_ptq_int8 fbgemm seed 0": "ok",
+        "alexnet_ptq_int8 fbgemm seed 1": "not run: its baseline failed",
+    }
+    assert status == 1
 
 
 def test_one_failure_is_enough_for_the_status(home):
