@@ -17,7 +17,7 @@ from utils.catalog import Run
 RUN = Run(model="alexnet", method="fp32", dtype="fp32")
 RECIPE = {
     "pretrained": dict(
-        epochs=12, batch_size=32, patience=6,  # stop after this many epochs without a better one
+        epochs=7, batch_size=32, patience=4,  # stop after this many epochs without a better one
         backbone_lr=3e-5, head_lr=3e-4, warmup_epochs=0.5,
         weight_decay=0.01, label_smoothing=0.05, clip_norm=1.0,
         augment=dict(crop=0.7, degrees=15),  # smallest crop as a share of the side; rotation
