@@ -21,7 +21,7 @@ MARKS = {  # kind of rung: its look, what it is in the legend, and how far it li
     "stacked": (dict(marker="o", color=COLOUR, mec="black", ms=6), "on top of the rungs above", -0.13),
     "trained": (dict(marker="s", color=COLOUR, mec="black", ms=6), "trained, from post-training quantization", -0.13),
     "alone": (dict(marker="o", mfc="white", mec=COLOUR, ms=6), "alone, with a weight scale for each channel", 0.13),
-    "varied": (dict(marker="^", color=COLOUR, mec="black", ms=6), "the study's recipe of PTQ, elsewhere", 0.0),
+    "varied": (dict(marker="^", color=COLOUR, mec="black", ms=6), "the study's recipe of PTQ, varied", 0.0),
 }
 
 

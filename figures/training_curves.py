@@ -28,12 +28,13 @@ ROWS = (
 
 
 def histories(frame, args):
-    """List (row, training, name) of each training; several engines may share one."""
+    """List (row, training, name) of each training; several engines may share one. Fine-tuning of one epoch has no curve."""
     shared = {}
     for _, row in frame[frame["method"].isin(FP32 + TUNED)].iterrows():
         training = runs.record(runs.path(args, row), "training")["training"]
-        key = (row["model"], row["method"], row["dtype"], str(training["history"]))
-        shared.setdefault(key, (row, training, []))[2].append(row["backend"])
+        if row["method"] in FP32 or len(training["history"]) > 1:
+            key = (row["model"], row["method"], row["dtype"], str(training["history"]))
+            shared.setdefault(key, (row, training, []))[2].append(row["backend"])
     trainings = list(shared.values())
     return [(row, training, named(row, engines, trainings)) for row, training, engines in trainings]
 
@@ -84,7 +85,7 @@ def make(frame, args):
                 axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center", color="0.4", fontsize=7)
             low, high = axes.get_xlim()
             axes.set_xlim(min(low, 0.5), max(high, 1.5))  # so that a single epoch has one tick
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         line[0].set_ylabel(name, fontsize=7.5)
         line[-1].legend(handles=list(legend.values()), **style.BESIDE)
     for column, model in enumerate(models):

@@ -1,6 +1,7 @@
 """The figure scripts, on a small study made up for them."""
 
 import argparse
+import json
 import re
 import subprocess
 import sys
@@ -220,6 +221,19 @@ def test_engines_that_share_a_training_are_drawn_once(folder):
     histories = training_curves.histories(frame, argparse.Namespace(results=folder, study="cats_and_dogs"))
     names = [name for row, _, name in histories if row["model"] == "resnet18"]
     assert names == ["FP32 native", "FP32 control native", "INT8 QAT"]
+
+
+def test_fine_tuning_of_one_epoch_has_no_curve(tmp_path):
+    for model in ("resnet18", "mobilenetv3"):
+        for run in (("fp32", "fp32", "native"), ("qat", "int8", "fbgemm")):
+            write_run(tmp_path, model, *run)
+    for path in (tmp_path / "cats_and_dogs/runs").glob("resnet18_*.json"):
+        content = json.loads(path.read_text())
+        content["training"] |= {"history": content["training"]["history"][:1], "best_epoch": 0}
+        path.write_text(json.dumps(content))
+    histories = training_curves.histories(frame_of(tmp_path), argparse.Namespace(results=tmp_path, study="cats_and_dogs"))
+    drawn = [(row["model"], name) for row, _, name in histories]
+    assert drawn == [("resnet18", "FP32 native"), ("mobilenetv3", "FP32 native"), ("mobilenetv3", "INT8 QAT fbgemm")]
 
 
 def test_a_training_is_named_by_what_tells_it_from_its_kin():
