@@ -126,18 +126,19 @@ def formats(experiment: Experiment, backend: Backend, calibration: torch.Tensor,
     whole = {WHOLLY: backend.quantize(model, few, quick | {"keep_fp32": ()})}
     reference = fp32_logits(experiment)
     wholly, *single = compare(experiment, whole | alone, reference)
-    keep = {trial.name for trial in single if wholly.ms / trial.ms > FASTER}
-    order = sorted((trial for trial in single if trial.name not in keep), key=lambda trial: _price(wholly, trial))
-    log = []
-    for added in (None, *order[:-1]):
-        keep |= {added.name} if added else set()
-        chosen = plain | {"keep_fp32": tuple(name for name in blocks(model) if name in keep)}
-        label = f"in FP32: {', '.join(chosen['keep_fp32']) or 'nothing'}"
-        beside, trial = compare(experiment, whole | {label: backend.quantize(model, calibration, chosen)}, reference)
-        progress.say(f"{backend.name}, {trial}; {WHOLLY}: {beside.ms:.3g} ms")
-        log += [beside, trial]
-        if trial.meets(budget):
-            return chosen | {"trials": _log(experiment, budget, [wholly, *single, *log])}
+    fast = {trial.name for trial in single if wholly.ms / trial.ms > FASTER}
+    order, log = sorted(single, key=lambda trial: _price(wholly, trial)), []
+    # If what is faster in FP32 leaves only a block in INT8 that breaks the budget, all are taken by their price.
+    for keep in (fast, set()) if fast else (fast,):
+        for added in (None, *[trial for trial in order if trial.name not in keep][:-1]):
+            keep = keep | {added.name} if added else keep
+            chosen = plain | {"keep_fp32": tuple(name for name in blocks(model) if name in keep)}
+            label = f"in FP32: {', '.join(chosen['keep_fp32']) or 'nothing'}"
+            beside, trial = compare(experiment, whole | {label: backend.quantize(model, calibration, chosen)}, reference)
+            progress.say(f"{backend.name}, {trial}; {WHOLLY}: {beside.ms:.3g} ms")
+            log += [beside, trial]
+            if trial.meets(budget):
+                return chosen | {"trials": _log(experiment, budget, [wholly, *single, *log])}
     raise UserError(
         f'formats="auto" on {backend.name}: {_wanted(budget)} is not met with all blocks but one in FP32.\n'
         "Relax the budget of the recipe."
@@ -147,7 +148,8 @@ def formats(experiment: Experiment, backend: Backend, calibration: torch.Tensor,
 def _price(wholly: Trial, trial: Trial) -> float:
     """Milliseconds that a block in FP32 adds for the error that it removes; infinite if it removes none."""
     removed = wholly.noise - trial.noise
-    return max(trial.ms - wholly.ms, 1e-6) / removed if removed > 0 else np.inf
+    # Less than this is noise: blocks that cost so little are taken by what they remove.
+    return max(trial.ms - wholly.ms, (FASTER - 1) * wholly.ms) / removed if removed > 0 else np.inf
 
 
 def fp32_logits(experiment: Experiment) -> np.ndarray:
