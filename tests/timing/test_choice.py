@@ -108,6 +108,14 @@ def test_blocks_that_are_faster_in_fp32_stay_so_and_then_those_that_remove_most_
     assert json.loads(json.dumps(log, allow_nan=False)) == log
 
 
+def test_blocks_that_are_faster_in_fp32_may_return_to_int8_if_the_last_one_breaks_the_budget(monkeypatch):
+    for block, cost in dict(a=-1.0, b=-1.0, c=2.0, d=-1.0).items():
+        monkeypatch.setitem(COST, block, cost)
+    log = chosen(Fake(), accuracy_drop=0.02)["trials"]["tried"]
+    names = [trial["name"].removeprefix("in FP32: ") for trial in log if trial["name"].startswith("in FP32")]
+    assert names == ["a, b, d", "nothing", "a", "a, c"]  # what costs less than 2 % costs 0.2 ms; c costs 2 ms, and removes most
+
+
 def test_both_kinds_of_budget_must_be_met():
     assert chosen(Fake(), sqnr_db=19.0)["keep_fp32"] == ("b", "c")  # noise 0.0104 is 19.8 dB
     assert chosen(Fake(), sqnr_db=19.0, accuracy_drop=0.01)["keep_fp32"] == ("a", "b", "c")

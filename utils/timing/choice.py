@@ -127,22 +127,32 @@ def formats(experiment: Experiment, backend: Backend, calibration: torch.Tensor,
     reference = fp32_logits(experiment)
     wholly, *single = compare(experiment, whole | alone, reference)
     fast = {trial.name for trial in single if wholly.ms / trial.ms > FASTER}
-    order, log = sorted(single, key=lambda trial: _price(wholly, trial)), []
-    # If what is faster in FP32 leaves only a block in INT8 that breaks the budget, all are taken by their price.
-    for keep in (fast, set()) if fast else (fast,):
-        for added in (None, *[trial for trial in order if trial.name not in keep][:-1]):
-            keep = keep | {added.name} if added else keep
-            chosen = plain | {"keep_fp32": tuple(name for name in blocks(model) if name in keep)}
-            label = f"in FP32: {', '.join(chosen['keep_fp32']) or 'nothing'}"
-            beside, trial = compare(experiment, whole | {label: backend.quantize(model, calibration, chosen)}, reference)
-            progress.say(f"{backend.name}, {trial}; {WHOLLY}: {beside.ms:.3g} ms")
-            log += [beside, trial]
-            if trial.meets(budget):
-                return chosen | {"trials": _log(experiment, budget, [wholly, *single, *log])}
+    order = [trial.name for trial in sorted(single, key=lambda trial: _price(wholly, trial))]
+    log = []
+    for keep in _growing(fast, order):
+        chosen = plain | {"keep_fp32": tuple(name for name in blocks(model) if name in keep)}
+        label = f"in FP32: {', '.join(chosen['keep_fp32']) or 'nothing'}"
+        beside, trial = compare(experiment, whole | {label: backend.quantize(model, calibration, chosen)}, reference)
+        progress.say(f"{backend.name}, {trial}; {WHOLLY}: {beside.ms:.3g} ms")
+        log += [beside, trial]
+        if trial.meets(budget):
+            return chosen | {"trials": _log(experiment, budget, [wholly, *single, *log])}
     raise UserError(
         f'formats="auto" on {backend.name}: {_wanted(budget)} is not met with all blocks but one in FP32.\n'
         "Relax the budget of the recipe."
     )
+
+
+def _growing(fast: set[str], order: list[str]) -> Iterator[set[str]]:
+    """Yield ever more blocks to keep in FP32, first `fast`, then those in `order`, but for the last.
+
+    The last may be the one that breaks the budget, so all then follow in `order`, from none.
+    """
+    for keep in (fast, set()) if fast else (fast,):
+        yield keep
+        for name in [name for name in order if name not in keep][:-1]:
+            keep = keep | {name}
+            yield keep
 
 
 def _price(wholly: Trial, trial: Trial) -> float:
