@@ -22,7 +22,7 @@ def applies(frame, args):
 
 
 def make(frame, args):
-    groups = [(*key, rows[~rows["kind"].isin(["alone", "varied"])]) for *key, rows in ladders.groups(args, TABLE)]
+    groups = [(*key, rows[rows["kind"].isin(ladders.STEPS)]) for *key, rows in ladders.groups(args, TABLE)]
     heights = [0.9 + 0.2 * rows["rung"].nunique() for _, _, rows in groups]
     size = dict(figsize=(7.5, 0.8 + sum(heights)), height_ratios=heights, layout="constrained")
     figure, panels = plt.subplots(len(groups), 1, squeeze=False, **size)
