@@ -13,6 +13,7 @@ from figures.shared import ladders, script, style
 from figures.shared.style import plt
 
 TABLE = "ladder_layers.csv"
+STACKED = ("stacked", "trained")  # the kinds of rungs that stand on those before them
 DARKEST, LIGHTEST = 0, 40  # dB: as much noise as signal, and hardly any
 
 
@@ -22,7 +23,7 @@ def applies(frame, args):
 
 
 def make(frame, args):
-    groups = [(*key, rows[rows["kind"].isin(ladders.STEPS)]) for *key, rows in ladders.groups(args, TABLE)]
+    groups = [(*key, rows[rows["kind"].isin(STACKED)]) for *key, rows in ladders.groups(args, TABLE)]
     heights = [0.9 + 0.2 * rows["rung"].nunique() for _, _, rows in groups]
     size = dict(figsize=(7.5, 0.8 + sum(heights)), height_ratios=heights, layout="constrained")
     figure, panels = plt.subplots(len(groups), 1, squeeze=False, **size)

@@ -8,9 +8,7 @@ import pandas as pd
 from utils import catalog
 from utils.errors import UserError
 
-STEPS = ("tool", "stacked", "trained")  # the tools' defaults, then each rung on those before it
-BESIDE = ("alone", "varied")  # no rung stands on these
-KINDS = (*STEPS, *BESIDE)
+KINDS = ("tool", "stacked", "trained", "alone", "varied")
 NAMES = {"model": catalog.MODELS, "backend": catalog.BACKENDS, "kind": KINDS}
 TEXTS = (*NAMES, "rung", "layer")
 
