@@ -6,6 +6,7 @@ python figures/layer_sqnr.py --study cats_and_dogs
 import sys
 from pathlib import Path
 
+import pandas as pd
 from matplotlib.lines import Line2D
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -41,17 +42,26 @@ def name_layers(axes, names):
     axes.set_xticks(range(len(names)), minor=True)
 
 
+def with_layers(frame, args):
+    """Select one row for each run of which layers were compared, and add these; some engines keep theirs to themselves."""
+    one, _ = frames.one_batch(frame)
+    layers = [runs.record(runs.path(args, run), "layers")["layers"] for _, run in one.iterrows()]
+    one["layers"] = pd.Series(layers, one.index, dtype=object)
+    return one[one["layers"].astype(bool)]
+
+
 def make(frame, args):
-    frame = frames.usual(frames.quantized(frame)).sort_values(["dtype", "method"], kind="stable")
+    compared = with_layers(frames.quantized(frame), args)
+    if compared.empty:
+        raise UserError(f"study {args.study} has no quantized runs whose layers were compared yet.")
+    frame = frames.usual(compared).sort_values(["dtype", "method"], kind="stable")
     models = frames.present(frame)
-    if not models:
-        raise UserError(f"study {args.study} has no quantized runs yet.")
     size, handles = (7.5, 1.2 + 2.3 * len(models)), {}
     figure, panels = plt.subplots(len(models), 2, figsize=size, squeeze=False, sharey="row", layout="constrained")
     for row, model in zip(panels, models, strict=True):
         part = frame[frame["model"] == model]
         for _, run in part.iterrows():
-            layers = runs.record(runs.path(args, run), "layers")["layers"]
+            layers = run["layers"]
             for axes, side in zip(row, SIDES, strict=True):
                 values = [float("nan") if layer[side] is None else layer[side] for layer in layers]
                 handles[run["series"]] = curve(axes, run, values)

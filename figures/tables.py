@@ -32,6 +32,10 @@ SPEED = (
     "x eager FP32, x best FP32: how many times faster than PyTorch's FP32, and than the engine named, the fastest FP32 of this "
     "machine for these threads and this batch size; below 1 is slower. "
 )
+HEADLINE = (
+    "For each method and format, the engine on which most models ran; of several, the one that is fastest over all of them. "
+    "The table of all variants explains the columns."
+)
 JUDGED = (
     "Points to FP32: on the same images (paired bootstrap interval). p: exact McNemar test, Holm-adjusted over the study. "
     "Verdict: held, not worse than FP32 by more than the {points:g} points declared beforehand; lost, worse by more; undecided, "
@@ -142,10 +146,8 @@ def model_labels(frame: pd.DataFrame) -> pd.Series:
 
 
 def headline(one: pd.DataFrame, batch: int) -> tuple[str, pd.DataFrame]:
-    """Note and cells of the first table: each script's run on its default engine."""
-    served = [catalog.Run(*kind).backends for kind in zip(one["model"], one["method"], one["dtype"], strict=True)]
-    default = [names[:1] == (backend,) for names, backend in zip(served, one["backend"], strict=True)]
-    usual = one[default]
+    """Note and cells of the first table: one run of each script, of the lowest seed, the same engine for all models."""
+    usual = frames.usual(one)
     content = {
         "model": model_labels(usual),
         "variant": usual["variant"],
@@ -156,7 +158,7 @@ def headline(one: pd.DataFrame, batch: int) -> tuple[str, pd.DataFrame]:
         **latency(usual, f"ms at batch {batch}"),
         "note": notes(usual),
     }
-    return "Each script's run on its default engine. The table of all variants explains the columns.", pd.DataFrame(content)
+    return HEADLINE, pd.DataFrame(content)
 
 
 def summary(one: pd.DataFrame, batch: int) -> tuple[str, pd.DataFrame]:

@@ -5,6 +5,7 @@ if __name__ == "__main__":
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from utils import catalog, results
@@ -12,6 +13,7 @@ from utils.errors import UserError
 
 RUN = ["model", "method", "dtype", "backend", "device", "seed"]  # columns that tell runs apart
 ORDER = RUN[:4]
+DEPLOYED = ORDER[1:]
 TIMING = [name for section, names in results.SECTIONS if section == "timing" for name in names if name != "threads"]
 TEXTS = ("study", "negative_class", "positive_class")  # read as they are: a class may be called "NA" or "1"
 TYPES = dict.fromkeys(TEXTS, str) | {"batch_size": "Int64"}  # which is empty where nothing was timed
@@ -98,14 +100,25 @@ def first_seed(frame: pd.DataFrame) -> pd.DataFrame:
 def usual(frame: pd.DataFrame) -> pd.DataFrame:
     """Select one run for each model, method and format, of the lowest seed, so that models are shown on the same backend.
 
-    It is the backend on which most models ran; of several, the default or the next in the catalog.
+    It is the backend on which most models ran; of several, the fastest (`speed`), or the next in the catalog.
     """
-    kinds = zip(frame["model"], frame["method"], frame["dtype"], strict=True)
-    order = [(*catalog.Run(*kind).backends, name).index(name) for kind, name in zip(kinds, frame["backend"], strict=True)]
-    models = frame.groupby(["method", "dtype", "backend"], observed=True)["model"].transform("nunique")
-    one = frame.assign(models=-models, order=order).sort_values(["models", "order", "seed"], kind="stable")
-    one = one.drop_duplicates(["model", "method", "dtype"]).drop(columns=["models", "order"])
-    return one.sort_values(ORDER, kind="stable")
+    one, _ = one_batch(frame)
+    kinds = zip(one["model"], one["method"], one["dtype"], strict=True)
+    order = [(*catalog.Run(*kind).backends, name).index(name) for kind, name in zip(kinds, one["backend"], strict=True)]
+    models = one.groupby(DEPLOYED, observed=True)["model"].transform("nunique")
+    one = one.assign(models=-models, slowness=-speed(one), order=order)
+    one = one.sort_values(["models", "slowness", "order", "seed"], kind="stable").drop_duplicates(["model", "method", "dtype"])
+    return one.drop(columns=["models", "slowness", "order"]).sort_values(ORDER, kind="stable")
+
+
+def speed(one: pd.DataFrame) -> pd.Series:
+    """Mean logarithm of the speed-up over the fastest FP32 of all runs of a row's method, format and backend.
+
+    It is the same for all backends of a method and format of which some run was not timed, as simulated ones are not.
+    """
+    ratios = np.log(one["speedup_vs_best_fp32"])
+    timed = ratios.notna().groupby([one["method"], one["dtype"]], observed=True).transform("all")
+    return ratios.groupby([one[name] for name in DEPLOYED], observed=True).transform("mean").where(timed, 0.0)
 
 
 def quantized(frame: pd.DataFrame) -> pd.DataFrame:

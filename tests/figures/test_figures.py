@@ -186,6 +186,16 @@ def test_percentiles_of_too_few_runs_are_left_out(monkeypatch, tmp_path):
     assert "–: too few runs" in words
 
 
+def test_layers_are_of_an_engine_that_lets_them_be_compared(monkeypatch, tmp_path):
+    """ONNX Runtime, whose layers cannot be read, is before XNNPACK in the catalog."""
+    for backend in ("onnxruntime", "xnnpack"):
+        path = write_run(tmp_path, "resnet18", "ptq", "int8", backend)
+        if backend == "onnxruntime":
+            path.write_text(results.as_json(results.read(path) | {"layers": []}))
+    words = texts(monkeypatch, tmp_path, "layer_sqnr", "cats_and_dogs", tmp_path)
+    assert "INT8 PTQ xnnpack" in words and "onnxruntime" not in words
+
+
 # ---- what they are made of
 
 
