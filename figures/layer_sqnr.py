@@ -43,7 +43,7 @@ def name_layers(axes, names):
 
 
 def with_layers(frame, args):
-    """Select one row for each run of which layers were compared, and add these; some engines keep theirs to themselves."""
+    """Select one row for each run whose layers were compared with FP32, and add them; some engines do not expose theirs."""
     one, _ = frames.one_batch(frame)
     layers = [runs.record(runs.path(args, run), "layers")["layers"] for _, run in one.iterrows()]
     one["layers"] = pd.Series(layers, one.index, dtype=object)

@@ -13,7 +13,7 @@ from utils.errors import UserError
 
 RUN = ["model", "method", "dtype", "backend", "device", "seed"]  # columns that tell runs apart
 ORDER = RUN[:4]
-DEPLOYED = ORDER[1:]
+DEPLOYED = ORDER[1:]  # what models have in common
 TIMING = [name for section, names in results.SECTIONS if section == "timing" for name in names if name != "threads"]
 TEXTS = ("study", "negative_class", "positive_class")  # read as they are: a class may be called "NA" or "1"
 TYPES = dict.fromkeys(TEXTS, str) | {"batch_size": "Int64"}  # which is empty where nothing was timed
@@ -114,7 +114,7 @@ def usual(frame: pd.DataFrame) -> pd.DataFrame:
 def speed(one: pd.DataFrame) -> pd.Series:
     """Mean logarithm of the speed-up over the fastest FP32 of all runs of a row's method, format and backend.
 
-    It is the same for all backends of a method and format of which some run was not timed, as simulated ones are not.
+    Where a run of a method and format was not timed, as simulated ones are not, all its backends count as equally fast.
     """
     ratios = np.log(one["speedup_vs_best_fp32"])
     timed = ratios.notna().groupby([one["method"], one["dtype"]], observed=True).transform("all")
