@@ -43,6 +43,17 @@ def front(points):
     return kept
 
 
+def named(runs):
+    """List (time, accuracy in percent, engine) of what is labelled, the points of the front first."""
+    best, engine = fastest(runs)
+    runs = runs[runs["method"] != "fp32"]  # the baseline's colour is black
+    names = runs["backend"].where(runs["method"] != "control", "control")
+    points = [(best, engine), *zip(zip(runs["time"], runs["accuracy"], strict=True), names, strict=True)]
+    ahead = front(point for point, _ in points if not np.isnan(point[1]))
+    points.sort(key=lambda labelled: labelled[0] not in ahead)
+    return [(time, 100 * accuracy, name) for (time, accuracy), name in points]
+
+
 def draw(axes, runs):
     """Draw a model's runs with their intervals in both directions, the fastest FP32, and the front."""
     for _, row in runs.iterrows():
@@ -81,15 +92,11 @@ def make(frame, args):
     more = Line2D([], [], ls="", label="fastest FP32", **FASTEST), Line2D([], [], label="Pareto front of the model", **FRONT)
     figure.legend(handles=style.legend(frame, *more), fontsize=7, loc="outside lower center", ncols=4, frameon=False)
     text = "Accuracy against time: left of the dotted line is faster than the fastest FP32\n"
-    text += "Bars: 95 % intervals; simulated networks have no time"
+    text += "Bars: 95 % intervals; simulated networks have no time; engines are named where there is room"
     figure.suptitle(style.title(frame, text), fontsize=9)
     figure.draw_without_rendering()  # labels are placed when everything else has its place
     for axes, model in zip(panels[:, 0], models, strict=True):
-        runs = frame[(frame["model"] == model) & (frame["method"] != "fp32")]  # the baseline's colour is black
-        names = runs["backend"].where(runs["method"] != "control", "control")
-        (time, accuracy), engine = fastest(frame[frame["model"] == model])
-        points = zip([*runs["time"], time], 100 * np.array([*runs["accuracy"], accuracy]), [*names, engine], strict=True)
-        style.annotate(axes, points)
+        style.annotate(axes, named(frame[frame["model"] == model]))
     style.save(figure, args, "accuracy_vs_latency")
 
 

@@ -26,7 +26,7 @@ def shortened(name):
 
 def make(frame, args):
     names = [shortened(name) for name in frames.classes(frame)]
-    figure, panels = style.grid(frames.first_seed(frame), cell=0.85)
+    figure, panels = style.grid(frames.one_batch(frame)[0], cell=0.85)
     for axes, row in panels:
         counts = matrix(row)
         shares = counts / counts.sum(axis=1, keepdims=True).clip(1)

@@ -31,7 +31,7 @@ def searched(row: pd.Series, args) -> dict[str, float]:
 
 def placed(frame: pd.DataFrame, args) -> pd.DataFrame:
     """Return a row with `ms` for each FP32 engine and each INT8 run of every model whose search is known."""
-    one = frames.first_seed(frame.dropna(subset="latency_ms_p50"))
+    one = frame.dropna(subset="latency_ms_p50")
     rows = []
     for _, baseline in one[one["method"] == "fp32"].iterrows():
         engines = searched(baseline, args)

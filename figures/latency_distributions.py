@@ -52,7 +52,6 @@ def digits(value):
 
 def make(frame, args):
     frame, batch = frames.one_batch(frame)
-    frame = frames.first_seed(frame)
     rows = frames.labels(frame)
     figure, panels = style.panels(frame, rows, width=2.6)
     for axes, _, part in panels:

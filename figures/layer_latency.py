@@ -41,7 +41,7 @@ def profiled(frame, args):
 
 def applies(frame, args):
     """Whether all.py draws it for this study."""
-    return bool(profiled(frames.first_seed(frame), args))
+    return bool(profiled(frames.one_batch(frame)[0], args))
 
 
 def bars(rows):
@@ -69,7 +69,7 @@ def bar(axes, place, operators):
 
 
 def make(frame, args):
-    rows = profiled(frames.first_seed(frame), args)
+    rows = profiled(frames.one_batch(frame)[0], args)
     if not rows:
         raise UserError(f"study {args.study} has no run with a profile yet; run scripts with --profile.")
     models = [model for model in frames.present(frame) if any(row["model"] == model for row, _ in rows)]

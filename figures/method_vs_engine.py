@@ -22,7 +22,7 @@ EQUAL = 100  # dB, at which an engine is drawn that adds nothing, or less than t
 
 def judged(frame):
     """Select the runs whose method was computed in exact arithmetic, and add `engine_db`, EQUAL at most."""
-    frame = frames.first_seed(frames.one_batch(frame)[0]).dropna(subset="sqnr_reference_db")
+    frame = frames.one_batch(frame)[0].dropna(subset="sqnr_reference_db")
     return frame.assign(engine_db=frame["sqnr_vs_reference_db"].fillna(np.inf).clip(upper=EQUAL))
 
 

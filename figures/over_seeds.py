@@ -18,7 +18,7 @@ MEAN = style.Dots("accuracy", "accuracy_ci", scale=100, shift=0.2, look=dict(ms=
 
 def repeated(frame: pd.DataFrame, args) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return a row for each run, and one for each variant that was trained with several seeds."""
-    one, _ = frames.one_batch(frame)
+    one, _ = frames.of_all_seeds(frame)
     return one, seeds.together(one, args.results / args.study / "runs")
 
 

@@ -43,7 +43,8 @@ def make(frame, args):
     folder = args.results / args.study
     records = read(folder / "runs")
     short, summary, *others = [shown(table) for table in tables.tables_of(frame, folder)]
-    frame = tables.named(frame)
+    every, (all_seeds, _) = frame, frames.of_all_seeds(frame)
+    frame = tables.named(frames.first_seed(frame))
     one, _ = frames.one_batch(frame)
     notes = caveats_of(frame, one)
     # strict: a name that only the template knows is a mistake, not an empty place
@@ -55,7 +56,7 @@ def make(frame, args):
         findings=findings(frame, one),
         smoke=notes.pop("smoke", None),
         notes=notes.values(),
-        facts=facts(frame, one),
+        facts=facts(every, all_seeds),
         short=short,
         summary=summary,
         others=others,
@@ -318,8 +319,13 @@ def provenance(records: list[dict], source: Path) -> dict:
         "data": sorted({record["provenance"]["data_sha256"] for record in records}),
         "table": hashlib.sha256(source.read_bytes()).hexdigest(),
         "commands": [
-            {"run": results.run_id(record["run"]), "command": record.get("command", "unknown"), "time": time}
-            for record, time in ((record, record["environment"]["time_utc"]) for record in records)
+            {
+                "run": results.run_id(record["run"]),
+                "command": record.get("command", "unknown"),
+                "time": record["environment"]["time_utc"],
+                "seconds": record["environment"].get("script_s", ""),
+            }
+            for record in records
         ],
     }
 

@@ -41,6 +41,7 @@ JUDGED = (
     "Verdict: held, not worse than FP32 by more than the {points:g} points declared beforehand; lost, worse by more; undecided, "
     "the interval contains the margin. Agrees: decides as FP32 does. SQNR: of the logits; empty where nothing differs. "
 )
+LOWEST = "Of a variant that was trained with several seeds, this is the lowest; the table over seeds has them all. "
 SEEDS = (
     "Accuracy, and points to the FP32 network of the same seed, as means over seeds; intervals for other seeds and other images "
     "together. std: standard deviation of the accuracy over seeds, in points. "
@@ -100,16 +101,18 @@ def finished(table: Table, margin: float | None) -> Table:
 
 
 def drafts(frame: pd.DataFrame, folder: Path) -> Iterator[Table]:
-    """Yield the tables before they are `finished`."""
-    frame = named(frame)
+    """Yield the tables before they are `finished`: of the lowest seeds, and one over seeds."""
+    every, _ = frames.of_all_seeds(frame)
+    frame = named(frames.first_seed(frame))
     one, batch = frames.one_batch(frame)
     yield Table("headline", "In short", *headline(one, batch))
-    yield Table("summary", "All variants", *summary(one, batch))
+    note, content = summary(one, batch)
+    yield Table("summary", "All variants", LOWEST * (len(every) > len(one)) + note, content)
     for model in frames.present(one):
         yield from drafts_of_model(model, frame, one, folder)
     if frames.is_dissertations(one):
         yield Table("published", "Against the dissertation", *compare.against_published(one))
-    repeated = seeds.together(one, folder / "runs")
+    repeated = seeds.together(every, folder / "runs")
     if not repeated.empty:
         yield Table("over_seeds", "Over seeds", SEEDS, over_seeds(repeated))
 

@@ -33,7 +33,6 @@ def make(frame, args):
     few, many = frame["threads"].min(), frame["threads"].max()
     every, batch = frames.one_batch(frame)
     one, _ = frames.one_batch(frame[frame["threads"] == few])
-    every, one = frames.first_seed(every), frames.first_seed(one)
     star = style.contended(pd.concat([every, one]))
     both = every.merge(one[[*frames.RUN, "latency_ms_p50", "contended"]], on=frames.RUN, how="left", suffixes=("", "_one"))
     rows = frames.labels(every)

@@ -68,7 +68,7 @@ def curves(axes, row, training, label, columns):
 
 
 def make(frame, args):
-    trainings = histories(frames.first_seed(frame), args)
+    trainings = histories(frames.one_batch(frame)[0], args)
     models = frames.present(frame)
     rows = [row for row in ROWS if any(run["method"] in row[0] for run, _, _ in trainings)]
     if not rows:

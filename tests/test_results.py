@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -177,6 +178,13 @@ DAMAGE = {
     "is no run (the whole: [] is not of type 'object')": [lambda content: b"[]"],
     "holds the run resnet18_ptq_int8_fbgemm_cpu_seed7": [damaged(lambda given: given["run"].update(seed=7))],
 }  # fmt: skip
+
+
+def test_the_environment_says_how_long_the_script_has_taken():
+    code = "import time; from utils import environment; time.sleep(0.5); print(environment.describe(1)['script_s'])"
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT, capture_output=True, text=True, check=True, timeout=60)
+    assert 0.5 <= float(done.stdout) <= time.monotonic() - started + 0.1  # of a second
 
 
 @pytest.mark.parametrize(("why", "damage"), [(why, damage) for why, several in DAMAGE.items() for damage in several])

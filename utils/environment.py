@@ -8,11 +8,13 @@ import functools
 import os
 import platform
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 from utils import paths
 
+STARTED = time.monotonic()  # in seconds: this module is among the first that a script imports
 # In bytes. It is the dissertation's "MB": AlexNet's 57,012,034 parameters of 4 bytes are its 217.5.
 MIB = 2**20
 PACKAGES = (
@@ -159,7 +161,7 @@ def is_code(digests: dict[str, str]) -> bool:
 
 
 def describe(threads: int) -> dict:
-    """Describe the machine and the code, on which a measurement may depend.
+    """Describe the machine and the code, on which a measurement may depend, and how long this process has run.
 
     The names of host and user are left out.
     """
@@ -175,5 +177,6 @@ def describe(threads: int) -> dict:
         "git_commit": commit,
         "git_dirty": dirty,
         "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "script_s": round(time.monotonic() - STARTED, 1),
         "python": sys.implementation.name,
     }

@@ -64,6 +64,7 @@ FOOTPRINT = {
 ENVIRONMENT = {
     **_values(FLAG, "native_fp16 git_dirty"),
     **_values(TEXT, "cpu torch git_commit time_utc"),
+    **_values(AMOUNT, "script_s"),
     "isa": {"type": "array", "items": {"type": "string"}},
 }
 HISTORY = {"type": "object", "properties": {"epoch": COUNT, **_values(NUMBER, "train_loss validation_loss validation_accuracy")}}

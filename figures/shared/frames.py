@@ -81,10 +81,16 @@ def _table(path: Path) -> pd.DataFrame:
 
 
 def one_batch(frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """Select one row for each run, on all threads at the smallest batch size; return that too.
+    """Select one row for each variant: of the lowest seed, on all threads, at the smallest batch size; return that too.
 
     A run that was only timed at others keeps a row, with empty times.
     """
+    one, batch = of_all_seeds(frame)
+    return first_seed(one), batch
+
+
+def of_all_seeds(frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """Select one row for each run, as `one_batch` does for the lowest seeds."""
     batch = frame["batch_size"].min()
     timed = frame["threads"].eq(frame["threads"].max()) & frame["batch_size"].eq(batch).fillna(False)
     frame = frame.assign(timed=timed).sort_values("timed", ascending=False, kind="stable").drop_duplicates(RUN)
@@ -93,8 +99,9 @@ def one_batch(frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
 
 
 def first_seed(frame: pd.DataFrame) -> pd.DataFrame:
-    """Select one row for each model and series, of the lowest seed."""
-    return frame.sort_values("seed", kind="stable").drop_duplicates(["model", "series"]).sort_values(ORDER, kind="stable")
+    """Select the rows of each model and series with the lowest seed."""
+    lowest = frame.groupby(["model", "series"], observed=True)["seed"].transform("min")
+    return frame[frame["seed"] == lowest]
 
 
 def usual(frame: pd.DataFrame) -> pd.DataFrame:

@@ -46,7 +46,7 @@ def beside(here: pd.DataFrame, there: pd.DataFrame, name: str, other: str) -> tu
 
     Both are frames of `frames.read`. Raises `UserError` if they have no run in common.
     """
-    (ours, _), (theirs, _) = frames.one_batch(here), frames.one_batch(there)
+    (ours, _), (theirs, _) = frames.of_all_seeds(here), frames.of_all_seeds(there)
     both = ours.merge(theirs, on=frames.RUN, suffixes=("", "_there"))
     if both.empty:
         raise UserError(f"{name} and {other} have no run in common: none of the same model, method, format, engine and seed.")

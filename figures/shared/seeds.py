@@ -32,10 +32,10 @@ def together(one: pd.DataFrame, folder: Path) -> pd.DataFrame:
             continue
         right = decided(folder, same["run"])
         kind = {name: same[name].iloc[0] for name in KIND}
-        row = kind | {"seeds": len(same), "std": right.mean(1).std(ddof=1)} | mean("accuracy", right)
+        row = kind | {"seeds": len(same), "std": right.mean(1).std(ddof=1)} | mean("accuracy", right, 0)
         bases = [baselines.get((model, device, seed)) for device, seed in zip(same["device"], same["seed"], strict=True)]
         if kind["method"] != "fp32" and all(bases):
-            row |= mean("accuracy_difference", right - decided(folder, bases))
+            row |= mean("accuracy_difference", right - decided(folder, bases), -1)
             row["verdict"] = stats.verdict(row["accuracy_difference_ci_low"], row["accuracy_difference_ci_high"])
         rows.append(row)
     means = pd.DataFrame(rows, columns=[*KIND, "seeds", "std", *INTERVALS, "verdict"])
@@ -50,7 +50,10 @@ def decided(folder: Path, names: list[str]) -> np.ndarray:
     return np.array([logits.argmax(1) == y for logits, y in answers], float)
 
 
-def mean(name: str, values: np.ndarray) -> dict[str, float]:
-    """Return the mean of `values` (seeds, images) with its interval, as columns called after `name`."""
-    low, high = stats.crossed_interval(values)
+def mean(name: str, values: np.ndarray, least: float) -> dict[str, float]:
+    """Return the mean of `values` (seeds, images) with its interval, as columns called after `name`.
+
+    The interval ends where no mean can be: at `least`, and at 1.
+    """
+    low, high = np.clip(stats.crossed_interval(values), least, 1)
     return {name: values.mean(), f"{name}_ci_low": low, f"{name}_ci_high": high}

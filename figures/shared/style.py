@@ -157,8 +157,9 @@ def contended(frame: pd.DataFrame) -> str:
 
 
 def annotate(axes: plt.Axes, points: Iterable[tuple[float, float, str]]) -> None:
-    """Write a text beside each point (x, y, text), clear of points and other texts.
+    """Write a text beside each point (x, y, text), clear of points and other texts, as long as there is room.
 
+    Points that come first get theirs first; a text without room is left out.
     The layout must be done: positions are those of the finished figure.
     """
     points = list(points)
@@ -172,10 +173,10 @@ def annotate(axes: plt.Axes, points: Iterable[tuple[float, float, str]]) -> None
             label.update_positions(axes.figure.canvas.get_renderer())
             box = Text.get_window_extent(label).padded(1)
             inside = axes.bbox.containsx(box.x0) and axes.bbox.containsx(box.x1) and axes.bbox.containsy(box.y0)
-            if (inside and axes.bbox.containsy(box.y1) and not box.count_overlaps(taken)) or offset == OFFSETS[-1]:
+            if inside and axes.bbox.containsy(box.y1) and not box.count_overlaps(taken):
+                taken.append(box)
                 break
             label.remove()
-        taken.append(box)
 
 
 def log_scale(axis: Axis) -> None:

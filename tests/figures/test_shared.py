@@ -187,14 +187,17 @@ def test_a_run_that_is_missing_is_said_to_be(tmp_path):
     assert said["mobilenetv3"]["FP32 control native"] == said["mobilenetv3"]["INT8 QAT qnnpack"] == "not run"
 
 
-def test_texts_keep_clear_of_each_other():
+@pytest.mark.parametrize(("number", "room"), [(8, True), (60, False)])
+def test_texts_keep_clear_of_each_other_and_the_first_are_there(number, room):
     figure, axes = style.plt.subplots()
     axes.set(xlim=(0, 10), ylim=(0, 10))
     figure.draw_without_rendering()
-    style.annotate(axes, [(5, 5, f"engine {n}") for n in range(8)])
+    style.annotate(axes, [(5, 5, f"engine {n}") for n in range(number)])
     boxes = [style.Text.get_window_extent(text) for text in axes.texts]
     style.plt.close(figure)
-    assert len(boxes) == 8 and all(not box.count_overlaps(boxes[:n]) for n, box in enumerate(boxes))
+    assert all(not box.count_overlaps(boxes[:n]) for n, box in enumerate(boxes))
+    names = [text.get_text() for text in axes.texts]
+    assert names == [f"engine {n}" for n in range(len(names))] and (len(names) == number) == room and len(names) >= 8
 
 
 def test_marks_look_as_the_catalog_says():

@@ -367,9 +367,25 @@ def test_seeds_make_mean_and_spread(tmp_path):
     whole, int8 = tables.over_seeds(seeds.together(frame, tmp_path / "x/runs")).to_dict("records")
     assert (whole["variant"], whole["seeds"], whole["std"], whole["points to FP32"]) == ("FP32 native", "2", "0.00", "")
     assert (int8["model"], int8["variant"], int8["seeds"]) == ("ResNet-18", "INT8 PTQ fbgemm", "2")
-    assert int8["mean %"].startswith("80.00 [") and int8["std"] == "14.14"  # sqrt(2) 10
+    assert int8["mean %"] == "80.00 [0.00, 100.00]" and int8["std"] == "14.14"  # sqrt(2) 10; t of two seeds is 12.7
     assert int8["points to FP32"].startswith("-20.00 [") and int8["verdict"] == "undecided"
     assert tables.named(frame)["variant"].tolist()[-1] == "INT8 PTQ fbgemm, seed 1"
+
+
+def test_tables_of_runs_have_the_lowest_seed_and_one_table_has_all(tmp_path):
+    rows = [dict(seed=2, accuracy=0.9), dict(seed=1, accuracy=0.7), dict(backend="onednn", seed=2, accuracy=0.8)]
+    for row, right in zip(rows, (9, 7, 8), strict=True):
+        store(tmp_path / "x/runs", row, range(right))
+    several, single = (
+        {table.name: table for table in tables.tables_of(results(tmp_path, *some), tmp_path / "x")} for some in (rows, rows[1:])
+    )
+    for name in ("summary", "resnet18_ptq"):
+        variants = zip(several[name].cells["variant"], several[name].cells["accuracy %"], strict=True)
+        shown = {variant: accuracy[:5] for variant, accuracy in variants}
+        assert shown == {"INT8 PTQ fbgemm, seed 1": "70.00", "INT8 PTQ onednn, seed 2": "80.00"}
+    assert several["over_seeds"].cells[["variant", "seeds"]].to_numpy().tolist() == [["INT8 PTQ fbgemm", "2"]]
+    assert tables.LOWEST.strip() in several["summary"].note
+    assert "over_seeds" not in single and tables.LOWEST.strip() not in single["summary"].note
 
 
 def test_seeds_of_other_test_images_are_refused(tmp_path):
