@@ -305,6 +305,17 @@ def test_the_committed_study_prints_on_twelve_pages(browser):
     assert 4 < len(re.findall(rb"/Type\s*/Page[^s]", printed)) <= 12
 
 
+def test_printed_heads_are_no_buttons_which_only_the_first_sheet_would_have(browser):
+    browser.get((ROOT / "figures/cats_and_dogs/report.html").as_uri())
+    shapes = "return [...document.querySelectorAll('.made thead button')].map(button => getComputedStyle(button).display)"
+    shown = {}
+    for medium in ("screen", "print"):
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dict(media=medium))
+        shown[medium] = set(browser.execute_script(shapes))
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dict(media=""))
+    assert shown == {"screen": {"block"}, "print": {"contents"}}
+
+
 @pytest.mark.parametrize("width", [390, 768, 1280, 1920])
 def test_nothing_sticks_out_at_any_width(browser, width):
     browser.execute_cdp_cmd(
