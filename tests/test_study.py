@@ -123,7 +123,7 @@ def findings(one):
         f"all {len(one)} variants",
         f"{images:,} test photographs, {threads} threads of an {cpu}, PyTorch {torch.partition('+')[0]}",
         f"at {signed(ptq['accuracy_difference'])} points from FP32 by PTQ, and at {signed(qat['accuracy_difference'])} by QAT. "
-        f"In all {len(int8)} runs it held",
+        f"In all {len(int8)} runs of seed 0 it held",
         f"{listed(ptq['speedup_vs_eager_fp32'], '{:.1f}')} times as fast as eager FP32",
         f"{listed(ptq['speedup_vs_best_fp32'], '{:.1f}')} times as fast as the fastest FP32 of this machine ({', '.join(best)})",
         f"at {fbgemm['speedup_vs_best_fp32'].iloc[-1]:.2f} times the fastest",
