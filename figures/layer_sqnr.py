@@ -46,7 +46,7 @@ def with_layers(frame, args):
     """Select one row for each run whose layers were compared with FP32, and add them; some engines do not expose theirs."""
     one, _ = frames.one_batch(frame)
     layers = [runs.record(runs.path(args, run), "layers")["layers"] for _, run in one.iterrows()]
-    one["layers"] = pd.Series(layers, one.index, dtype=object)
+    one = one.assign(layers=pd.Series(layers, one.index, dtype=object))
     return one[one["layers"].astype(bool)]
 
 

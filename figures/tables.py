@@ -41,7 +41,7 @@ JUDGED = (
     "Verdict: held, not worse than FP32 by more than the {points:g} points declared beforehand; lost, worse by more; undecided, "
     "the interval contains the margin. Agrees: decides as FP32 does. SQNR: of the logits; empty where nothing differs. "
 )
-LOWEST = "Of a variant that was trained with several seeds, this is the lowest; the table over seeds has them all. "
+LOWEST = "A variant that was trained with several seeds is shown with the lowest; the table over seeds has them all. "
 SEEDS = (
     "Accuracy, and points to the FP32 network of the same seed, as means over seeds; intervals for other seeds and other images "
     "together. std: standard deviation of the accuracy over seeds, in points. "

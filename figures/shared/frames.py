@@ -114,7 +114,7 @@ def usual(frame: pd.DataFrame) -> pd.DataFrame:
     order = [(*catalog.Run(*kind).backends, name).index(name) for kind, name in zip(kinds, one["backend"], strict=True)]
     models = one.groupby(DEPLOYED, observed=True)["model"].transform("nunique")
     one = one.assign(models=-models, slowness=-speed(one), order=order)
-    one = one.sort_values(["models", "slowness", "order", "seed"], kind="stable").drop_duplicates(["model", "method", "dtype"])
+    one = one.sort_values(["models", "slowness", "order"], kind="stable").drop_duplicates(["model", "method", "dtype"])
     return one.drop(columns=["models", "slowness", "order"]).sort_values(ORDER, kind="stable")
 
 
