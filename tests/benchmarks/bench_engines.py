@@ -15,6 +15,7 @@ from utils.backends import registry
 from utils.backends.peers import PEERS
 from utils.catalog import BACKENDS, MODELS
 from utils.data.splits import Split
+from utils.measure import footprint
 from utils.timing import fastest, rounds
 from utils.timing.worker import Worker
 from utils.training import architectures, checkpoints
@@ -23,6 +24,10 @@ POINTS = ((paired.THREADS, 1), (1, 1), (paired.THREADS, 32))  # (threads, batch 
 CALIBRATION = 64  # images: enough for speed, which hardly depends on the numbers
 ROUNDS, LAUNCHES = 5, 2
 BASE = "onnxruntime"  # FP32 on it is what all others are compared with
+PRODUCTS = (BASE, "openvino", "onednn")  # engines that multiply dense matrices, to see what the processor can do
+OVER_FP32 = {"mobilenetv3": (1.3, 1.5, 1.75)}  # goals of INT8 over the fastest FP32, at each of POINTS
+OVER_DEFAULT = {"mobilenetv3": 1.15}  # goal over the fastest default INT8; of other models 1
+OF_PRODUCTS = {"alexnet": 0.95, "resnet18": 0.95}  # goals of the share of the multiply-adds a second of dense products
 
 
 def engines(settings: paired.Settings) -> Iterator[paired.Row]:
@@ -30,17 +35,21 @@ def engines(settings: paired.Settings) -> Iterator[paired.Row]:
 
     The weights are those of `--init`, or random. INT8 is by the recipe of the model's PTQ script and
     by the default of each tool. A row is the time of FP32 on ONNX Runtime over that of an engine;
-    the last ones compare the study's fastest INT8 with the fastest of the tools, and with the fastest
-    FP32.
+    the last ones compare the study's fastest INT8 with the fastest of the tools, with the fastest
+    FP32, and at the largest batch its multiply-adds a second with those of dense products in INT8.
     """
-    points = POINTS[:1] if settings.smoke else POINTS
+    points = POINTS[-1:] if settings.smoke else POINTS
     for name in list(MODELS)[-1:] if settings.smoke else MODELS:
         split = pictures.prepared(settings, 4 if settings.smoke else CALIBRATION)
         torch.set_num_threads(paired.THREADS)
         model = architectures.initialize(name, settings.init.format(model=name) if settings.init else "scratch", 0).model.eval()
         sides = _fp32(name, model, settings) | _int8(name, model, split, settings)
-        for threads, batch_size in dict.fromkeys(points):
-            yield from _compare(name, sides, split, (threads, batch_size), settings.smoke)
+        for point in dict.fromkeys(points):
+            dense = _dense(split, settings) if point == POINTS[-1] else {}
+            times = _times(sides | dense, split, point, settings.smoke)
+            yield from _rows(name, point, times)
+            if dense:
+                yield _of_products(name, model, point, times)
 
 
 def _fp32(name: str, model: nn.Module, settings: paired.Settings) -> dict[tuple[str, str], tuple[str, Path]]:
@@ -71,19 +80,59 @@ def _int8(name: str, model: nn.Module, split: Split, settings: paired.Settings) 
     return sides
 
 
-def _compare(name: str, sides: dict, split: Split, point: tuple[int, int], smoke: bool) -> Iterator[paired.Row]:
-    """Time all `sides` with a number of threads and a batch size; yields a row for each."""
-    threads, batch_size = point
+def _dense(split: Split, settings: paired.Settings) -> dict[tuple[str, str], tuple[str, Path]]:
+    """Write INT8 of `products()` for the engines PRODUCTS."""
+    images, sides = split.calibration(4), {}
+    recipe = dict(bits=8, activations="minmax", bias_correction=False, keep_fp32=())
+    for backend in PRODUCTS[:1] if settings.smoke else PRODUCTS:
+        if not registry.problem(backend, "cpu"):
+            deployed = registry.get(backend).quantize(products(), images, recipe)
+            path = settings.folder / f"products_{backend}{deployed.backend.suffix}"
+            deployed.save(path)
+            sides["product", backend] = backend, path
+    return sides
+
+
+def products() -> nn.Module:
+    """Make a network of dense matrix products: of 256 positions an image by 1024 x 1024 weights, eight times.
+
+    Its first and last layers, for images and classes, have 7 % of its multiply-adds.
+    """
+    torch.manual_seed(0)
+    dense = [nn.Conv2d(1024, 1024, 1) for _ in range(8)]
+    return nn.Sequential(nn.Conv2d(3, 1024, 14, 14), *dense, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1024, 2)).eval()
+
+
+def _times(sides: dict, split: Split, point: tuple[int, int], smoke: bool) -> dict[tuple[str, str], np.ndarray]:
+    """Time all `sides` at a point of POINTS; returns the seconds of each, (rounds,)."""
     by_launch = [_launch(list(sides.values()), split, point, 1 if smoke else ROUNDS) for _ in range(1 if smoke else LAUNCHES)]
-    times = dict(zip(sides, np.concatenate(by_launch, axis=1), strict=True))  # seconds (rounds,)
-    where = f"{MODELS[name].label}, {threads} thread{'s' * (threads > 1)}, batch {batch_size}: "
-    reference = times["FP32", BASE]
+    return dict(zip(sides, np.concatenate(by_launch, axis=1), strict=True))
+
+
+def _rows(name: str, point: tuple[int, int], times: dict[tuple[str, str], np.ndarray]) -> Iterator[paired.Row]:
+    """Yield a row for each network of a model, and those that compare the fastest ones."""
+    where, reference = _where(name, point), times["FP32", BASE]
     for (kind, label), seconds in times.items():
-        yield _row(f"{where}{kind} {label}", reference / seconds)
+        if kind != "product":
+            yield _row(f"{where}{kind} {label}", reference / seconds)
     ours, default, fp32 = (_fastest(times, kind) for kind in ("INT8", "default INT8", "FP32"))
-    for other, goal in ((default, 1.0), (fp32, None)):
+    goals = {default: OVER_DEFAULT.get(name, 1.0), fp32: dict(zip(POINTS, OVER_FP32.get(name, ()), strict=False)).get(point)}
+    for other, goal in goals.items():
         if other:
             yield _row(f"{where}{' '.join(ours)} over {' '.join(other)}", times[other] / times[ours], goal)
+
+
+def _of_products(name: str, model: nn.Module, point: tuple[int, int], times: dict[tuple[str, str], np.ndarray]) -> paired.Row:
+    """Compare the multiply-adds a second of the fastest INT8 with those of the fastest dense products."""
+    ours, limit = _fastest(times, "INT8"), _fastest(times, "product")
+    work = sum(footprint.macs(model).values()) / sum(footprint.macs(products()).values())
+    what = f"{_where(name, point)}MACs/s, {' '.join(ours)} over {' '.join(limit)}"
+    return _row(what, work * times[limit] / times[ours], OF_PRODUCTS.get(name))
+
+
+def _where(name: str, point: tuple[int, int]) -> str:
+    threads, batch_size = point
+    return f"{MODELS[name].label}, {threads} thread{'s' * (threads > 1)}, batch {batch_size}: "
 
 
 def _fastest(times: dict[tuple[str, str], np.ndarray], kind: str) -> tuple[str, str] | None:
