@@ -1,7 +1,7 @@
 """Run the study, or a part of it: every script in a separate process, baselines first.
 
     python reproduce.py --data PATH --init 'weights/{model}.pth'
-    python reproduce.py --data PATH --init 'weights/{model}.pth' --more-seeds 1 2
+    python reproduce.py --data PATH --init 'weights/{model}.pth' --more-seeds 1 2 --headline openvino
     python reproduce.py --models mobilenetv3 --list
 
 Runs that the same code has measured on the same images, processor and versions are skipped. A
@@ -33,7 +33,9 @@ MODELS = tuple(catalog.MODELS)
 METHODS = tuple(dict.fromkeys(method for method, _ in catalog.kinds()))
 DTYPES = tuple(dict.fromkeys(dtype for _, dtype in catalog.kinds()))
 BACKENDS = tuple(name for name, backend in catalog.BACKENDS.items() if backend.serves)
+INT8 = tuple(name for name, backend in catalog.BACKENDS.items() if ("ptq", "int8") in backend.serves)
 SEEDED = ("fp32", "int8")  # formats that are run with --more-seeds, too
+LONGER = "standard"  # how INT8 on the engines of --headline is timed, unless --timing asks for more
 CANNOT = "cannot run here: "  # of the error of a script, see `select` in utils/backends/registry.py
 
 
@@ -67,6 +69,8 @@ def parse() -> argparse.Namespace:
         parser.add_argument(f"--{option}", nargs="+", choices=choices, default=choices, help=f"default: {' '.join(choices)}")
     more = "train FP32 and INT8 with these seeds beside --seed, to see how much is chance"
     parser.add_argument("--more-seeds", nargs="+", type=cli.whole_number(0, cli.MAX_SEED), default=(), metavar="N", help=more)
+    longer = f"time INT8 on these engines by --timing {LONGER}, for rows that are quoted (with --seed, not --more-seeds)"
+    parser.add_argument("--headline", nargs="+", choices=INT8, default=(), metavar="BACKEND", help=longer)
     parser.add_argument("--list", action="store_true", help="print the commands, one a line, fp32 first, and run nothing")
     cli.add_options(parser)
     return parser.parse_args()
@@ -78,7 +82,7 @@ def plan(asked: argparse.Namespace) -> list[Job]:
     In --init, {model} stands for the model. Prints which runs are left out because they do not run
     on the device. Raises `UserError` if options contradict each other or leave nothing to run.
     """
-    part = ("models", "methods", "dtypes", "backends", "more_seeds", "list")
+    part = ("models", "methods", "dtypes", "backends", "more_seeds", "headline", "list")
     given = {name: value for name, value in vars(asked).items() if name not in part}
     seeds = dict.fromkeys((asked.seed, *asked.more_seeds))
     jobs, left_out = [], Counter()
@@ -89,7 +93,10 @@ def plan(asked: argparse.Namespace) -> list[Job]:
         for backend in (name for name in run.backends if name in asked.backends):
             if asked.device in catalog.BACKENDS[backend].devices:
                 for seed in seeds if run.dtype in SEEDED else (asked.seed,):
-                    jobs.append(Job(run, backend, cli.resolve((backend,), given | {"init": init, "seed": seed})))
+                    quoted = run.dtype == "int8" and backend in asked.headline and seed == asked.seed
+                    timing = max(asked.timing, LONGER, key=cli.TIMING.index) if quoted else asked.timing
+                    changes = {"init": init, "seed": seed, "timing": timing}
+                    jobs.append(Job(run, backend, cli.resolve((backend,), given | changes)))
             elif asked.device != "cpu" or asked.backends != BACKENDS:  # the usual run has nothing for a GPU
                 left_out[backend] += 1
     if left_out:

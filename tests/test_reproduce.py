@@ -128,7 +128,8 @@ def asked(**changes):
     everything = dict(models=MODELS, methods=reproduce.METHODS, dtypes=reproduce.DTYPES, backends=reproduce.BACKENDS)
     parser = cli.Parser()
     cli.add_options(parser)
-    return argparse.Namespace(**everything | vars(parser.parse_args([])) | {"list": False, "more_seeds": ()} | changes)
+    of_reproduce = {"list": False, "more_seeds": (), "headline": ()}
+    return argparse.Namespace(**everything | vars(parser.parse_args([])) | of_reproduce | changes)
 
 
 def planned(**changes):
@@ -159,6 +160,15 @@ def test_more_seeds_are_of_fp32_and_int8_alone():
         assert part == [(job.run, job.backend) for job in first if job.run.dtype in ("fp32", "int8")]
     places = [job.run.method == "fp32" for job in jobs]
     assert places == sorted(places, reverse=True)  # baselines of all seeds first
+
+
+@pytest.mark.parametrize(("timing", "longer"), [("quick", "standard"), ("mlperf", "mlperf")])
+def test_int8_on_the_engines_of_the_headline_is_timed_longer_with_the_first_seed(timing, longer):
+    jobs = reproduce.plan(asked(timing=timing, headline=["openvino"], more_seeds=[1]))
+    quoted = {job for job in jobs if (job.run.dtype, job.backend, job.options.seed) == ("int8", "openvino", 0)}
+    assert {job.run for job in quoted} == {run for run in catalog.runs() if run.dtype == "int8"}
+    assert {job.options.timing for job in quoted} == {longer}
+    assert {job.options.timing for job in jobs if job not in quoted} == {timing}
 
 
 def test_a_gpu_is_given_what_can_run_there_and_the_rest_is_named(capsys):
