@@ -34,8 +34,9 @@ def make(frame, args):
     rows = frames.labels(means)
     figure, panels = style.panels(means, rows, width=2.4)
     for axes, model, runs in panels:
-        style.gaps(axes, runs, rows, style.Dots("accuracy"))
-        style.dots(axes, one[one["model"] == model], rows, EACH)
+        each = one[one["model"] == model]
+        style.gaps(axes, each, rows, style.Dots("accuracy"))  # one seed is no gap, though it has no mean
+        style.dots(axes, each, rows, EACH)
         style.dots(axes, runs, rows, MEAN)
         style.baseline(axes, runs, MEAN)
         axes.set_xlim(right=min(100, axes.get_xlim()[1]))

@@ -289,6 +289,13 @@ def test_a_published_row_has_its_run(folder, given, series):
     assert (run if series is None else run["series"]) == series
 
 
+def test_a_variant_of_one_seed_is_no_gap_where_others_have_several(tmp_path, monkeypatch):
+    baselines, int8 = (RUNS[0], RUNS[6]), (RUNS[2], RUNS[7])
+    for run, seed in [(run, seed) for run in baselines for seed in (0, 1)] + [(int8[0], 0), (int8[0], 1), (int8[1], 0)]:
+        write_run(tmp_path, *run, seed=seed)
+    assert "not run" not in texts(monkeypatch, tmp_path, "over_seeds", "cats_and_dogs", tmp_path)
+
+
 def test_of_several_seeds_the_lowest_is_compared(folder):
     frame = frames.of_all_seeds(frame_of(folder))[0]
     assert published.match(row_of(method="ptq"), frame)["seed"] == 0
