@@ -39,16 +39,17 @@ def engines(settings: paired.Settings) -> Iterator[paired.Row]:
     FP32, and at the largest batch its multiply-adds a second with those of dense products in INT8.
     """
     points = POINTS[-1:] if settings.smoke else POINTS
+    split = pictures.prepared(settings, 4 if settings.smoke else CALIBRATION)
+    torch.set_num_threads(paired.THREADS)
+    dense = _dense(split, settings)
     for name in list(MODELS)[-1:] if settings.smoke else MODELS:
-        split = pictures.prepared(settings, 4 if settings.smoke else CALIBRATION)
-        torch.set_num_threads(paired.THREADS)
         model = architectures.initialize(name, settings.init.format(model=name) if settings.init else "scratch", 0).model.eval()
         sides = _fp32(name, model, settings) | _int8(name, model, split, settings)
         for point in dict.fromkeys(points):
-            dense = _dense(split, settings) if point == POINTS[-1] else {}
-            times = _times(sides | dense, split, point, settings.smoke)
+            largest = point == POINTS[-1]
+            times = _times(sides | dense if largest else sides, split, point, settings.smoke)
             yield from _rows(name, point, times)
-            if dense:
+            if largest and dense:
                 yield _of_products(name, model, point, times)
 
 
@@ -68,10 +69,7 @@ def _int8(name: str, model: nn.Module, split: Split, settings: paired.Settings) 
     for backend, entry in BACKENDS.items():
         serves = ("ptq", "int8") in entry.serves and "cpu" in entry.devices
         if serves and not registry.problem(backend, "cpu") and (not settings.smoke or backend == BASE):
-            deployed = registry.get(backend).quantize(model, images, recipe)
-            path = settings.folder / f"{name}_{backend}{deployed.backend.suffix}"
-            deployed.save(path)
-            sides["INT8", backend] = backend, path
+            sides["INT8", backend] = _written(model, images, recipe, backend, settings.folder / name)
     for label, peer in PEERS.items():
         if not peer.missing and not registry.problem(peer.backend, "cpu") and (not settings.smoke or peer.backend == BASE):
             path = settings.folder / f"{name}_default_{peer.backend}{peer.suffix}"
@@ -86,11 +84,16 @@ def _dense(split: Split, settings: paired.Settings) -> dict[tuple[str, str], tup
     recipe = dict(bits=8, activations="minmax", bias_correction=False, keep_fp32=())
     for backend in PRODUCTS[:1] if settings.smoke else PRODUCTS:
         if not registry.problem(backend, "cpu"):
-            deployed = registry.get(backend).quantize(products(), images, recipe)
-            path = settings.folder / f"products_{backend}{deployed.backend.suffix}"
-            deployed.save(path)
-            sides["product", backend] = backend, path
+            sides["product", backend] = _written(products(), images, recipe, backend, settings.folder / "products")
     return sides
+
+
+def _written(model: nn.Module, images: torch.Tensor, recipe: dict, backend: str, stem: Path) -> tuple[str, Path]:
+    """Write INT8 of `model` for a backend to a file whose name begins with `stem`; returns both."""
+    deployed = registry.get(backend).quantize(model, images, recipe)
+    path = stem.with_name(f"{stem.name}_{backend}{deployed.backend.suffix}")
+    deployed.save(path)
+    return backend, path
 
 
 def products() -> nn.Module:
