@@ -1,4 +1,4 @@
-"""The committed study is byte for byte what its runs give, and README says what is in it."""
+"""The committed study is byte for byte what its runs give; README and results/findings.md say what is in it."""
 
 import io
 import json
@@ -20,6 +20,8 @@ from utils import catalog, results
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDY = "cats_and_dogs"
+DETAILS = "results/findings.md"
+COUNT = {6: "six", 7: "seven", 8: "eight"}
 SOURCES = ("runs", "ladder")  # folders of what was measured, from which all else is made
 ANEW = {"mobilenetv3": [1]}  # runs of later commits: INT16 on ONNX Runtime, since its recipe corrects biases
 
@@ -93,7 +95,7 @@ def test_the_runs_tell_nothing_of_the_disk_that_they_come_from():
         assert not re.search(r'"/|[\s=]/\w', path.read_text()), path.name
 
 
-# ---- README
+# ---- README and results/findings.md
 
 
 def signed(values):
@@ -102,6 +104,12 @@ def signed(values):
 
 def listed(column, form):
     return ", ".join(form.format(value) for value in column)
+
+
+def gained(one):
+    """The dB that INT8 by QAT is nearer to FP32 than by PTQ, on each engine that has both, from one row a run of a model."""
+    int8 = one[one["dtype"] == "int8"].set_index(["method", "backend"])["sqnr_db"]
+    return (int8["qat"] - int8["ptq"]).dropna()
 
 
 def findings(one):
@@ -114,6 +122,7 @@ def findings(one):
 
     fp32, half, int16 = of("fp32", "fp32", "native"), of("ptq", "fp16", "half"), of("ptq", "int16", "simulated")
     ptq, qat, fbgemm = of("ptq", "int8", "openvino"), of("qat", "int8", "openvino"), of("ptq", "int8", "fbgemm")
+    gains = {model: gained(one[one["model"] == model]) for model in ("alexnet", "resnet18")}
     best = ptq["best_fp32"].map({"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "xnnpack": "XNNPACK"})
     published = Counter(compare.against_published(one)[1]["verdict"])
     (threads,), (images,), (cpu,), (torch,) = (set(one[name]) for name in ("threads", "n_test", "cpu", "torch"))
@@ -131,13 +140,15 @@ def findings(one):
         f"at {signed(half['accuracy_difference'])} points from FP32 and "
         f"{listed(half['speedup_vs_eager_fp32'], '{:.2f}')} times as fast",
         f"decides as FP32 does on {listed(100 * int16['agreement_fp32'], '{:.2f}')} % of the images",
+        f"ResNet-18 gains {between(gains['resnet18'], '{:.1f}')} dB on {COUNT[len(gains['resnet18'])]} engines and "
+        f"AlexNet {between(gains['alexnet'], '{:.1f}')} dB on {COUNT[len(gains['alexnet'])]};",
         f"Of the {sum(published.values())} published rows, {published['reproduced']} are reproduced, "
         f"{published['higher here']} are higher here, and {published['not run']} were not run",
     ]
 
 
 def of_the_ladder(rungs):
-    """The sentences of README that have numbers of ladder.csv."""
+    """The sentences that have numbers of ladder.csv: what breaks MobileNetV3-Small, which README has, too, and the others."""
     openvino = rungs[rungs["backend"] == "openvino"].set_index(["model", "rung", "kind"]).sort_index()
     rungs = rungs[rungs["model"] == "mobilenetv3"]
     tool = {rung: f"{100 * accuracy:.2f}" for rung, accuracy in zip(rungs["rung"], rungs["test_accuracy"], strict=True)}
@@ -153,7 +164,7 @@ def of_the_ladder(rungs):
     resnet = steps("resnet18", "the plainest", int8_ladder.CHANNELS, "MSE ranges", "adaptive rounding", "reconstruction")
     corrected = decibels("resnet18", int8_ladder.CHANNELS) - decibels("resnet18", "bias correction", "alone")
     best = openvino.loc["mobilenetv3", "reconstruction", "stacked"]
-    return [
+    breaks = [
         f"torch FX, ONNX Runtime and XNNPACK bring it to {tool['torch FX']}, {tool['ONNX Runtime']} and {tool['XNNPACK']} %, "
         f"and NNCF to {tool['NNCF']} %",
         f"FP32 has {100 * best['test_accuracy_fp32']:.2f} %",
@@ -161,6 +172,8 @@ def of_the_ladder(rungs):
         f"to {100 * accuracy['openvino', int8_ladder.CHANNELS, 'stacked']:.2f} %",
         f"from {100 * accuracy['onnxruntime', 'MSE ranges', 'stacked']:.2f} "
         f"to {100 * accuracy['onnxruntime', 'equalization', 'stacked']:.2f} %",
+    ]
+    return breaks, [
         f"it is {mobile[0]} dB from FP32 with scales for each channel, {mobile[1]} with MSE ranges, {mobile[2]} with bias "
         f"correction, {mobile[3]} with adaptive rounding and {mobile[4]} with reconstruction, "
         f"where it decides as FP32 does on {100 * best['test_agreement_fp32']:.2f} % of the images. "
@@ -181,14 +194,13 @@ def between(column, form, scale=1):
 
 
 def of_mobilenetv3(one):
-    """The sentences of README about INT8 of MobileNetV3-Small on every engine, from one row a run of results.csv."""
-    one = one[one["model"] == "mobilenetv3"].set_index(["method", "dtype", "backend"]).sort_index()
+    """The sentences about INT8 of MobileNetV3-Small on every engine, from one row a run of results.csv."""
+    one = one[one["model"] == "mobilenetv3"]
+    gain = gained(one)
+    one = one.set_index(["method", "dtype", "backend"]).sort_index()
     int8, fast = one.loc[("ptq", "int8")], ["openvino", "xnnpack"]
     rest = int8.drop(index=fast)["speedup_vs_best_fp32"]
-    bf16, int16, qat = one.loc["ptq", "bf16", "openvino_bf16"], one.loc[("ptq", "int16")], one.loc[("qat", "int8")]
-    gained = qat["sqnr_db"] - int8["sqnr_db"]
-
-    assert int16.loc["onnxruntime", "verdict"] == "undecided"
+    bf16, qat = one.loc["ptq", "bf16", "openvino_bf16"], one.loc[("qat", "int8")]
     assert set(int8["verdict"]) == {"held"} and set(int8["quantized_modules"]) == {54} and len(int8) == 8
     assert {one.loc["fp32", "fp32", "native"]["best_fp32"], *int8["best_fp32"]} == {"xnnpack"}
     return [
@@ -201,7 +213,15 @@ def of_mobilenetv3(one):
         f"the other six reach {between(rest, '{:.2f}')}",
         f"{bf16['speedup_vs_best_fp32']:.2f} times the fastest FP32, and nearer to FP32 ({bf16['sqnr_db']:.1f} dB)",
         f"QAT, from where PTQ ends, is at {between(qat['sqnr_db'], '{:.1f}')} dB on the same engines, from "
-        f"{-gained.min():.1f} dB farther to {gained.max():.1f} dB nearer than PTQ",
+        f"{-gain.min():.1f} dB farther to {gain.max():.1f} dB nearer than PTQ",
+    ]
+
+
+def of_int16(one):
+    """The sentences of README about INT16 of MobileNetV3-Small, from one row a run of results.csv."""
+    int16 = one[(one["model"] == "mobilenetv3") & (one["method"] == "ptq") & (one["dtype"] == "int16")].set_index("backend")
+    assert int16.loc["onnxruntime", "verdict"] == "undecided"
+    return [
         f"is {int16.loc['onnxruntime', 'sqnr_db']:.1f} dB from FP32, and 2,000 images "
         f"cannot tell whether it holds ({100 * int16.loc['onnxruntime', 'accuracy_difference']:.2f} points)",
         f"with weights of 16 bits it is at {int16.loc['simulated', 'sqnr_db']:.1f} dB",
@@ -209,13 +229,14 @@ def of_mobilenetv3(one):
 
 
 def of_a_plain_network(one, model):
-    """The sentences of README about INT8 of AlexNet or ResNet-18 on every engine, from one row a run of results.csv."""
-    one = one[one["model"] == model].set_index(["method", "dtype", "backend"]).sort_index()
+    """The sentences about INT8 of AlexNet or ResNet-18 on every engine, from one row a run of results.csv."""
+    one = one[one["model"] == model]
+    gain = gained(one)
+    one = one.set_index(["method", "dtype", "backend"]).sort_index()
     int8, fp32, trained = one.loc[("ptq", "int8")], one.loc["fp32", "fp32", "native"], one.loc[("qat", "int8")]
     bf16, qat = one.loc["ptq", "bf16", "openvino_bf16"], trained.loc["openvino"]
-    gained = (trained["sqnr_db"] - int8["sqnr_db"]).dropna()
     ptq, rest = int8.loc["openvino"], int8["speedup_vs_best_fp32"].drop(["openvino", "qnnpack"])
-    assert set(int8["verdict"]) == {"held"} and len(int8) == 8 and rest.min() > 1 and len(gained) == len(trained)
+    assert set(int8["verdict"]) == {"held"} and len(int8) == 8 and rest.min() > 1 and len(gain) == len(trained)
     return [
         f"It has {between(int8['accuracy'], '{:.2f}', 100)} % on eight engines "
         f"(FP32 {100 * fp32['accuracy']:.2f} %; held on all)",
@@ -226,13 +247,14 @@ def of_a_plain_network(one, model):
         f"{between(rest, '{:.2f}')} on six others, and {int8.loc['qnnpack', 'speedup_vs_best_fp32']:.2f} on QNNPACK",
         f"is at {qat['sqnr_db']:.1f} dB and decides as FP32 does on {100 * qat['agreement_fp32']:.2f} % of the images; "
         f"PTQ is at {ptq['sqnr_db']:.1f} dB and {100 * ptq['agreement_fp32']:.2f} %. "
-        f"On {('six', 'seven', 'eight')[len(trained) - 6]} engines, QAT is {between(gained, '{:.1f}')} dB nearer than PTQ",
+        f"On {COUNT[len(trained)]} engines, QAT is {between(gain, '{:.1f}')} dB nearer than PTQ",
         f"BF16 on OpenVINO is {bf16['speedup_vs_best_fp32']:.2f} times as fast as the fastest FP32, at {bf16['sqnr_db']:.1f} dB",
     ]
 
 
 def of_the_seeds(every, means):
-    """The sentences of README about three seeds, from one row a run of results.csv and from `seeds.together`."""
+    """The sentences about three seeds, the first two of which README has, too, from one row a run of results.csv and from
+    `seeds.together`."""
     assert set(means["seeds"]) == {3}
     means = means.set_index(["method", "dtype", "backend", "model"]).sort_index()
     fp32, qat = means.loc[("fp32", "fp32", "native")], means.loc[("qat", "int8", "openvino")]
@@ -247,7 +269,7 @@ def of_the_seeds(every, means):
     return [
         f"FP32 has {listed(100 * fp32['accuracy'], '{:.2f}')} % in the mean, with a standard deviation of "
         f"{listed(100 * fp32['std'], '{:.2f}')} points",
-        f"INT8 by PTQ is at {differences[0]}, {differences[1]} and {differences[2]} points from it on eight engines, "
+        f"INT8 by PTQ is at {differences[0]}, {differences[1]} and {differences[2]} points from it on eight engines",
         f"and QAT on OpenVINO at {signed(qat['accuracy_difference'])}",
         f"it held on all engines for AlexNet and ResNet-18, and on {verdicts[2]['held']} for MobileNetV3-Small; "
         f"on the other {verdicts[2]['undecided']}, three seeds cannot tell",
@@ -255,21 +277,23 @@ def of_the_seeds(every, means):
     ]
 
 
-def missing(sentences):
-    words = " ".join((ROOT / "README.md").read_text().split())
+def missing(page, sentences):
+    words = " ".join((ROOT / page).read_text().split())
     return [sentence for sentence in sentences if sentence not in words]
 
 
-def test_the_readme_says_what_results_csv_says():
+def test_the_readme_and_the_findings_say_what_results_csv_says():
     one, _ = one_a_run()
+    assert missing("README.md", findings(one) + of_int16(one)) == []
     plain = [sentence for model in ("alexnet", "resnet18") for sentence in of_a_plain_network(one, model)]
-    assert missing(findings(one) + of_mobilenetv3(one) + plain) == []
+    assert missing(DETAILS, of_mobilenetv3(one) + plain) == []
 
 
-def test_the_readme_says_what_several_seeds_give():
+def test_the_readme_and_the_findings_say_what_several_seeds_give():
     folder = ROOT / "results" / STUDY
     every, _ = frames.of_all_seeds(frames.read(folder / "results.csv"))
-    assert missing(of_the_seeds(every, seeds.together(every, folder / "runs"))) == []
+    sentences = of_the_seeds(every, seeds.together(every, folder / "runs"))
+    assert missing(DETAILS, sentences) == missing("README.md", sentences[:2]) == []
 
 
 def test_the_readme_has_the_int8_of_the_table_in_short():
@@ -278,14 +302,15 @@ def test_the_readme_has_the_int8_of_the_table_in_short():
     assert cells.markdown(tables.finished(tables.Table("", "", "", short), None).cells) in (ROOT / "README.md").read_text()
 
 
-def test_the_readme_links_to_files_of_the_study_that_are_there():
-    links = re.findall(r"\]\(((?:figures|results)/[^)#]+)", (ROOT / "README.md").read_text())
-    assert links and [name for name in links if not (ROOT / name).is_file()] == []
+def test_the_readme_and_the_findings_link_to_files_of_the_study_that_are_there():
+    for page in (ROOT / "README.md", ROOT / DETAILS):
+        links = re.findall(r"\]\((?!http)([^)#]+)", page.read_text())
+        assert links and [name for name in links if not (page.parent / name).is_file()] == []
 
 
-def test_the_readme_says_what_ladder_csv_says():
-    rungs = pd.read_csv(ROOT / "results" / STUDY / "ladder.csv")
-    assert missing(of_the_ladder(rungs)) == []
+def test_the_readme_and_the_findings_say_what_ladder_csv_says():
+    breaks, others = of_the_ladder(pd.read_csv(ROOT / "results" / STUDY / "ladder.csv"))
+    assert missing("README.md", breaks) == missing(DETAILS, breaks + others) == []
 
 
 def test_bias_correction_brings_no_layer_of_resnet18_but_the_last_farther_from_fp32():
