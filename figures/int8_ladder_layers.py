@@ -30,11 +30,10 @@ def make(frame, args):
     for axes, (model, backend, rows) in zip(panels[:, 0], groups, strict=True):
         table = rows.pivot(index="rung", columns="layer", values="sqnr_db")
         table = table.loc[rows["rung"].unique(), rows["layer"].unique()]
-        shades = axes.imshow(table, aspect="auto", cmap="cividis", vmin=DARKEST, vmax=LIGHTEST, interpolation="nearest")
+        shades = style.shaded(axes, table, cmap="cividis", vmin=DARKEST, vmax=LIGHTEST)
         axes.set_yticks(range(len(table)), table.index, fontsize=7)
         axes.set_xticks(range(table.shape[1]), table.columns, rotation=90, fontsize=4.5)
         axes.set_title(ladders.heading(model, backend), fontsize=9, loc="left")
-        axes.grid(False)
     label = "SQNR of the layer's output (dB); white: no error"
     figure.colorbar(shades, ax=panels[:, 0], label=label, extend="both", aspect=40, fraction=0.03)
     figure.suptitle("Where the error of INT8 arises, layer by layer in order of computation", fontsize=9)

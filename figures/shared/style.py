@@ -18,9 +18,11 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axis import Axis
+from matplotlib.collections import QuadMesh
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import Stroke, withStroke
 from matplotlib.text import Text
@@ -220,6 +222,17 @@ def grid(frame: pd.DataFrame, cell: float, columns: int = 8) -> tuple[plt.Figure
 
 
 # ---- the whole figure
+
+
+def shaded(axes: plt.Axes, table: np.ndarray, **shades) -> QuadMesh:
+    """Draw a table of numbers (rows, columns) as shaded cells, the first row on top, whose centres are 0, 1, ...
+
+    They are areas: as a picture, which a PDF holds in print resolution, 80 tables of 2 x 2 cells took 5.6 MB.
+    """
+    cells = axes.pcolormesh(table, shading="nearest", edgecolors="face", linewidth=0.1, **shades)
+    axes.invert_yaxis()
+    axes.grid(False)
+    return cells
 
 
 def literal(text: str) -> str:

@@ -233,6 +233,16 @@ def test_a_confusion_matrix_has_true_classes_in_rows():
     assert confusion_matrices.matrix({"tn": 1, "fp": 2, "fn": 3, "tp": 4}).tolist() == [[1, 2], [3, 4]]
 
 
+def test_cells_have_their_shades_with_the_first_row_on_top_and_are_no_pictures_in_a_pdf(tmp_path):
+    figure = style.plt.figure(figsize=(1, 1), dpi=100)
+    style.shaded(figure.add_axes([0, 0, 1, 1]), np.array([[0, 1], [0.4, 0]]), cmap="gray", vmin=0, vmax=1)
+    figure.canvas.draw()
+    pixels = np.asarray(figure.canvas.buffer_rgba())[25:100:50, 25:100:50, 0]
+    assert pixels.tolist() == [[0, 255], [102, 0]]
+    figure.savefig(tmp_path / "cells.pdf")
+    assert b"/Subtype /Image" not in (tmp_path / "cells.pdf").read_bytes()
+
+
 def test_engines_that_share_a_training_are_drawn_once(folder):
     frame, _ = frames.one_batch(frame_of(folder))
     histories = training_curves.histories(frame, argparse.Namespace(results=folder, study="cats_and_dogs"))
