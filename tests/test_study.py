@@ -167,7 +167,7 @@ def of_the_ladder(rungs):
         return [f"{decibels(model, name):.1f}" for name in names]
 
     mobile = steps("mobilenetv3", int8_ladder.CHANNELS, "MSE ranges", "bias correction", "adaptive rounding", "reconstruction")
-    resnet = steps("resnet18", "the plainest", int8_ladder.CHANNELS, "MSE ranges", "adaptive rounding", "reconstruction")
+    plain = ("the plainest", int8_ladder.CHANNELS, "MSE ranges", "adaptive rounding", "reconstruction")
     corrected = decibels("resnet18", int8_ladder.CHANNELS) - decibels("resnet18", "bias correction", "alone")
     best = openvino.loc["mobilenetv3", "reconstruction", "stacked"]
     breaks = [
@@ -185,8 +185,17 @@ def of_the_ladder(rungs):
         f"where it decides as FP32 does on {100 * best['test_agreement_fp32']:.2f} % of the images. "
         f"QAT is at {decibels('mobilenetv3', 'QAT', 'trained'):.1f} dB",
         f"Bias correction, alone, takes {corrected:.1f} dB away, though it brings no layer but the last farther from FP32",
-        f"a scale for each channel of the weights takes it from {resnet[0]} to {resnet[1]} dB, MSE ranges to {resnet[2]}, "
-        f"adaptive rounding to {resnet[3]} and reconstruction to {resnet[4]}",
+        *(
+            "The defaults of torch FX, ONNX Runtime, NNCF and XNNPACK are at {}, {}, {} and {} dB".format(
+                *(f"{decibels(model, name, 'tool'):.1f}" for name in ("torch FX", "ONNX Runtime", "NNCF", "XNNPACK"))
+            )
+            for model in ("alexnet", "resnet18")
+        ),
+        *(
+            "On OpenVINO, a scale for each channel of the weights takes it from {} to {} dB, MSE ranges to {}, "
+            "adaptive rounding to {} and reconstruction to {}".format(*steps(model, *plain))
+            for model in ("alexnet", "resnet18")
+        ),
         *(
             f"With 100 or 2,000 calibration images, or the 7 bits of processors without VNNI, the recipe stays at "
             f"{between(varied['test_sqnr_db'], '{:.1f}')} dB and {between(varied['test_accuracy'], '{:.2f}', 100)} %"
