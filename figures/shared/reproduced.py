@@ -128,9 +128,11 @@ def missing(ours: pd.DataFrame, theirs: pd.DataFrame, where: str) -> str:
     alone = frame[~keys.isin(known)]
     if alone.empty:
         return ""
-    listed = [f"{catalog.MODELS[row['model']].label} {row['series']}" for _, row in alone.head(3).iterrows()]
+    seed = " of seed " + alone["seed"].astype(str) if frame["seed"].nunique() > 1 else ""
+    labels = alone["model"].astype(str).map({name: model.label for name, model in catalog.MODELS.items()})
+    names = labels + " " + alone["series"] + seed
     more = f" and {len(alone) - 3} more" if len(alone) > 3 else ""
-    return f"Only {where}: {', '.join(listed)}{more}. "
+    return f"Only {where}: {', '.join(names.head(3))}{more}. "
 
 
 def differences(here: pd.DataFrame, there: pd.DataFrame) -> Iterator[str]:

@@ -33,7 +33,7 @@ def code_with_one_figure(tmp_path):
     """Copy the code, of the figures only size.py."""
     root = tmp_path / "code"
     for folder in ("figures", "utils"):
-        shutil.copytree(paths.ROOT / folder, root / folder, ignore=shutil.ignore_patterns("cats_and_dogs", "__pycache__"))
+        shutil.copytree(paths.ROOT / folder, root / folder, ignore=shutil.ignore_patterns("cats_and_dogs*", "__pycache__"))
     for path in (root / "figures").glob("*.py"):
         if path.stem not in ("__init__", "all", "tables", "report", "size"):
             path.unlink()

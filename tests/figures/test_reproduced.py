@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from records import write_run
 
@@ -72,6 +73,14 @@ def test_the_intervals_by_hand(tmp_path):
     ends = 2 * 2.0 ** -np.sqrt(2), 2 * 2.0 ** np.sqrt(2)  # both are 2 times as large or small at their bounds
     assert row["ratio"] == f"2.000 [{ends[0]:.3f}, {ends[1]:.3f}]"
     assert (row["accuracy %"], row["there %"]) == ("90.00", "95.00")
+
+
+def test_runs_of_one_side_are_named_with_their_seeds_where_there_are_several(tmp_path):
+    here = read(study(tmp_path / "a", BASELINE))
+    there = read(study(tmp_path / "b", BASELINE, INT8))
+    there = pd.concat([there, there.assign(seed=1)])
+    note, _ = reproduced.beside(here, there, "mine", "theirs")
+    assert "Only there: ResNet-18 FP32 native of seed 1, ResNet-18 INT8 PTQ fbgemm of seed 0, ResNet-18 INT8 PTQ" in note
 
 
 def test_independent_intervals_that_are_equal_on_both_sides_add_up_as_squares():
