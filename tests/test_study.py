@@ -1,4 +1,4 @@
-"""The committed study is byte for byte what its runs give; README and results/findings.md say what is in it."""
+"""The committed studies are byte for byte what their runs give."""
 
 import io
 import json
@@ -10,32 +10,22 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 
-from figures import tables
-from figures.shared import cells, compare, frames, reproduced, seeds
 from quantization import int8_ladder
-from utils import catalog, results
+from utils import results
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDY = "cats_and_dogs"
 AMX = "cats_and_dogs_amx"  # the same images on another processor
 STUDIES = (STUDY, AMX)
-DETAILS = "results/findings.md"
-COUNT = {6: "six", 7: "seven", 8: "eight"}
 SOURCES = ("runs", "ladder")  # folders of what was measured, from which all else is made
 ANEW = {(STUDY, "mobilenetv3"): [1]}  # runs of later commits: INT16 on ONNX Runtime, since its recipe corrects biases
 
 
 def runs(study):
     return sorted((ROOT / "results" / study / "runs").glob("*.json"))
-
-
-def one_a_run(study=STUDY):
-    """The rows of results.csv of the lowest seeds, at batch 1 on all threads, by model."""
-    return frames.one_batch(tables.named(frames.first_seed(frames.read(ROOT / "results" / study / "results.csv"))))
 
 
 def written(*folders):
@@ -102,321 +92,10 @@ def test_the_runs_tell_nothing_of_the_disk_that_they_come_from(study):
         assert not re.search(r'"/|[\s=]/\w', path.read_text()), path.name
 
 
-# ---- README and results/findings.md
-
-
-def signed(values):
-    return ", ".join(f"{100 * value:+.2f}" for value in values)
-
-
-def listed(column, form):
-    return ", ".join(form.format(value) for value in column)
-
-
-def gained(one):
-    """The dB that INT8 by QAT is nearer to FP32 than by PTQ, on each engine that has both, from one row a run of a model."""
-    int8 = one[one["dtype"] == "int8"].set_index(["method", "backend"])["sqnr_db"]
-    return (int8["qat"] - int8["ptq"]).dropna()
-
-
-def findings(one):
-    """The sentences of README that have numbers of all models, from one row a run of results.csv."""
-
-    def of(method, dtype, backend):
-        runs = one[(one["method"] == method) & (one["dtype"] == dtype) & (one["backend"] == backend)]
-        assert runs["model"].tolist() == list(catalog.MODELS)
-        return runs
-
-    fp32, half, int16 = of("fp32", "fp32", "native"), of("ptq", "fp16", "half"), of("ptq", "int16", "simulated")
-    ptq, qat, fbgemm = of("ptq", "int8", "openvino"), of("qat", "int8", "openvino"), of("ptq", "int8", "fbgemm")
-    gains = {model: gained(one[one["model"] == model]) for model in ("alexnet", "resnet18")}
-    best = ptq["best_fp32"].map({"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "xnnpack": "XNNPACK"})
-    published = Counter(compare.against_published(one)[1]["verdict"])
-    (threads,), (images,), (cpu,), (torch,) = (set(one[name]) for name in ("threads", "n_test", "cpu", "torch"))
-    int8 = one[one["dtype"] == "int8"]
-    assert set(int8["verdict"]) == {"held"} and int8["quantized_modules"].equals(int8["weight_modules"])
-    return [
-        f"all {len(one)} variants",
-        f"{images:,} test photographs, {threads} threads of an {cpu}, PyTorch {torch.partition('+')[0]}",
-        f"at {signed(ptq['accuracy_difference'])} points from FP32 by PTQ, and at {signed(qat['accuracy_difference'])} by QAT. "
-        f"In all {len(int8)} runs of seed 0 it held",
-        f"{listed(ptq['speedup_vs_eager_fp32'], '{:.1f}')} times as fast as eager FP32",
-        f"{listed(ptq['speedup_vs_best_fp32'], '{:.1f}')} times as fast as the fastest FP32 of this machine ({', '.join(best)})",
-        f"at {fbgemm['speedup_vs_best_fp32'].iloc[-1]:.2f} times the fastest",
-        f"from {listed(fp32['size_mb'], '{:.1f}')} to {listed(ptq['size_mb'], '{:.1f}')} MiB",
-        f"at {signed(half['accuracy_difference'])} points from FP32 and "
-        f"{listed(half['speedup_vs_eager_fp32'], '{:.2f}')} times as fast",
-        f"decides as FP32 does on {listed(100 * int16['agreement_fp32'], '{:.2f}')} % of the images",
-        f"ResNet-18 gains {between(gains['resnet18'], '{:.1f}')} dB on {COUNT[len(gains['resnet18'])]} engines and "
-        f"AlexNet {between(gains['alexnet'], '{:.1f}')} dB on {COUNT[len(gains['alexnet'])]};",
-        f"Of the {sum(published.values())} published rows, {published['reproduced']} are reproduced, "
-        f"{published['higher here']} are higher here, and {published['not run']} were not run",
-    ]
-
-
-def of_the_ladder(rungs):
-    """The sentences that have numbers of ladder.csv: what breaks MobileNetV3-Small, which README has, too, and the others."""
-    openvino = rungs[rungs["backend"] == "openvino"].set_index(["model", "rung", "kind"]).sort_index()
-    rungs = rungs[rungs["model"] == "mobilenetv3"]
-    tool = {rung: f"{100 * accuracy:.2f}" for rung, accuracy in zip(rungs["rung"], rungs["test_accuracy"], strict=True)}
-    accuracy = rungs.set_index(["backend", "rung", "kind"])["test_accuracy"].sort_index()
-
-    def decibels(model, name, kind="stacked"):
-        return openvino["test_sqnr_db"][model, name, kind]
-
-    def steps(model, *names):
-        return [f"{decibels(model, name):.1f}" for name in names]
-
-    mobile = steps("mobilenetv3", int8_ladder.CHANNELS, "MSE ranges", "bias correction", "adaptive rounding", "reconstruction")
-    plain = ("the plainest", int8_ladder.CHANNELS, "MSE ranges", "adaptive rounding", "reconstruction")
-    corrected = decibels("resnet18", int8_ladder.CHANNELS) - decibels("resnet18", "bias correction", "alone")
-    best = openvino.loc["mobilenetv3", "reconstruction", "stacked"]
-    breaks = [
-        f"torch FX, ONNX Runtime and XNNPACK bring it to {tool['torch FX']}, {tool['ONNX Runtime']} and {tool['XNNPACK']} %, "
-        f"and NNCF to {tool['NNCF']} %",
-        f"FP32 has {100 * best['test_accuracy_fp32']:.2f} %",
-        f"takes it from {100 * accuracy['openvino', 'the plainest', 'stacked']:.2f} "
-        f"to {100 * accuracy['openvino', int8_ladder.CHANNELS, 'stacked']:.2f} %",
-        f"from {100 * accuracy['onnxruntime', 'MSE ranges', 'stacked']:.2f} "
-        f"to {100 * accuracy['onnxruntime', 'equalization', 'stacked']:.2f} %",
-    ]
-    return breaks, [
-        f"it is {mobile[0]} dB from FP32 with scales for each channel, {mobile[1]} with MSE ranges, {mobile[2]} with bias "
-        f"correction, {mobile[3]} with adaptive rounding and {mobile[4]} with reconstruction, "
-        f"where it decides as FP32 does on {100 * best['test_agreement_fp32']:.2f} % of the images. "
-        f"QAT is at {decibels('mobilenetv3', 'QAT', 'trained'):.1f} dB",
-        f"Bias correction, alone, takes {corrected:.1f} dB away, though it brings no layer but the last farther from FP32",
-        *(
-            "The defaults of torch FX, ONNX Runtime, NNCF and XNNPACK are at {}, {}, {} and {} dB".format(
-                *(f"{decibels(model, name, 'tool'):.1f}" for name in ("torch FX", "ONNX Runtime", "NNCF", "XNNPACK"))
-            )
-            for model in ("alexnet", "resnet18")
-        ),
-        *(
-            "On OpenVINO, a scale for each channel of the weights takes it from {} to {} dB, MSE ranges to {}, "
-            "adaptive rounding to {} and reconstruction to {}".format(*steps(model, *plain))
-            for model in ("alexnet", "resnet18")
-        ),
-        *(
-            f"With 100 or 2,000 calibration images, or the 7 bits of processors without VNNI, the recipe stays at "
-            f"{between(varied['test_sqnr_db'], '{:.1f}')} dB and {between(varied['test_accuracy'], '{:.2f}', 100)} %"
-            for _, varied in openvino.xs("varied", level="kind").groupby("model")
-        ),
-    ]
-
-
-def between(column, form, scale=1):
-    return f"{form.format(scale * column.min())} to {form.format(scale * column.max())}"
-
-
-def of_mobilenetv3(one):
-    """The sentences about INT8 of MobileNetV3-Small on every engine, from one row a run of results.csv."""
-    one = one[one["model"] == "mobilenetv3"]
-    gain = gained(one)
-    one = one.set_index(["method", "dtype", "backend"]).sort_index()
-    int8, fast = one.loc[("ptq", "int8")], ["openvino", "xnnpack"]
-    rest = int8.drop(index=fast)["speedup_vs_best_fp32"]
-    bf16, qat = one.loc["ptq", "bf16", "openvino_bf16"], one.loc[("qat", "int8")]
-    assert set(int8["verdict"]) == {"held"} and set(int8["quantized_modules"]) == {54} and len(int8) == 8
-    assert {one.loc["fp32", "fp32", "native"]["best_fp32"], *int8["best_fp32"]} == {"xnnpack"}
-    return [
-        f"has {between(int8['accuracy'], '{:.2f}', 100)} % on eight engines "
-        f"(FP32 {100 * one.loc['fp32', 'fp32', 'native']['accuracy']:.2f} %; held on all)",
-        f"decides as FP32 does on {between(int8['agreement_fp32'], '{:.2f}', 100)} % of the images, "
-        f"and is {between(int8['sqnr_db'], '{:.1f}')} dB from its logits",
-        f"run it {' and '.join(f'{x:.1f}' for x in int8.loc[fast, 'speedup_vs_eager_fp32'])} times as fast as eager FP32 and "
-        f"{' and '.join(f'{x:.2f}' for x in int8.loc[fast, 'speedup_vs_best_fp32'])} times as fast as the fastest FP32",
-        f"the other six reach {between(rest, '{:.2f}')}",
-        f"{bf16['speedup_vs_best_fp32']:.2f} times the fastest FP32, and nearer to FP32 ({bf16['sqnr_db']:.1f} dB)",
-        f"QAT, from where PTQ ends, is at {between(qat['sqnr_db'], '{:.1f}')} dB on the same engines, from "
-        f"{-gain.min():.1f} dB farther to {gain.max():.1f} dB nearer than PTQ",
-    ]
-
-
-def of_what_was_not_reached(one, means):
-    """The sentences about aims that were missed, from one row a run of results.csv and from `seeds.together`."""
-    records = {method: results.read(ROOT / f"results/{STUDY}/runs/mobilenetv3_{method}_int8_openvino_cpu_seed0.json")
-               for method in ("ptq", "qat")}  # fmt: skip
-    times = {(each["threads"], each["batch_size"]): each["speedup_vs_best_fp32"] for each in records["ptq"]["timing"]}
-    two, single, batch = times[2, 1], times[1, 1], times[2, 32]
-
-    def share(kind):
-        profiles = [record["profile"] for record in records.values()]
-        milliseconds = [[sum(each["ms"] for each in profile[side] if each["kind"] == kind) for side in ("operators", "fp32")]
-                        for profile in profiles]  # fmt: skip
-        return " and ".join(f"{int8 / fp32:.2f}" for int8, fp32 in milliseconds)
-
-    one = one[(one["model"] == "mobilenetv3") & (one["dtype"] == "int8")]
-    ptq, qat = (one.loc[one["method"] == method, "agreement_fp32"] for method in ("ptq", "qat"))
-    means = means[means["dtype"] == "fp32"].set_index("model")["accuracy"]
-    assert max(ptq.max(), qat.max()) < 0.995 and means["resnet18"] < 0.987 and means["mobilenetv3"] < 0.98
-    assert two < 1.3 and single < 1.5 and batch < 1.75
-    return [
-        f"By PTQ on OpenVINO, it is {two:.2f}, {single:.2f} and {batch:.2f} times as fast",
-        f"convolutions take {share('convolution')} of their time in FP32, but depthwise layers {share('depthwise')} of it",
-        f"PTQ has {between(ptq, '{:.2f}', 100)} % and QAT {between(qat, '{:.2f}', 100)} %: "
-        f"up to {round(2000 * (0.995 - min(ptq.min(), qat.min())))} images of 2,000 are missing",
-        f"they have {100 * means['resnet18']:.2f} and {100 * means['mobilenetv3']:.2f} %",
-    ]
-
-
-def of_int16(one):
-    """The sentences of README about INT16 of MobileNetV3-Small, from one row a run of results.csv."""
-    int16 = one[(one["model"] == "mobilenetv3") & (one["method"] == "ptq") & (one["dtype"] == "int16")].set_index("backend")
-    assert int16.loc["onnxruntime", "verdict"] == "undecided"
-    return [
-        f"is {int16.loc['onnxruntime', 'sqnr_db']:.1f} dB from FP32, and 2,000 images "
-        f"cannot tell whether it holds ({100 * int16.loc['onnxruntime', 'accuracy_difference']:.2f} points)",
-        f"with weights of 16 bits it is at {int16.loc['simulated', 'sqnr_db']:.1f} dB",
-    ]
-
-
-def of_a_plain_network(one, model):
-    """The sentences about INT8 of AlexNet or ResNet-18 on every engine, from one row a run of results.csv."""
-    one = one[one["model"] == model]
-    gain = gained(one)
-    one = one.set_index(["method", "dtype", "backend"]).sort_index()
-    int8, fp32, trained = one.loc[("ptq", "int8")], one.loc["fp32", "fp32", "native"], one.loc[("qat", "int8")]
-    bf16, qat = one.loc["ptq", "bf16", "openvino_bf16"], trained.loc["openvino"]
-    ptq, rest = int8.loc["openvino"], int8["speedup_vs_best_fp32"].drop(["openvino", "qnnpack"])
-    assert set(int8["verdict"]) == {"held"} and len(int8) == 8 and rest.min() > 1 and len(gain) == len(trained)
-    return [
-        f"It has {between(int8['accuracy'], '{:.2f}', 100)} % on eight engines "
-        f"(FP32 {100 * fp32['accuracy']:.2f} %; held on all)",
-        f"decides as FP32 does on {between(int8['agreement_fp32'], '{:.2f}', 100)} % of the images, "
-        f"and is {between(int8['sqnr_db'], '{:.1f}')} dB from its logits. It is "
-        f"{ptq['speedup_vs_eager_fp32']:.1f} times as fast as eager FP32 and "
-        f"{ptq['speedup_vs_best_fp32']:.2f} times as fast as the fastest FP32 on OpenVINO; "
-        f"{between(rest, '{:.2f}')} on six others, and {int8.loc['qnnpack', 'speedup_vs_best_fp32']:.2f} on QNNPACK",
-        f"is at {qat['sqnr_db']:.1f} dB and decides as FP32 does on {100 * qat['agreement_fp32']:.2f} % of the images; "
-        f"PTQ is at {ptq['sqnr_db']:.1f} dB and {100 * ptq['agreement_fp32']:.2f} %. "
-        f"On {COUNT[len(trained)]} engines, QAT is {between(gain, '{:.1f}')} dB nearer than PTQ",
-        f"BF16 on OpenVINO is {bf16['speedup_vs_best_fp32']:.2f} times as fast as the fastest FP32, at {bf16['sqnr_db']:.1f} dB",
-    ]
-
-
-def of_the_seeds(every, means):
-    """The sentences about three seeds, the first two of which README has, too, from one row a run of results.csv and from
-    `seeds.together`."""
-    assert set(means["seeds"]) == {3}
-    means = means.set_index(["method", "dtype", "backend", "model"]).sort_index()
-    fp32, qat = means.loc[("fp32", "fp32", "native")], means.loc[("qat", "int8", "openvino")]
-    assert fp32.index.tolist() == qat.index.tolist() == list(catalog.MODELS)
-    ptq = [means.loc[("ptq", "int8")].xs(model, level="model") for model in catalog.MODELS]
-    verdicts = [Counter(engines["verdict"]) for engines in ptq]
-    assert [set(verdict) for verdict in verdicts] == [{"held"}, {"held"}, {"held", "undecided"}]
-    assert [len(engines) for engines in ptq] == [8, 8, 8]
-    differences = [between(engines["accuracy_difference"], "{:+.2f}", 100) for engines in ptq]
-    every = every[(every["method"] == "ptq") & (every["dtype"] == "int8")]
-    decibels = [between(every.loc[every["model"] == model, "sqnr_db"], "{:.1f}") for model in catalog.MODELS]
-    return [
-        f"FP32 has {listed(100 * fp32['accuracy'], '{:.2f}')} % in the mean, with a standard deviation of "
-        f"{listed(100 * fp32['std'], '{:.2f}')} points",
-        f"INT8 by PTQ is at {differences[0]}, {differences[1]} and {differences[2]} points from it on eight engines",
-        f"and QAT on OpenVINO at {signed(qat['accuracy_difference'])}",
-        f"it held on all engines for AlexNet and ResNet-18, and on {verdicts[2]['held']} for MobileNetV3-Small; "
-        f"on the other {verdicts[2]['undecided']}, three seeds cannot tell",
-        f"With any seed and on any engine, PTQ is {decibels[0]}, {decibels[1]} and {decibels[2]} dB from FP32",
-    ]
-
-
-def of_another_processor():
-    """The sentences about the study of another processor beside this one: in README, and in detail."""
-    here, there = (frames.read(ROOT / "results" / study / "results.csv") for study in (AMX, STUDY))
-    note, _ = reproduced.beside(here, there, AMX, STUDY)
-    runs, accuracy, points, quantized = re.search(
-        r"Runs in both: (\d+)\. .*: accuracy (\d+) of \1, points to FP32 (\d+) of (\d+)", note
-    ).groups()
-    here = here[here["threads"] == here["threads"].max()].set_index(["method", "dtype", "backend", "batch_size"]).sort_index()
-
-    def times(dtype, backend, batch=1, over="best", form="{:.2f}"):
-        rows = here.loc["ptq", dtype, backend, batch]
-        assert rows["model"].tolist() == list(catalog.MODELS)
-        return listed(rows[f"speedup_vs_{over}_fp32"], form)
-
-    int8 = here.loc[("ptq", "int8")].xs(1, level="batch_size")
-    mobile = int8[int8["model"] == "mobilenetv3"]
-    assert set(int8.loc[int8["model"] != "mobilenetv3", "verdict"]) == {"held"}
-    assert Counter(mobile["verdict"]) == {"held": 1, "undecided": 3} and len(int8) == 12 and accuracy == runs
-    lost = between(mobile["accuracy_difference"], "{:+.2f}", 100)
-    short = [
-        f"all {runs} runs that can be compared have the accuracy of those here within its interval; of MobileNetV3-Small in "
-        f"INT8, at {lost} points from FP32, 2,000 images cannot tell on three of four engines whether it holds. "
-        f"INT8 on OpenVINO is {times('int8', 'openvino', form='{:.1f}')} times as fast as the fastest FP32 there, and FP16, "
-        f"which that processor does not emulate, {times('fp16', 'openvino_fp16', form='{:.1f}')} times",
-    ]
-    return short, [
-        f"Of the {runs} runs that both studies have, {accuracy} have the same accuracy within its interval, "
-        f"and {points} of the {quantized} quantized ones are as far from FP32",
-        f"trained anew, is at {lost} points: it held on one engine",
-        f"On OpenVINO, INT8 is {times('int8', 'openvino')} times as fast as the fastest FP32 at batch 1, "
-        f"and {times('int8', 'openvino', 32)} times at batch 32",
-        f"on XNNPACK, MobileNetV3-Small is {mobile['speedup_vs_best_fp32']['xnnpack']:.2f} times as fast",
-        f"BF16 on OpenVINO is {times('bf16', 'openvino_bf16')} times as fast as the fastest FP32 at batch 1, "
-        f"and {times('bf16', 'openvino_bf16', 32)} times at batch 32",
-        f"FP16 on OpenVINO is {times('fp16', 'openvino_fp16')} and {times('fp16', 'openvino_fp16', 32)} times as fast",
-        f"PyTorch's `.half()` is {times('fp16', 'half', over='eager')} times as fast as its FP32",
-    ]
-
-
-def missing(page, sentences):
-    words = " ".join((ROOT / page).read_text().split())
-    return [sentence for sentence in sentences if sentence not in words]
-
-
-def test_the_readme_and_the_findings_say_what_results_csv_says():
-    one, _ = one_a_run()
-    assert missing("README.md", findings(one) + of_int16(one)) == []
-    plain = [sentence for model in ("alexnet", "resnet18") for sentence in of_a_plain_network(one, model)]
-    assert missing(DETAILS, of_mobilenetv3(one) + plain) == []
-
-
-def test_the_readme_and_the_findings_say_what_several_seeds_give():
-    folder = ROOT / "results" / STUDY
-    every, _ = frames.of_all_seeds(frames.read(folder / "results.csv"))
-    sentences = of_the_seeds(every, seeds.together(every, folder / "runs"))
-    assert missing(DETAILS, sentences) == missing("README.md", sentences[:2]) == []
-
-
-def test_the_readme_and_the_findings_say_what_another_processor_gives():
-    short, others = of_another_processor()
-    assert missing("README.md", short) == missing(DETAILS, others) == []
-
-
-def test_the_findings_say_what_was_not_reached():
-    folder = ROOT / "results" / STUDY
-    every, _ = frames.of_all_seeds(frames.read(folder / "results.csv"))
-    assert missing(DETAILS, of_what_was_not_reached(one_a_run()[0], seeds.together(every, folder / "runs"))) == []
-
-
-def test_the_readme_has_the_int8_of_the_table_in_short():
-    one, batch = one_a_run()
-    _, short = tables.headline(one[one["dtype"] == "int8"], batch)
-    assert cells.markdown(tables.finished(tables.Table("", "", "", short), None).cells) in (ROOT / "README.md").read_text()
-
-
-def test_the_readme_and_the_findings_link_to_files_of_the_study_that_are_there():
-    for page in (ROOT / "README.md", ROOT / DETAILS):
-        links = re.findall(r"\]\((?!http)([^)#]+)", page.read_text())
-        assert links and [name for name in links if not (page.parent / name).is_file()] == []
-
-
-def test_the_readme_and_the_findings_say_what_ladder_csv_says():
-    breaks, others = of_the_ladder(pd.read_csv(ROOT / "results" / STUDY / "ladder.csv"))
-    assert missing("README.md", breaks) == missing(DETAILS, breaks + others) == []
-
-
-def test_bias_correction_brings_no_layer_of_resnet18_but_the_last_farther_from_fp32():
-    layers = pd.read_csv(ROOT / "results" / STUDY / "ladder_layers.csv")
-    layers = layers[(layers["model"] == "resnet18") & (layers["backend"] == "openvino")]
-    layers = layers.set_index(["rung", "kind", "layer"])["sqnr_db"].sort_index()
-    gained = layers["bias correction", "alone"] - layers[int8_ladder.CHANNELS, "stacked"]
-    assert gained.index[gained < -0.01].tolist() == ["fc"] and len(gained) == 21  # the first layer by 0.002 dB
-
-
-def test_the_ladder_tells_nothing_of_the_disk_and_is_of_one_network_a_model():
+def test_the_ladder_tells_nothing_of_the_disk_and_is_of_the_networks_of_the_runs():
     rungs = [json.loads(path.read_text()) for path in sorted((ROOT / "results" / STUDY / "ladder").glob("*.json"))]
     assert not any(re.search(r'"/|[\s=]/\w', json.dumps(rung)) for rung in rungs) and rungs
     assert not any(rung["facts"]["smoke"] for rung in rungs)
-    for model in {rung["row"]["model"] for rung in rungs}:
-        assert len({rung["facts"]["baseline"] for rung in rungs if rung["row"]["model"] == model}) == 1
+    records = [results.read(path) for path in runs(STUDY)]
+    networks = {(record["run"]["model"], record["provenance"]["baseline_sha256"]) for record in records}
+    assert {(rung["row"]["model"], rung["facts"]["baseline"]) for rung in rungs} <= networks
