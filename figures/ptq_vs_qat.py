@@ -35,7 +35,8 @@ def make(frame, args):
     for axes, _, runs in panels:
         for method in ("control", *QUANTIZING):
             part, marks = runs[runs["method"] == method], replace(MARKS, shift=shift(method))
-            expected = [name if (name == CONTROL) == (method == "control") else "" for name in rows]
+            of_some_model = set(frame.loc[frame["method"] == method, "cell"])
+            expected = [name if name in of_some_model else "" for name in rows]
             prefix = f"{catalog.METHODS[method].label} " if method in QUANTIZING else ""
             style.gaps(axes, part, expected, marks, prefix)
             style.dots(axes, part, expected, marks)

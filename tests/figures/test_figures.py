@@ -243,6 +243,12 @@ def test_cells_have_their_shades_with_the_first_row_on_top_and_are_no_pictures_i
     assert b"/Subtype /Image" not in (tmp_path / "cells.pdf").read_bytes()
 
 
+def test_what_no_model_was_quantized_by_is_no_gap(folder, tmp_path, monkeypatch):
+    """ResNet-18 has QAT on fbgemm and qnnpack and PTQ to INT16, which MobileNetV3-Small lacks, and lacks its PTQ to FP16."""
+    content = texts(monkeypatch, folder, "ptq_vs_qat", "cats_and_dogs", tmp_path)
+    assert content.count("QAT not run") == 2 and content.count("PTQ not run") == 2
+
+
 def test_engines_that_share_a_training_are_drawn_once(folder):
     frame, _ = frames.one_batch(frame_of(folder))
     histories = training_curves.histories(frame, argparse.Namespace(results=folder, study="cats_and_dogs"))
