@@ -74,7 +74,7 @@ def against(frame: pd.DataFrame, args, other: str) -> Table:
 def write(tables: list[Table], heading: str, setting: str, args) -> None:
     """Write the tables in all formats, and print the first."""
     folder = script.tables_folder(args)
-    top = f"# {heading}\n\n{setting}. In brackets: 95 % intervals. An empty cell: there is no such value.\n"
+    top = f"# {heading}\n\n{setting}. Brackets hold 95 % intervals. A cell is empty where a run has no value for it.\n"
     parts = [f"## {table.title}\n\n{table.note}\n\n{cells.markdown(table.cells)}\n" for table in tables]
     paths.write_text(folder / "tables.md", "\n".join([top, *parts]))
     for table in tables:
