@@ -76,6 +76,38 @@ def test_an_outlier_channel_before_hardswish_takes_nothing_from_the_others():
         assert sum("one scale would leave" in origin for origin in equalized.origin.values()) == 1
 
 
+class Mixed(nn.Module):
+    """A depthwise convolution after ReLU, one after hardswish with a large channel, one after hardswish with none."""
+
+    def __init__(self):
+        super().__init__()
+        self.exact, self.outlier, self.calm = Uneven(nn.ReLU), Outlier(), Uneven(nn.Hardswish, (1.0, 1.0, 2.0, 2.0))
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.fc(torch.flatten(self.pool(self.exact(x) + self.calm(x)), 1)) + self.outlier(x)
+
+
+@torch.no_grad()
+def test_a_scale_for_each_channel_stays_only_where_one_is_not_enough(tmp_path):
+    model, images = small(Mixed), uneven_images()
+    mixed = ptq.quantize(model, images, RECIPE | dict(equalize=True), Placement("inputs", scales="uneven"))
+    layers = ("exact.depthwise", "outlier.depthwise", "calm.depthwise")
+    assert [mixed.input_scale(name).numel() for name in layers] == [1, 8, 1]
+    assert not any(isinstance(module, ScaledHardswish) for module in mixed.network.modules())
+    assert "exactly" in mixed.origin[layers[0]] and "one would leave" in mixed.origin[layers[1]]
+    assert sqnr_db(model(images), mixed.reference(images)) > 100  # the same function
+    # One scale takes little where it is chosen, and nearly everything in the third place.
+    everywhere = ptq.quantize(model, images, RECIPE, Placement("inputs", scales="uneven"))
+    assert len(everywhere.pairs.channelwise) == 3
+    nowhere = ptq.quantize(model, images, RECIPE, INPUTS)
+    values = [sqnr_db(model(images), execute(each, images)) for each in (mixed, everywhere, nowhere)]
+    assert values[0] > values[1] - 2 and values[0] > values[2] + 15
+    mixed.save(tmp_path / "q.pt")
+    loaded = Quantized.load(tmp_path / "q.pt", model)
+    assert loaded.digest() == mixed.digest() and loaded.pairs == mixed.pairs
+
+
 @torch.no_grad()
 def test_hardswish_is_left_alone_where_one_scale_is_enough():
     network = folded(small(functools.partial(Uneven, nn.Hardswish, (1.0, 1.0, 2.0, 2.0))))

@@ -47,10 +47,10 @@ class Inductor(Lowering):
         """Return where Inductor wants pairs: where OpenVINO does, so that both share one network.
 
         Rounded summands make ResNet-18 1.33 times as fast, at batch 32. Inductor has no integer
-        kernel for inputs with a scale for each channel: depthwise layers, whose inputs have these,
+        kernel for inputs with a scale for each channel: depthwise layers whose inputs have these
         compute in FP32 on rounded numbers.
         """
-        return Placement("inputs", scales="depthwise", rounded_sums=True, centred=True, narrow=u8s8_is_narrow())
+        return Placement("inputs", scales="uneven", rounded_sums=True, centred=True, narrow=u8s8_is_narrow())
 
     def lower(self, quantized: Quantized, path: Path) -> None:
         """Compile `quantized` and write its package to `path`, for any batch size and number of threads.

@@ -42,7 +42,8 @@ class Placement:
     symmetric: bool = False  # whether the zero-points of activations are 0
     levels: int = 255  # steps between the ends of a calibrated range
     # Activations have a scale for each channel where no reader adds channels up ("apart"), or only
-    # where all readers are depthwise convolutions ("depthwise"), or nowhere ("tensor").
+    # where all readers are depthwise convolutions and `equalize` does not find or make their inputs
+    # even ("uneven"), or nowhere ("tensor").
     scales: str = "tensor"
     rounded_sums: bool = False  # whether additions read rounded numbers; with pairs at "outputs" they always do
     centred: bool = False  # whether nearly symmetric ranges have the middle integer as zero-point, see `calibration.numbers`
@@ -116,7 +117,8 @@ def insert(network: fx.GraphModule, placement: Placement, keep_fp32: tuple[str, 
     What belongs to the modules `keep_fp32` is not quantized. Operators that are computed together,
     such as a convolution with its BatchNorm and ReLU, share a pair. It is named after the first of
     them, so that its name is the same whether BatchNorm is folded or not. Raises `UserError` for an
-    unknown operator, and for a quantized layer that is called on several tensors.
+    unknown operator, and for a quantized layer that is called on several tensors. `network.meta` may
+    name the depthwise convolutions that are content with one scale, as "even"; see `Placement.scales`.
     """
     graph = Graph(network)
     places = _inputs(graph, keep_fp32, placement.rounded_sums) if placement.pairs == "inputs" else _outputs(graph, keep_fp32)
@@ -201,7 +203,12 @@ def _describe(inserted: Inserted, graph: Graph, node: fx.Node, name: str, placem
         inserted.gates.add(name)
     readers = graph.readers(users)
     inserted.useful[name] = graph.useful(readers)
-    apart = {"apart": graph.keeps_channels_apart, "depthwise": graph.depthwise, "tensor": lambda _: False}[placement.scales]
+    even = graph.network.meta.get("even", ())
+    apart = {
+        "apart": graph.keeps_channels_apart,
+        "uneven": lambda reader: graph.depthwise(reader) and reader.target not in even,
+        "tensor": lambda _: False,
+    }[placement.scales]
     deciding = [reader for reader in readers if not (placement.pairs == "inputs" and reader.target in ADDITIONS)]
     if deciding and all(map(apart, deciding)) and not graph.mixes_when_moved(node):
         inserted.channelwise.add(name)

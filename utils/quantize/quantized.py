@@ -32,7 +32,7 @@ from utils.quantize.placement import INTEGERS, Inserted, Placement
 from utils.training import architectures, checkpoints
 
 OPS = torch.ops.quantized_decomposed
-FORMAT = 2  # of the file
+FORMAT = 3  # of the file
 FAINT = 2.0**-20  # smallest scale of a channel's weights, relative to the layer's largest
 
 
@@ -204,7 +204,8 @@ class Quantized:
         scaled = {
             name: module.before.numel() for name, module in self.network.named_modules() if isinstance(module, ScaledHardswish)
         }
-        content |= {"keep_fp32": self.keep_fp32, "scaled": scaled, "origin": self.origin, "state_dict": state}
+        content |= {"keep_fp32": self.keep_fp32, "scaled": scaled, "even": sorted(self.network.meta.get("even", ()))}
+        content |= {"origin": self.origin, "state_dict": state}
         path.write_bytes(checkpoints.packed(content))
 
     @classmethod
@@ -223,6 +224,7 @@ class Quantized:
         network = folded(model or architectures.build(content["architecture"]))
         for name, channels in content["scaled"].items():
             network.set_submodule(name, ScaledHardswish(*torch.ones(2, channels)))
+        network.meta["even"] = set(content["even"])
         result = cls.skeleton(network, Placement.of(content["placement"]), tuple(content["keep_fp32"]))
         state = content["state_dict"]
         for name in result.pairs.source:
