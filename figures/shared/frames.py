@@ -36,7 +36,7 @@ def read(path: Path) -> pd.DataFrame:
     suffix = unsaid.map({True: " (simulated)", False: ""}) + frame["device"].map({"cuda": " on GPU"}).fillna("")
     frame["series"] = (dtype + " " + method + " " + frame["backend"]).str.split().str.join(" ") + suffix
     frame["deployment"] = dtype + " " + frame["backend"] + suffix
-    frame["processor"] = _processor(frame)
+    frame["processor"] = processor_of_each(frame)
     baselines = frame[frame["method"] == "fp32"].drop_duplicates(["model", "device", "seed"])
     processor = baselines.set_index(["model", "device", "seed"])["processor"].to_dict()
     keys = zip(frame["model"], frame["device"], frame["seed"], strict=True)
@@ -44,7 +44,7 @@ def read(path: Path) -> pd.DataFrame:
     return frame.sort_values(ORDER, kind="stable")
 
 
-def _processor(frame: pd.DataFrame) -> pd.Series:
+def processor_of_each(frame: pd.DataFrame) -> pd.Series:
     """Name the processor of each row; clouds call different ones by the same name."""
     isa = frame["isa"].astype(object).fillna("")
     several = isa.groupby(frame["cpu"]).transform("nunique") > 1

@@ -137,6 +137,9 @@ def missing(ours: pd.DataFrame, theirs: pd.DataFrame, where: str) -> str:
 
 def differences(here: pd.DataFrame, there: pd.DataFrame) -> Iterator[str]:
     """Yield the settings in which two studies differ, "torch 2.13.0 here, 2.7.0 there"."""
+    both = pd.concat([here, there], keys=["here", "there"])
+    both["processor"] = frames.processor_of_each(both)  # by both, because clouds call different ones by the same name
+    here, there = both.loc["here"], both.loc["there"]
     for column, label in SETTINGS.items():
         ours, theirs = (sorted(frame[column].dropna().astype(str).unique()) for frame in (here, there))
         if ours != theirs:

@@ -101,6 +101,14 @@ def test_runs_of_one_side_and_what_differs_are_named(tmp_path):
     assert "batch size" not in note and "commit" not in note
 
 
+def test_processors_of_one_name_differ_by_their_instruction_sets(tmp_path):
+    here = read(study(tmp_path / "a", BASELINE, INT8))
+    there = here.assign(isa="avx2 avx512f")
+    note, _ = reproduced.beside(here, there, "mine", "theirs")
+    (name,), (isa,) = set(here["cpu"]), set(here["isa"])
+    assert f"processor {name} with {isa} here, {name} with avx2 avx512f there" in note
+
+
 def test_studies_without_a_common_run_are_told(tmp_path):
     with pytest.raises(UserError, match=r"mine and theirs have no run in common"):
         reproduced.beside(read(study(tmp_path / "a", INT8)), read(study(tmp_path / "b", QAT)), "mine", "theirs")
