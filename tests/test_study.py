@@ -18,8 +18,8 @@ from utils import results
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDY = "cats_and_dogs"
-AMX = "cats_and_dogs_amx"  # the same images on another processor
-STUDIES = (STUDY, AMX)
+AMX, ZEN5 = "cats_and_dogs_amx", "cats_and_dogs_zen5"  # the same images on other processors
+STUDIES = (STUDY, AMX, ZEN5)
 SOURCES = ("runs", "ladder")  # folders of what was measured, from which all else is made
 ANEW = {(STUDY, "mobilenetv3"): [1]}  # runs of later commits: INT16 on ONNX Runtime, since its recipe corrects biases
 
@@ -92,10 +92,19 @@ def test_the_runs_tell_nothing_of_the_disk_that_they_come_from(study):
         assert not re.search(r'"/|[\s=]/\w', path.read_text()), path.name
 
 
-def test_the_ladder_tells_nothing_of_the_disk_and_is_of_the_networks_of_the_runs():
-    rungs = [json.loads(path.read_text()) for path in sorted((ROOT / "results" / STUDY / "ladder").glob("*.json"))]
+def test_a_newer_epyc_measured_the_fp32_networks_of_the_study_bit_for_bit():
+    networks = [
+        {(record["run"]["model"], record["provenance"]["baseline_sha256"]) for record in map(results.read, runs(study))
+         if record["run"]["seed"] == 0} for study in (STUDY, ZEN5)
+    ]  # fmt: skip
+    assert networks[0] == networks[1] and len(networks[0]) == 3
+
+
+@pytest.mark.parametrize("study", [STUDY, ZEN5])
+def test_the_ladder_tells_nothing_of_the_disk_and_is_of_the_networks_of_the_runs(study):
+    rungs = [json.loads(path.read_text()) for path in sorted((ROOT / "results" / study / "ladder").glob("*.json"))]
     assert not any(re.search(r'"/|[\s=]/\w', json.dumps(rung)) for rung in rungs) and rungs
     assert not any(rung["facts"]["smoke"] for rung in rungs)
-    records = [results.read(path) for path in runs(STUDY)]
+    records = [results.read(path) for path in runs(study)]
     networks = {(record["run"]["model"], record["provenance"]["baseline_sha256"]) for record in records}
     assert {(rung["row"]["model"], rung["facts"]["baseline"]) for rung in rungs} <= networks
