@@ -128,5 +128,6 @@ def test_the_command_climbs_all_rungs_on_a_few_images(tmp_path):
     done = run("quantization/int8_ladder.py", *options, cwd=tmp_path)
     assert "rung 4 of 23: XNNPACK (tool)" in done.stdout and "rung 13 of 23: QAT (trained)" in done.stdout
     assert len(list((tmp_path / "out/drawn_smoke/ladder").glob("*.json"))) == 23
-    drawn = run("figures/int8_ladder.py", "--study", "drawn_smoke", "--results", "out", "--out", "here", cwd=tmp_path)
-    assert (tmp_path / "here/int8_ladder_layers.png").exists(), drawn.stderr
+    for name in ("int8_ladder", "int8_ladder_layers"):
+        drawn = run(f"figures/{name}.py", "--study", "drawn_smoke", "--results", "out", "--out", "here", cwd=tmp_path)
+        assert (tmp_path / f"here/{name}.png").exists(), drawn.stderr
