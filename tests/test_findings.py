@@ -159,15 +159,25 @@ def of_mobilenetv3(one):
     ]
 
 
+def mobile_on_openvino(study, method):
+    """The record of MobileNetV3-Small's INT8 on OpenVINO."""
+    return results.read(ROOT / f"results/{study}/runs/mobilenetv3_{method}_int8_openvino_cpu_seed0.json")
+
+
+def three_speedups(study):
+    """Its speed-ups by PTQ over the fastest FP32: 2 threads and 1 thread at batch 1, 2 threads at batch 32."""
+    timing = mobile_on_openvino(study, "ptq")["timing"]
+    ratios = {(each["threads"], each["batch_size"]): each["speedup_vs_best_fp32"] for each in timing}
+    return ratios[2, 1], ratios[1, 1], ratios[2, 32]
+
+
 def of_what_was_not_reached(one, means):
     """The sentences about aims that were missed, from one row a run of results.csv and from `seeds.together`."""
-    records = {method: results.read(ROOT / f"results/{STUDY}/runs/mobilenetv3_{method}_int8_openvino_cpu_seed0.json")
-               for method in ("ptq", "qat")}  # fmt: skip
-    times = {(each["threads"], each["batch_size"]): each["speedup_vs_best_fp32"] for each in records["ptq"]["timing"]}
-    two, single, batch = times[2, 1], times[1, 1], times[2, 32]
+    records = [mobile_on_openvino(STUDY, method) for method in ("ptq", "qat")]
+    two, single, batch = three_speedups(STUDY)
 
     def share(kind):
-        profiles = [record["profile"] for record in records.values()]
+        profiles = [record["profile"] for record in records]
         milliseconds = [[sum(each["ms"] for each in profile[side] if each["kind"] == kind) for side in ("operators", "fp32")]
                         for profile in profiles]  # fmt: skip
         return " and ".join(f"{int8 / fp32:.2f}" for int8, fp32 in milliseconds)
@@ -246,22 +256,28 @@ def of_the_seeds(every, means):
 
 
 def elsewhere(name):
-    """The rows of the study `name` and of this one, on all threads, and how many runs are in both, and agree in what."""
+    """The rows of the study `name` and of this one, on all threads, how many runs are in both, and what the pages say of them."""
     here, there = (frames.read(ROOT / "results" / study / "results.csv") for study in (name, STUDY))
     note, _ = reproduced.beside(here, there, name, STUDY)
     runs, accuracy, points, quantized = re.search(
         r"Runs in both: (\d+)\. .*: accuracy (\d+) of \1, points to FP32 (\d+) of (\d+)", note
     ).groups()
     assert accuracy == runs
-    agreement = (
-        f"Of the {runs} runs that both studies have, {accuracy} have the same accuracy within its interval, "
-        f"and {points} of the {quantized} quantized ones are as far from FP32"
-    )
     here, there = (
         frame[frame["threads"] == frame["threads"].max()].set_index(["method", "dtype", "backend", "batch_size"]).sort_index()
         for frame in (here, there)
     )
-    return here, there, runs, agreement
+    return (
+        here,
+        there,
+        runs,
+        [
+            f"Of the {runs} runs that both studies have, {accuracy} have the same accuracy within its interval, "
+            f"and {points} of the {quantized} quantized ones are as far from FP32",
+            f"On OpenVINO, INT8 is {times(here, 'int8', 'openvino')} times as fast as the fastest FP32 at batch 1, "
+            f"and {times(here, 'int8', 'openvino', 32)} times at batch 32",
+        ],
+    )
 
 
 def times(study, dtype, backend, batch=1, over="best", form="{:.2f}"):
@@ -273,7 +289,7 @@ def times(study, dtype, backend, batch=1, over="best", form="{:.2f}"):
 
 def of_an_intel_xeon():
     """The sentences about the study of a Xeon with AMX: in README, and in detail."""
-    here, there, runs, agreement = elsewhere(AMX)
+    here, there, runs, common = elsewhere(AMX)
     int8 = here.loc[("ptq", "int8")].xs(1, level="batch_size")
     mobile = int8[int8["model"] == "mobilenetv3"]
     assert set(int8.loc[int8["model"] != "mobilenetv3", "verdict"]) == {"held"}
@@ -286,10 +302,8 @@ def of_an_intel_xeon():
         f"and FP16, which that processor does not emulate, {times(here, 'fp16', 'openvino_fp16', form='{:.1f}')} times",
     ]
     return short, [
-        agreement,
+        *common,
         f"trained anew, is at {lost} points: it held on one engine",
-        f"On OpenVINO, INT8 is {times(here, 'int8', 'openvino')} times as fast as the fastest FP32 at batch 1, "
-        f"and {times(here, 'int8', 'openvino', 32)} times at batch 32",
         f"on XNNPACK, MobileNetV3-Small is {mobile['speedup_vs_best_fp32']['xnnpack']:.2f} times as fast",
         f"BF16 on OpenVINO is {times(here, 'bf16', 'openvino_bf16')} times as fast as the fastest FP32 at batch 1, "
         f"and {times(here, 'bf16', 'openvino_bf16', 32)} times at batch 32",
@@ -308,16 +322,9 @@ def same_logits(name):
 
 def of_a_newer_epyc():
     """The sentences about the study of a newer EPYC: in README, and in detail."""
-    here, there, runs, agreement = elsewhere(ZEN5)
-    frame = frames.read(ROOT / "results" / ZEN5 / "results.csv")
-    mobile = frame[(frame["model"] == "mobilenetv3") & (frame["method"] == "ptq") & (frame["dtype"] == "int8")]
-    mobile = mobile.set_index(["backend", "threads", "batch_size"]).sort_index()
-
-    def points(backend):
-        return [mobile["speedup_vs_best_fp32"][backend, *where] for where in ((2, 1), (1, 1), (2, 32))]
-
-    two, single, batch = points("openvino")
-    openvino = mobile.loc["openvino", 2, 1]
+    here, there, runs, common = elsewhere(ZEN5)
+    two, single, batch = three_speedups(ZEN5)
+    openvino = here.loc["ptq", "int8", "openvino", 1].set_index("model").loc["mobilenetv3"]
     assert set(here.xs("int8", level="dtype")["verdict"]) == {"held"}
     was, now = ([study.loc["ptq", "int8", "inductor", batch].set_index("model")["speedup_vs_best_fp32"]["mobilenetv3"]
                  for batch in (1, 32)] for study in (there, here))  # fmt: skip
@@ -329,12 +336,10 @@ def of_a_newer_epyc():
         f"{times(here, 'int8', 'openvino', form='{:.1f}')} times as fast as the fastest FP32",
     ]
     return short, [
-        agreement,
+        *common,
         f"In {int(runs) - len(other)} of them, the logits of all 2,000 images are the same to the last bit",
-        f"On OpenVINO, INT8 is {times(here, 'int8', 'openvino')} times as fast as the fastest FP32 at batch 1, "
-        f"and {times(here, 'int8', 'openvino', 32)} times at batch 32",
         f"It is {two:.2f}, {single:.2f} and {batch:.2f} times as fast as the fastest FP32",
-        f"at {openvino['sqnr_db']:.1f} dB from FP32, whose decisions it shares on "
+        f"It is {openvino['sqnr_db']:.1f} dB from FP32, and decides as FP32 does on "
         f"{100 * openvino['agreement_fp32']:.2f} % of the images",
         f"is {now[0]:.2f} and {now[1]:.2f} times as fast as the fastest FP32 at batch 1 and 32; in the study, it is {was[0]:.2f} "
         f"and {was[1]:.2f} times",

@@ -49,6 +49,15 @@ def model():
     return Outlier(nn.Conv2d(3, 16, 8, stride=8), 100.0).eval()
 
 
+def check(engine, quantized, model, x, path):
+    """The file at `path`, which is written, answers as the exact reference, which is near `model`."""
+    engine.lower(quantized, path)
+    answers = engine.load(path, "cpu")(x.contiguous(memory_format=engine.layout))
+    expected = execute(quantized, x).numpy()
+    assert metrics.sqnr_db(expected, answers.numpy()) > 30
+    assert metrics.sqnr_db(model(x).numpy(), expected) > 25
+
+
 @pytest.mark.parametrize("name", ENGINES)
 @torch.no_grad()
 def test_the_engine_answers_as_the_exact_reference(model, name, tmp_path):
@@ -57,11 +66,7 @@ def test_the_engine_answers_as_the_exact_reference(model, name, tmp_path):
         pytest.skip(problem)
     quantized = ptq.quantize(model, x, RECIPE | {"equalize": True}, engine.placement_by({"bits": 8}))
     assert any(isinstance(module, ScaledHardswish) for module in quantized.network.modules())
-    engine.lower(quantized, tmp_path / f"file{engine.suffix}")
-    answers = engine.load(tmp_path / f"file{engine.suffix}", "cpu")(x.contiguous(memory_format=engine.layout))
-    expected = execute(quantized, x).numpy()
-    assert metrics.sqnr_db(expected, answers.numpy()) > 30
-    assert metrics.sqnr_db(model(x).numpy(), expected) > 25
+    check(engine, quantized, model, x, tmp_path / f"file{engine.suffix}")
 
 
 @pytest.mark.parametrize("name", SCALES)
@@ -74,8 +79,4 @@ def test_one_scale_and_a_scale_for_each_channel_stand_in_one_file(name, tmp_path
     model = AfterBoth().eval()
     quantized = ptq.quantize(model, x, RECIPE | {"equalize": True}, engine.placement_by({"bits": 8}))
     assert [quantized.input_scale(layer).numel() for layer in ("even", "outlier.depthwise")] == [1, 16]
-    engine.lower(quantized, tmp_path / f"file{engine.suffix}")
-    answers = engine.load(tmp_path / f"file{engine.suffix}", "cpu")(x.contiguous(memory_format=engine.layout))
-    expected = execute(quantized, x).numpy()
-    assert metrics.sqnr_db(expected, answers.numpy()) > 30
-    assert metrics.sqnr_db(model(x).numpy(), expected) > 25
+    check(engine, quantized, model, x, tmp_path / f"file{engine.suffix}")

@@ -19,7 +19,7 @@ from utils.training import architectures
 
 RECIPES = {"resnet34": "resnet18", "mobilenet_v2": "mobilenetv3"}
 SIDE, COUNT = 64, 160
-EPOCHS, ROUNDS = 16, 4  # rounds of epochs until the network is good, for processors round differently
+EPOCHS, ROUNDS = 16, 4  # the most rounds of epochs; processors round differently, and one was not enough on all
 GOOD = 0.9  # accuracy
 PLACEMENTS = {}  # of the engines, by the engine that is the first to have it
 for engine, entry in BACKENDS.items():

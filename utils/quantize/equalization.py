@@ -13,10 +13,10 @@ does not commute with a factor. It is replaced by `ScaledHardswish`, which multi
 one factor for each channel and its output by another. That costs time in every engine, so it is
 done only where a single scale costs more than LIMIT.
 
-Engines that can read a scale for each channel need no `ScaledHardswish`. But that costs time, too:
-in OpenVINO, MobileNetV3-Small is 1.05 to 1.08 times as fast with 3 of them as with 11, and 0.2 dB
-farther from FP32 (another network of the same architecture: 1.8 dB). So they have it only after
-hardswish, and where one scale costs more than LIMIT.
+Engines that can read a scale for each channel need no `ScaledHardswish`. A scale for each channel
+costs time, too: in OpenVINO, MobileNetV3-Small is 1.05 to 1.08 times as fast with 3 such inputs as
+with 11, and 0.2 dB farther from FP32 (another network of the same architecture: 1.8 dB). So these
+engines use it only after hardswish, and where one scale costs more than LIMIT.
 """
 
 from dataclasses import dataclass
@@ -74,40 +74,39 @@ def equalize(network: fx.GraphModule, images: torch.Tensor, placement: Placement
 
     It remains the same function, but for FP32's rounding. Ranges are those of `images`, float32
     (n, 3, 224, 224) normalised, by the method that the recipe has for `activations`. Returns what
-    was done, by the depthwise convolution. Where all of these may read a scale for each channel, as
-    `placement` says, nothing is done. Where only "uneven" inputs have it, hardswish remains as it is,
-    and `network.meta["even"]` becomes the set of depthwise convolutions whose inputs need one scale.
+    was done, by the depthwise convolution. Where `placement` has a scale for each channel "apart",
+    nothing is done. Where it has them for "uneven" inputs, hardswish remains as it is, and
+    `network.meta["even"]` names the depthwise convolutions for whose inputs one scale is enough.
     """
     if placement.scales not in ("tensor", "uneven"):
         return {}
-    done, even, chosen = {}, set(), places(network, tuple(recipe.get("keep_fp32", ())))
+    done, chosen = {}, places(network, tuple(recipe.get("keep_fp32", ())))
+    even = network.meta["even"] = {place.depthwise for place in chosen}
     names = {name for place in chosen for name in (place.layer, place.read)}
     ranges = channel_ranges(network, names, images, placement, recipe["activations"])
     logits = network(images[:IMAGES]).numpy()
     for place in chosen:
-        factor = factors(ranges[place.read])
+        layer, factor = network.get_submodule(place.layer), factors(ranges[place.read])
         if not isinstance(network.get_submodule(place.read), nn.Hardswish):
-            divide(network.get_submodule(place.layer), factor)
+            divide(layer, factor)
             done[place.depthwise] = f"inputs equalized exactly, factors from {factor.min():.3g} to 1"
         else:
             rounded = (place.layer, place.read) if placement.pairs == "outputs" else (place.read,)
             alone = [_rounded_alone(network, name, ranges[name], placement).run(images[:IMAGES]) for name in rounded]
             worst = min(metrics.sqnr_db(logits, each.numpy()) or float("inf") for each in alone)
             if worst >= LIMIT:
-                even.add(place.depthwise)
                 continue
             if placement.scales == "uneven":
+                even.discard(place.depthwise)
                 done[place.depthwise] = f"inputs have a scale for each channel; one would leave {worst:.1f} dB"
                 continue
             before = factors(ranges[place.layer]) if place.layer in rounded else torch.ones_like(factor)
-            divide(network.get_submodule(place.layer), before)
+            divide(layer, before)
             network.set_submodule(place.read, ScaledHardswish(before, 1 / factor))
             done[place.depthwise] = (
                 f"inputs equalized, factors from {factor.min():.3g} to 1; one scale would leave {worst:.1f} dB"
             )
-        even.add(place.depthwise)
         multiply(network.get_submodule(place.depthwise), factor)
-    network.meta["even"] = even
     return done
 
 

@@ -117,8 +117,8 @@ def insert(network: fx.GraphModule, placement: Placement, keep_fp32: tuple[str, 
     What belongs to the modules `keep_fp32` is not quantized. Operators that are computed together,
     such as a convolution with its BatchNorm and ReLU, share a pair. It is named after the first of
     them, so that its name is the same whether BatchNorm is folded or not. Raises `UserError` for an
-    unknown operator, and for a quantized layer that is called on several tensors. `network.meta` may
-    name the depthwise convolutions that are content with one scale, as "even"; see `Placement.scales`.
+    unknown operator, and for a quantized layer that is called on several tensors. Where
+    `network.meta["even"]` is set, as by `equalize`, it decides which scales are "uneven".
     """
     graph = Graph(network)
     places = _inputs(graph, keep_fp32, placement.rounded_sums) if placement.pairs == "inputs" else _outputs(graph, keep_fp32)
