@@ -156,7 +156,7 @@ def test_layers_kept_in_fp32_have_no_pairs(small, graphs, tmp_path):
 
 @pytest.mark.parametrize(
     "placement",
-    [Placement("inputs"), Placement("inputs", torch.int8), Placement("inputs", torch.int8, symmetric=True, scales="uneven")],
+    [Placement("inputs"), Placement("inputs", torch.int8), Placement("inputs", torch.int8, symmetric=True, scales="needed")],
     ids=["unsigned", "shifted", "a scale for each channel"],
 )
 def test_a_network_quantized_for_others_is_refused(placement, small, tmp_path):

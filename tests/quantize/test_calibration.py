@@ -332,7 +332,7 @@ def test_shared_and_fixed_scales(model):
 
 
 def test_a_scale_for_each_channel(model):
-    chosen = calibration.calibrate(folded(model), IMAGES, Placement("outputs", scales="uneven"), dict(activations="minmax"))
+    chosen = calibration.calibrate(folded(model), IMAGES, Placement("outputs", scales="needed"), dict(activations="minmax"))
     assert {name for name, (scale, _) in chosen.items() if scale.ndim} == {"pair_swish"}
     assert chosen["pair_swish"][0].shape == chosen["pair_swish"][1].shape == (8,)
     one = calibration.calibrate(folded(model), IMAGES, UINT8, dict(activations="minmax"))["pair_swish"][0]

@@ -113,7 +113,7 @@ def test_logits_are_rounded_unless_they_stay_float(settings, pair):
 EVERY = [
     Placement(pairs, scales=scales, float_logits=float_logits)
     for pairs in ("outputs", "inputs")
-    for scales in ("tensor", "apart", "uneven")
+    for scales in ("tensor", "apart", "needed")
     for float_logits in (False, True)
 ]
 
@@ -165,7 +165,7 @@ def test_a_scale_for_each_channel_where_no_reader_adds_channels_up():
 
 @pytest.mark.parametrize("pairs", ["outputs", "inputs"])
 def test_a_scale_for_each_channel_only_where_depthwise_convolutions_read(pairs):
-    assert inserted(Placement(pairs, scales="uneven"))[1].channelwise == {"pair_swish"}
+    assert inserted(Placement(pairs, scales="needed"))[1].channelwise == {"pair_swish"}
     assert inserted(Placement(pairs))[1].channelwise == set()
 
 
@@ -174,7 +174,7 @@ def test_even_inputs_of_depthwise_convolutions_have_one_scale(pairs):
     for even, expected in (set(), {"pair_swish"}), ({"depthwise"}, set()):
         network = operators.folded(small(Everything))
         network.meta["even"] = even
-        assert placement.insert(network, Placement(pairs, scales="uneven"), (), nn.Identity).channelwise == expected
+        assert placement.insert(network, Placement(pairs, scales="needed"), (), nn.Identity).channelwise == expected
 
 
 def test_a_sum_beside_a_depthwise_convolution_leaves_it_its_scales():
@@ -187,7 +187,7 @@ def test_a_sum_beside_a_depthwise_convolution_leaves_it_its_scales():
             x = self.stem(x)
             return self.last(x + self.depthwise(x))
 
-    settings = Placement("inputs", scales="uneven", rounded_sums=True)
+    settings = Placement("inputs", scales="needed", rounded_sums=True)
     assert placement.insert(fx.symbolic_trace(Residual()), settings, (), nn.Identity).channelwise == {"pair_stem"}
 
 
@@ -256,8 +256,8 @@ def test_one_factor_of_narrow_products_has_seven_bits():
 
 
 def test_training_rounds_as_uint8_and_leaves_biases_alone():
-    deployed = Placement("outputs", torch.int8, bias="int32", levels=127, scales="uneven", float_logits=True)
-    assert deployed.in_training == Placement("outputs", torch.uint8, levels=127, scales="uneven")
+    deployed = Placement("outputs", torch.int8, bias="int32", levels=127, scales="needed", float_logits=True)
+    assert deployed.in_training == Placement("outputs", torch.uint8, levels=127, scales="needed")
     symmetric = Placement("inputs", torch.int8, symmetric=True)
     assert symmetric.in_training == symmetric  # its zero-points are 0
     assert symmetric.in_training != dataclasses.replace(symmetric, symmetric=False).in_training
@@ -271,6 +271,6 @@ def test_every_placement_of_a_backend_is_a_known_one():
         if hasattr(backend := registry.get(name), "placement"):
             settings = backend.placement(8)
             assert settings.pairs in ("outputs", "inputs") and settings.bias in ("float", "int32")
-            assert settings.scales in ("tensor", "apart", "uneven")
+            assert settings.scales in ("tensor", "apart", "needed")
             # A channel's average would be read by layers that add channels up.
             assert not (settings.scales == "apart" and settings.pooling_keeps_scale)

@@ -16,8 +16,8 @@ OUTPUTS = Placement("outputs")
 PLACEMENTS = [
     OUTPUTS,
     Placement("outputs", torch.int8, bias="int32", levels=127),
-    Placement("inputs", scales="uneven"),
-    Placement("inputs", scales="uneven", rounded_sums=True, centred=True),
+    Placement("inputs", scales="needed"),
+    Placement("inputs", scales="needed", rounded_sums=True, centred=True),
     Placement("inputs", torch.int8, symmetric=True),
 ]
 RECIPE = dict(activations="minmax")
@@ -211,8 +211,8 @@ def test_an_outlier_channel_takes_nothing_from_the_others():
         return sqnr_db(model(images), execute(ptq.quantize(model, images, RECIPE, Placement(pairs, scales=scales)), images))
 
     assert sqnr("inputs", "tensor") < 10 and sqnr("outputs", "tensor") < 10
-    assert sqnr("inputs", "uneven") > 25 and sqnr("outputs", "apart") > 25
-    assert sqnr("outputs", "uneven") < 10  # the stem's output, which hardswish reads, has a pair, too
+    assert sqnr("inputs", "needed") > 25 and sqnr("outputs", "apart") > 25
+    assert sqnr("outputs", "needed") < 10  # the stem's output, which hardswish reads, has a pair, too
 
 
 # ---- biases of 32 bits

@@ -18,8 +18,8 @@ from utils.quantize.reference import execute
 
 UINT8 = Placement("outputs", levels=127, pooling_keeps_scale=True, unit_gates=True)
 INT16 = Placement("outputs", torch.int16, torch.int16, "int32", True, 2**16 - 1, "apart")
-CENTRED = Placement("inputs", scales="uneven", rounded_sums=True, centred=True)
-PLACEMENTS = [UINT8, INT16, Placement("inputs", scales="uneven"), CENTRED, Placement("inputs", torch.int8, symmetric=True)]
+CENTRED = Placement("inputs", scales="needed", rounded_sums=True, centred=True)
+PLACEMENTS = [UINT8, INT16, Placement("inputs", scales="needed"), CENTRED, Placement("inputs", torch.int8, symmetric=True)]
 RECIPE = dict(activations="minmax", calibration_images=24)
 IMAGES = noise(24, 33)
 

@@ -189,7 +189,7 @@ def test_a_layer_computes_with_the_values_of_its_integers(model):
 PLACEMENTS = [
     OUTPUTS,
     Placement("outputs", torch.int16, torch.int16, "int32", True, 2**16 - 1, "apart"),
-    Placement("inputs", torch.int8, bias="int32", scales="uneven"),
+    Placement("inputs", torch.int8, bias="int32", scales="needed"),
 ]
 
 
@@ -259,7 +259,7 @@ def test_the_digest_is_of_every_number_and_setting(model):
 
 
 def test_the_table_lists_every_pair_and_every_layer_once(model):
-    placement = Placement("outputs", bias="int32", scales="uneven", pooling_keeps_scale=True, unit_gates=True)
+    placement = Placement("outputs", bias="int32", scales="needed", pooling_keeps_scale=True, unit_gates=True)
     result = ptq.quantize(model, IMAGES, RECIPE | dict(keep_fp32=("excite",), bias_correction=True), placement)
     rows = {row["name"]: row for row in result.rows()}
     layers = ["stem", "conv", "depthwise", "reduce", "excite", "project", "fc", "head"]

@@ -13,7 +13,7 @@ from utils.quantize.reference import execute
 PLACEMENTS = [
     Placement("outputs", weight_limit=7),
     Placement("outputs", torch.int8, bias="int32", unit_gates=True),
-    Placement("inputs", scales="uneven", weight_limit=7),
+    Placement("inputs", scales="needed", weight_limit=7),
 ]
 RECIPE = dict(activations="minmax", calibration_images=32)
 IMAGES = noise(32, 33)

@@ -168,7 +168,7 @@ placements = st.builds(
     weight=st.sampled_from([torch.int8, torch.int16]),
     bias=st.sampled_from(["float", "int32"]),
     symmetric=st.booleans(),
-    scales=st.sampled_from(["tensor", "uneven", "apart"]),
+    scales=st.sampled_from(["tensor", "needed", "apart"]),
 )
 sizes, seeds = st.integers(1, 3), st.integers(0, 2**32 - 1)
 
@@ -189,7 +189,7 @@ def test_convolutions(placement, kernel, stride, padding, dilation, groups, chan
 
 
 def test_depthwise_layers_with_a_scale_for_each_channel_are_among_them():
-    quantized = with_numbers(One(nn.Conv2d(3, 3, 3, groups=3)), Placement("inputs", scales="uneven"), np.random.default_rng(0))
+    quantized = with_numbers(One(nn.Conv2d(3, 3, 3, groups=3)), Placement("inputs", scales="needed"), np.random.default_rng(0))
     assert quantized.input_scale("operator").shape == (3,)
     assert quantized.input_scale("operator").unique().numel() == 3
 
@@ -231,8 +231,8 @@ NETWORKS = [
     Placement("outputs", levels=127, pooling_keeps_scale=True, unit_gates=True),
     Placement("outputs", torch.int8, bias="int32"),
     Placement("outputs", torch.int16, torch.int16, "int32", True, 2**16 - 1, "apart"),
-    Placement("inputs", scales="uneven"),
-    Placement("inputs", scales="uneven", rounded_sums=True, centred=True),
+    Placement("inputs", scales="needed"),
+    Placement("inputs", scales="needed", rounded_sums=True, centred=True),
     Placement("inputs", torch.int8, symmetric=True),
 ]
 

@@ -50,7 +50,7 @@ class Inductor(Lowering):
         kernel for inputs with a scale for each channel: depthwise layers whose inputs have these
         compute in FP32 on rounded numbers.
         """
-        return Placement("inputs", scales="uneven", rounded_sums=True, centred=True, narrow=u8s8_is_narrow())
+        return Placement("inputs", scales="needed", rounded_sums=True, centred=True, narrow=u8s8_is_narrow())
 
     def lower(self, quantized: Quantized, path: Path) -> None:
         """Compile `quantized` and write its package to `path`, for any batch size and number of threads.

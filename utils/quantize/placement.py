@@ -42,8 +42,8 @@ class Placement:
     symmetric: bool = False  # whether the zero-points of activations are 0
     levels: int = 255  # steps between the ends of a calibrated range
     # Activations have a scale for each channel where no reader adds channels up ("apart"), or only
-    # where all readers are depthwise convolutions and `equalize` does not find or make their inputs
-    # even ("uneven"), or nowhere ("tensor").
+    # where depthwise convolutions read them and `equalize` does not make it needless ("needed"), or
+    # nowhere ("tensor").
     scales: str = "tensor"
     rounded_sums: bool = False  # whether additions read rounded numbers; with pairs at "outputs" they always do
     centred: bool = False  # whether nearly symmetric ranges have the middle integer as zero-point, see `calibration.numbers`
@@ -118,7 +118,7 @@ def insert(network: fx.GraphModule, placement: Placement, keep_fp32: tuple[str, 
     such as a convolution with its BatchNorm and ReLU, share a pair. It is named after the first of
     them, so that its name is the same whether BatchNorm is folded or not. Raises `UserError` for an
     unknown operator, and for a quantized layer that is called on several tensors. Where
-    `network.meta["even"]` is set, as by `equalize`, it decides which scales are "uneven".
+    `network.meta["even"]` is set, as by `equalize`, it says where none is "needed".
     """
     graph = Graph(network)
     places = _inputs(graph, keep_fp32, placement.rounded_sums) if placement.pairs == "inputs" else _outputs(graph, keep_fp32)
@@ -206,7 +206,7 @@ def _describe(inserted: Inserted, graph: Graph, node: fx.Node, name: str, placem
     even = graph.network.meta.get("even", ())
     apart = {
         "apart": graph.keeps_channels_apart,
-        "uneven": lambda reader: graph.depthwise(reader) and reader.target not in even,
+        "needed": lambda reader: graph.depthwise(reader) and reader.target not in even,
         "tensor": lambda _: False,
     }[placement.scales]
     deciding = [reader for reader in readers if not (placement.pairs == "inputs" and reader.target in ADDITIONS)]

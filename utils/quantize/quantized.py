@@ -32,7 +32,7 @@ from utils.quantize.placement import INTEGERS, Inserted, Placement
 from utils.training import architectures, checkpoints
 
 OPS = torch.ops.quantized_decomposed
-FORMAT = 3  # of the file
+FORMAT = 4  # of the file
 FAINT = 2.0**-20  # smallest scale of a channel's weights, relative to the layer's largest
 
 
