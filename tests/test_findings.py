@@ -145,6 +145,8 @@ def of_mobilenetv3(one):
     bf16, qat = one.loc["ptq", "bf16", "openvino_bf16"], one.loc[("qat", "int8")]
     assert set(int8["verdict"]) == {"held"} and set(int8["quantized_modules"]) == {54} and len(int8) == 8
     assert {one.loc["fp32", "fp32", "native"]["best_fp32"], *int8["best_fp32"]} == {"xnnpack"}
+    in_batches = {backend: three_speedups(STUDY, backend)[2] for backend in int8.index}
+    assert {backend for backend, ratio in in_batches.items() if ratio > 1} == {*fast, "inductor"}
     return [
         f"has {between(int8['accuracy'], '{:.2f}', 100)} % on eight engines "
         f"(FP32 {100 * one.loc['fp32', 'fp32', 'native']['accuracy']:.2f} %; held on all)",
@@ -152,28 +154,29 @@ def of_mobilenetv3(one):
         f"and is {between(int8['sqnr_db'], '{:.1f}')} dB from its logits",
         f"run it {' and '.join(f'{x:.1f}' for x in int8.loc[fast, 'speedup_vs_eager_fp32'])} times as fast as eager FP32 and "
         f"{' and '.join(f'{x:.2f}' for x in int8.loc[fast, 'speedup_vs_best_fp32'])} times as fast as the fastest FP32",
-        f"the other six reach {between(rest, '{:.2f}')}",
+        f"the other six reach {between(rest, '{:.2f}')}. "
+        f"At batch 32, Inductor is the third, with {in_batches['inductor']:.2f} times",
         f"{bf16['speedup_vs_best_fp32']:.2f} times the fastest FP32, and nearer to FP32 ({bf16['sqnr_db']:.1f} dB)",
         f"QAT, from where PTQ ends, is at {between(qat['sqnr_db'], '{:.1f}')} dB on the same engines, from "
         f"{-gain.min():.1f} dB farther to {gain.max():.1f} dB nearer than PTQ",
     ]
 
 
-def mobile_on_openvino(study, method):
-    """The record of MobileNetV3-Small's INT8 on OpenVINO."""
-    return results.read(ROOT / f"results/{study}/runs/mobilenetv3_{method}_int8_openvino_cpu_seed0.json")
+def mobile_int8(study, method, backend="openvino"):
+    """The record of MobileNetV3-Small's INT8 on an engine."""
+    return results.read(ROOT / f"results/{study}/runs/mobilenetv3_{method}_int8_{backend}_cpu_seed0.json")
 
 
-def three_speedups(study):
+def three_speedups(study, backend="openvino"):
     """Its speed-ups by PTQ over the fastest FP32: 2 threads and 1 thread at batch 1, 2 threads at batch 32."""
-    timing = mobile_on_openvino(study, "ptq")["timing"]
+    timing = mobile_int8(study, "ptq", backend)["timing"]
     ratios = {(each["threads"], each["batch_size"]): each["speedup_vs_best_fp32"] for each in timing}
     return ratios[2, 1], ratios[1, 1], ratios[2, 32]
 
 
 def of_what_was_not_reached(one, means):
     """The sentences about aims that were missed, from one row a run of results.csv and from `seeds.together`."""
-    records = [mobile_on_openvino(STUDY, method) for method in ("ptq", "qat")]
+    records = [mobile_int8(STUDY, method) for method in ("ptq", "qat")]
     two, single, batch = three_speedups(STUDY)
 
     def share(kind):
@@ -185,8 +188,8 @@ def of_what_was_not_reached(one, means):
     one = one[(one["model"] == "mobilenetv3") & (one["dtype"] == "int8")]
     ptq, qat = (one.loc[one["method"] == method, "agreement_fp32"] for method in ("ptq", "qat"))
     means = means[means["dtype"] == "fp32"].set_index("model")["accuracy"]
-    assert max(ptq.max(), qat.max()) < 0.995 and means["resnet18"] < 0.987 and means["mobilenetv3"] < 0.98
-    assert two < 1.3 and single < 1.5 and batch < 1.75
+    assert min(ptq.min(), qat.min()) < 0.995 and means["resnet18"] < 0.987 and means["mobilenetv3"] < 0.98
+    assert two < 1.3 and single < 1.5 and batch >= 1.75
     return [
         f"By PTQ on OpenVINO, it is {two:.2f}, {single:.2f} and {batch:.2f} times as fast",
         f"convolutions take {share('convolution')} of their time in FP32, but depthwise layers {share('depthwise')} of it",
@@ -322,12 +325,10 @@ def same_logits(name):
 
 def of_a_newer_epyc():
     """The sentences about the study of a newer EPYC: in README, and in detail."""
-    here, there, runs, common = elsewhere(ZEN5)
+    here, _, runs, common = elsewhere(ZEN5)
     two, single, batch = three_speedups(ZEN5)
     openvino = here.loc["ptq", "int8", "openvino", 1].set_index("model").loc["mobilenetv3"]
     assert set(here.xs("int8", level="dtype")["verdict"]) == {"held"}
-    was, now = ([study.loc["ptq", "int8", "inductor", batch].set_index("model")["speedup_vs_best_fp32"]["mobilenetv3"]
-                 for batch in (1, 32)] for study in (there, here))  # fmt: skip
     other = [path.stem for path in sorted((ROOT / "results" / ZEN5 / "runs").glob("*.npz")) if not same_logits(path.name)]
     engines = ("ptq_int8_inductor", "ptq_int8_openvino", "qat_int8_openvino")
     assert other == [f"mobilenetv3_{engine}_cpu_seed0" for engine in engines]
@@ -341,8 +342,6 @@ def of_a_newer_epyc():
         f"It is {two:.2f}, {single:.2f} and {batch:.2f} times as fast as the fastest FP32",
         f"It is {openvino['sqnr_db']:.1f} dB from FP32, and decides as FP32 does on "
         f"{100 * openvino['agreement_fp32']:.2f} % of the images",
-        f"is {now[0]:.2f} and {now[1]:.2f} times as fast as the fastest FP32 at batch 1 and 32; in the study, it is {was[0]:.2f} "
-        f"and {was[1]:.2f} times",
         f"{two:.2f}, {single:.2f} and {batch:.2f} on the newer EPYC",
     ]
 
