@@ -18,7 +18,7 @@ RUN = Run(model="mobilenetv3", method="qat", dtype="fp16")
 RECIPE = dict(
     training=dict(
         epochs=1, batch_size=32, keep="last", patience=0,  # no early stopping: all runs train alike
-        backbone_lr=1e-3, head_lr=1e-3, warmup_epochs=0.1,  # in the units of utils/quantize/qat.py
+        backbone_lr=3e-4, head_lr=3e-4, warmup_epochs=0.1,  # in the units of utils/quantize/qat.py
         weight_decay=0.0, clip_norm=1.0,
         distill=True,  # match the FP32 network, not the labels: adapt to the rounding only
         augment=dict(crop=0.7, degrees=15),  # smallest crop as a share of the side; rotation
