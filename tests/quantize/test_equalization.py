@@ -112,13 +112,13 @@ def test_a_scale_for_each_channel_stays_only_where_no_factor_makes_it_needless(t
 def test_hardswish_is_left_alone_where_one_scale_is_enough():
     network = folded(small(functools.partial(Uneven, nn.Hardswish, (1.0, 1.0, 2.0, 2.0))))
     before = copy.deepcopy(network.state_dict())
-    assert [place.activation for place in places(network, ())] == ["activation"]
+    assert [(place.activation, place.exact) for place in places(network, ())] == [("activation", False)]
     assert equalize(network, noise(16, 33), OUTPUTS, RECIPE) == {}
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
 def test_places_are_depthwise_convolutions_that_alone_read_another_layer():
-    assert places(folded(small(SmallDepthwise)), ()) == [Place("stem.0", "stem.2", "depthwise.0")]
+    assert places(folded(small(SmallDepthwise)), ()) == [Place("stem.0", "stem.2", "depthwise.0", exact=True)]
     assert places(folded(small(SmallDepthwise)), ("stem",)) == []  # what stays in FP32 is not changed
     assert places(folded(small(Twice)), ()) == []
 

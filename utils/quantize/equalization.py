@@ -47,6 +47,7 @@ class Place:
     layer: str  # the other layer
     activation: str | None  # ReLU or hardswish between the two
     depthwise: str
+    exact: bool  # what lies between lets a factor pass: ReLU or nothing
 
     @property
     def read(self) -> str:
@@ -60,11 +61,13 @@ def places(network: fx.GraphModule, keep_fp32: tuple[str, ...]) -> list[Place]:
     for node in graph.nodes:
         if not graph.depthwise(node):
             continue
-        activation = node.args[0] if isinstance(graph.module(node.args[0]), nn.ReLU | nn.Hardswish) else None
+        between = graph.module(node.args[0])
+        activation = node.args[0] if isinstance(between, nn.ReLU | nn.Hardswish) else None
         layer = node.args[0] if activation is None else activation.args[0]
         alone = all(len(each.users) == 1 for each in (layer, activation) if each is not None)
         if graph.kinds[layer] is Kind.LAYER and alone and not any(graph.inside(each, keep_fp32) for each in (layer, node)):
-            result.append(Place(layer.target, activation and activation.target, node.target))
+            exact = not isinstance(between, nn.Hardswish)
+            result.append(Place(layer.target, activation and activation.target, node.target, exact))
     return result
 
 
@@ -82,14 +85,14 @@ def equalize(network: fx.GraphModule, images: torch.Tensor, placement: Placement
         return {}
     done, chosen = {}, places(network, tuple(recipe.get("keep_fp32", ())))
     if placement.scales == "needed":
-        chosen = [place for place in chosen if not isinstance(network.get_submodule(place.read), nn.Hardswish)]
+        chosen = [place for place in chosen if place.exact]
     network.meta["even"] = {place.depthwise for place in chosen}
     names = {name for place in chosen for name in (place.layer, place.read)}
     ranges = channel_ranges(network, names, images, placement, recipe["activations"])
-    logits = network(images[:IMAGES]).numpy()
+    logits = None if all(place.exact for place in chosen) else network(images[:IMAGES]).numpy()
     for place in chosen:
         layer, factor = network.get_submodule(place.layer), factors(ranges[place.read])
-        if not isinstance(network.get_submodule(place.read), nn.Hardswish):
+        if place.exact:
             divide(layer, factor)
             done[place.depthwise] = f"inputs equalized exactly, factors from {factor.min():.3g} to 1"
         else:
