@@ -14,7 +14,8 @@ from figures.shared.style import plt
 from utils import catalog
 from utils.errors import UserError
 
-OTHER = dict(marker="x", color="black", ls="", ms=5, mew=1.3, zorder=4)
+OTHER = dict(color="black", ls="", mew=1.3, zorder=4)
+SIGNS = {"as named": dict(marker="x", ms=5), published.ELSE: dict(marker="+", ms=7)}
 MARKS = style.Dots("accuracy", "accuracy_ci", scale=100, by="cell", shift=0.18)
 
 
@@ -24,12 +25,13 @@ def applies(frame, args):
 
 
 def pairs(frame, model):
-    """List (label, published accuracies, our row or None) of each variant published for a model."""
+    """List (label, published accuracies by what they are of, our row or None) of each variant published for a model."""
     variants, rank = {}, {}
     for _, row in published.load().query("model == @model").iterrows():
         fake = row["variant"] == "fake-quant"
         label = published.label(row, "fake-quant (simulated)" if fake else row["backend_here"])
-        variants.setdefault(label, ([], published.match(row, frame)))[0].append(row["accuracy_pct"])
+        known = variants.setdefault(label, ({what: [] for what in SIGNS}, published.match(row, frame)))[0]
+        known[row["measured"]].append(row["accuracy_pct"])
         method = list(catalog.METHODS).index(published.METHODS[row["method"]])
         rank[label] = (method, list(catalog.FORMATS).index(row["dtype"]), label)
     return [(label, *variants[label]) for label in sorted(variants, key=rank.get)]
@@ -50,13 +52,15 @@ def make(frame, args):
             columns=[*frame.columns, "cell"])  # fmt: skip
         style.dots(axes, ours, labels, MARKS)
         style.gaps(axes, ours, labels, style.Dots("accuracy", by="cell"), "here ")
-        for place, (_, values, _) in enumerate(cells[model]):
-            axes.plot(values, [place - 0.18] * len(values), **OTHER)
+        for place, (_, known, _) in enumerate(cells[model]):
+            for what, values in known.items():
+                axes.plot(values, [place - 0.18] * len(values), **OTHER, **SIGNS[what])
         axes.set_title(catalog.MODELS[model].label, fontsize=9)
         axes.set_yticks(range(len(labels)), labels, fontsize=8)
         axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.set_xlabel("Test accuracy (%)")
-    text = "Accuracy published (crosses) and reproduced (marks with 95 % Wilson intervals)"
+    text = "Accuracy published (crosses) and reproduced (marks with 95 % Wilson intervals)\n"
+    text += f"Upright crosses are published, too, but of {published.ELSE} than the variant"
     figure.suptitle(style.title(frame, text), fontsize=9)
     style.save(figure, args, published.FIGURE)
 

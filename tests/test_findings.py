@@ -76,7 +76,8 @@ def findings(one):
         f"ResNet-18 gains {between(gains['resnet18'], '{:.1f}')} dB on {COUNT[len(gains['resnet18'])]} engines and "
         f"AlexNet {between(gains['alexnet'], '{:.1f}')} dB on {COUNT[len(gains['alexnet'])]};",
         f"Of the {sum(published.values())} published rows, {published['reproduced']} are reproduced, "
-        f"{published['higher here']} are higher here, and {published['not run']} were not run",
+        f"{published['higher here']} are higher here, {published['something else']} are of something else than they say, and "
+        f"{published['not run']} were not run",
     ]
 
 
@@ -372,6 +373,18 @@ def test_the_findings_say_what_was_not_reached():
     one, _ = one_a_run()
     _, means = over_seeds()
     assert missing(DETAILS, of_what_was_not_reached(one, means)) == []
+
+
+def test_the_findings_name_published_figures_as_published():
+    section = (ROOT / DETAILS).read_text().partition("## What the published figures measured\n")[2].partition("\n## ")[0]
+    told = re.findall(r"^- \*\*(\S+) (\S+) by (\S+), (\d+\.\d+) %", section, re.MULTILINE)
+    rows = compare.published.load()
+    names = {model.label: name for name, model in catalog.MODELS.items()}
+    for model, dtype, method, percent in told:
+        known = rows[(rows["model"] == names[model]) & (rows["dtype"] == dtype.lower()) & (rows["method"] == method.lower())]
+        assert float(percent) in set(known["accuracy_pct"]), (model, dtype, method)
+    assert len(told) == section.count("\n- ") == 8
+    assert set(rows["images"]) == {25, 1600, 2000} and "first 25 test images" in section and "first 1,600 test images" in section
 
 
 def test_the_readme_has_the_int8_of_the_table_in_short():

@@ -69,6 +69,9 @@ def test_the_citation_has_what_a_citation_needs():
     entry = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert {"cff-version", "message", "title", "authors", "license", "version", "date-released"} <= entry.keys()
     assert entry["license"] == "MIT" and README.startswith(f"# {entry['title']}\n")
+    (dissertation,) = entry["references"]
+    link = f"[{dissertation['title']}]({dissertation['repository-code']}) ({dissertation['institution']['name']})"
+    assert link in " ".join(README.split())
 
 
 def test_reproduce_lists_each_script_of_the_readme():

@@ -10,11 +10,16 @@ from utils import catalog, paths, stats
 FIGURE = "published_vs_reproduced"  # name of the script that draws them, and of its picture
 METHODS = {method.label.lower(): name for name, method in catalog.METHODS.items()}  # as the dissertation names them
 FAKE_QUANT = ("qat", "int8", "fbgemm")  # the run whose network before conversion stands for the published "fake-quant"
+ELSE = "something else"  # that is not of what the row names
 KNOWN = ("study", "model", "method", "dtype", "backend", "device", "simulated", "seed", "n_test", "cpu", "series")
 
 
 def load() -> pd.DataFrame:
-    """Read results/published.csv; the column `remark` says what is wrong with a figure."""
+    """Read results/published.csv.
+
+    `images`: how many test images an accuracy is of; `measured`: "as named", or ELSE if the script
+    measured something else than the row names; `remark`: what is wrong with a figure.
+    """
     return pd.read_csv(paths.RESULTS / "published.csv").fillna({"variant": ""})
 
 

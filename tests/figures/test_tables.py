@@ -174,21 +174,23 @@ def test_without_a_pair_there_is_no_gain(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("published", "points", "verdict"),
+    ("published", "images", "points", "verdict"),
     [
-        (97.4, "+0.00 [-1.00, +1.00]", "reproduced"),
-        (90.0, "+7.40 [+5.93, +8.92]", "higher here"),  # Wilson: 0.9661 to 0.9801 and 0.8861 to 0.9124
-        (99.9, "-2.50 [-3.30, -1.83]", "lower here"),  # and 0.9964 to 0.9997
+        (97.4, 2000, "+0.00 [-1.00, +1.00]", "reproduced"),
+        (90.0, 2000, "+7.40 [+5.93, +8.92]", "higher here"),  # Wilson: 0.9661 to 0.9801 and 0.8861 to 0.9124
+        (99.9, 2000, "-2.50 [-3.30, -1.83]", "lower here"),  # and 0.9964 to 0.9997
+        (92.0, 25, "+5.40 [-0.43, +22.38]", "reproduced"),  # and 0.7503 to 0.9778
     ],
 )
-def test_a_published_accuracy_is_reproduced_where_the_interval_has_zero(tmp_path, published, points, verdict):
+def test_a_published_accuracy_is_reproduced_where_the_interval_has_zero(tmp_path, published, images, points, verdict):
     ours = results(tmp_path, dict(accuracy=0.974) | DIFFERS | TIMED).iloc[0]
     row = compare.published.load().query("table == 'resnet18_ptq' and dtype == 'int8'").iloc[0].copy()
-    row["accuracy_pct"] = published
+    row["accuracy_pct"], row["images"], row["measured"] = published, images, "as named"
     line = compare.beside(row, ours)
     assert (line["points"], line["verdict"]) == (points, verdict)
+    assert compare.beside(pd.Series({**row, "measured": "something else"}), ours)["verdict"] == "something else"
     assert (line["published x"], line["ours x"], line["published MiB"], line["ours MiB"]) == ("1.7", "2.000", "11.2", "10.00")
-    assert line["reason"].endswith("not a gain by INT8; ours: -0.50 points to its FP32 (undecided)")
+    assert line["reason"].endswith("every logit is the same; ours: -0.50 points to its FP32 (undecided)")
 
 
 def test_every_published_row_is_there_and_says_why_it_was_not_run(tmp_path):
