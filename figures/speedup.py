@@ -26,7 +26,7 @@ def make(frame, args):
         axes.axvline(1, color="black", lw=1.2, ls="--", zorder=1)
         style.log_scale(axes.xaxis)
         fastest = " or ".join(sorted(set(runs["best_fp32"].dropna()))) or "not timed"
-        axes.set_title(f"{catalog.MODELS[model].label}\nfastest FP32: {fastest}", fontsize=8)
+        axes.set_title(f"{catalog.MODELS[model].label}\nfastest FP32:\n{fastest}", fontsize=8)
         axes.set_xlabel("Speed-up (log scale)")
     style.sizes(figure, {EAGER.look["ms"]: "over eager FP32", BEST.look["ms"]: "over the fastest FP32"})
     text = f"Speed-up at batch {batch} and its 95 % interval (dashed: no change{style.contended(frame)})"

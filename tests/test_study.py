@@ -22,7 +22,7 @@ AMX, ZEN5 = "cats_and_dogs_amx", "cats_and_dogs_zen5"  # the same images on othe
 STUDIES = (STUDY, AMX, ZEN5)
 SOURCES = ("runs", "ladder")  # folders of what was measured, from which all else is made
 # Runs of later commits: INT16 on ONNX Runtime, since its recipe corrects biases, and what other scales and QAT's rate concern.
-ANEW = {(STUDY, "mobilenetv3"): [1, 20]}
+ANEW = {(STUDY, "mobilenetv3"): [1, 3, 20], (STUDY, "alexnet"): [3]}
 
 
 def runs(study):
