@@ -190,7 +190,7 @@ def of_what_was_not_reached(one, means):
     ptq, qat = (one.loc[one["method"] == method, "agreement_fp32"] for method in ("ptq", "qat"))
     means = means[means["dtype"] == "fp32"].set_index("model")["accuracy"]
     assert min(ptq.min(), qat.min()) < 0.995 and means["resnet18"] < 0.987 and means["mobilenetv3"] < 0.98
-    assert two < 1.3 and single < 1.5 and batch >= 1.75
+    assert two < 1.3 and single >= 1.5 and batch >= 1.75
     return [
         f"By PTQ on OpenVINO, it is {two:.2f}, {single:.2f} and {batch:.2f} times as fast",
         f"convolutions take {share('convolution')} of their time in FP32, but depthwise layers {share('depthwise')} of it",
