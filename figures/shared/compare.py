@@ -73,14 +73,14 @@ def decisions(first: Path, second: Path) -> dict:
 def against_published(one: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     """Note and cells of the table with a row for each of the dissertation's rows."""
     cells = pd.DataFrame([beside(row, published.match(row, one)) for _, row in published.load().iterrows()])
-    counts = ", ".join(f"{n} {verdict}" for verdict, n in sorted(Counter(cells["verdict"]).items()))
+    counts = ", ".join(f"{n} {verdict}" for verdict, n in Counter(cells["verdict"]).most_common())
     note = (
-        f"Every row of the dissertation's tables: {counts}. Points: ours minus published; reproduced: the interval contains 0; "
-        f"{published.ELSE}: the published figure is not of what the row names, see the reason. The interval is of independent "
-        "shares (Newcombe), the published one of as many images as its script counted (2,000 in most rows); it covers the choice "
-        "of test images, but neither another training nor the number of rows. Much of a difference comes from how well the FP32 "
-        "network was trained; the reason says what quantization itself changed in ours. x: times faster than eager FP32 on a "
-        "CPU, ours at the smallest batch size timed. Figures of a GPU are not compared."
+        f"Verdicts on the {len(cells)} rows of the dissertation's tables: {counts}. Points: ours minus published; reproduced: "
+        f"the interval contains 0; {published.ELSE}: the published figure is not of what the row names, see the reason. The "
+        "interval is of independent shares (Newcombe), the published one of as many images as its script counted (2,000 in most "
+        "rows); it covers the choice of test images, but neither another training nor the number of rows. Much of a difference "
+        "comes from how well the FP32 network was trained; the reason says what quantization itself changed in ours. x: times "
+        "faster than eager FP32 on a CPU, ours at the smallest batch size timed. Figures of a GPU are not compared."
     )
     return note, cells
 
