@@ -33,7 +33,9 @@ MODELS = tuple(catalog.MODELS)
 METHODS = tuple(dict.fromkeys(method for method, _ in catalog.kinds()))
 DTYPES = tuple(dict.fromkeys(dtype for _, dtype in catalog.kinds()))
 BACKENDS = tuple(name for name, backend in catalog.BACKENDS.items() if backend.serves)
-INT8 = tuple(name for name, backend in catalog.BACKENDS.items() if ("ptq", "int8") in backend.serves)
+INT8 = tuple(
+    name for name, backend in catalog.BACKENDS.items() if ("ptq", "int8") in backend.serves
+)
 SEEDED = ("fp32", "int8")  # formats that are run with --more-seeds, too
 LONGER = "standard"  # how INT8 on the engines of --headline is timed, unless --timing asks for more
 CANNOT = "cannot run here: "  # of the error of a script, see `select` in utils/backends/registry.py
@@ -58,20 +60,48 @@ class Outcome:
     """The outcome of a job."""
 
     job: Job
-    what: str  # "ok", "interrupted", or "failed", "left out", "skipped" or "not run" with the reason
+    what: (
+        str  # "ok", "interrupted", or "failed", "left out", "skipped" or "not run" with the reason
+    )
     seconds: float = 0.0
 
 
 def parse() -> argparse.Namespace:
     """Parse the command line: the part of the study to run, and the options of every script."""
-    parser = cli.Parser("reproduce.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for option, choices in (("models", MODELS), ("methods", METHODS), ("dtypes", DTYPES), ("backends", BACKENDS)):
-        parser.add_argument(f"--{option}", nargs="+", choices=choices, default=choices, help=f"default: {' '.join(choices)}")
+    parser = cli.Parser(
+        "reproduce.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for option, choices in (
+        ("models", MODELS),
+        ("methods", METHODS),
+        ("dtypes", DTYPES),
+        ("backends", BACKENDS),
+    ):
+        parser.add_argument(
+            f"--{option}",
+            nargs="+",
+            choices=choices,
+            default=choices,
+            help=f"default: {' '.join(choices)}",
+        )
     more = "train FP32 and INT8 with these seeds beside --seed, to see how much is chance"
-    parser.add_argument("--more-seeds", nargs="+", type=cli.whole_number(0, cli.MAX_SEED), default=(), metavar="N", help=more)
+    parser.add_argument(
+        "--more-seeds",
+        nargs="+",
+        type=cli.whole_number(0, cli.MAX_SEED),
+        default=(),
+        metavar="N",
+        help=more,
+    )
     longer = f"time INT8 on these engines by --timing {LONGER}, for rows that are quoted (with --seed, not --more-seeds)"
-    parser.add_argument("--headline", nargs="+", choices=INT8, default=(), metavar="BACKEND", help=longer)
-    parser.add_argument("--list", action="store_true", help="print the commands, one a line, fp32 first, and run nothing")
+    parser.add_argument(
+        "--headline", nargs="+", choices=INT8, default=(), metavar="BACKEND", help=longer
+    )
+    parser.add_argument(
+        "--list",
+        action="store_true",
+        help="print the commands, one a line, fp32 first, and run nothing",
+    )
     cli.add_options(parser)
     return parser.parse_args()
 
@@ -87,23 +117,39 @@ def plan(asked: argparse.Namespace) -> list[Job]:
     seeds = dict.fromkeys((asked.seed, *asked.more_seeds))
     jobs, left_out = [], Counter()
     for run in catalog.runs():
-        if run.model not in asked.models or run.method not in asked.methods or run.dtype not in asked.dtypes:
+        if (
+            run.model not in asked.models
+            or run.method not in asked.methods
+            or run.dtype not in asked.dtypes
+        ):
             continue
-        init = asked.init and asked.init.replace("{model}", run.model) if run.method == "fp32" else None
+        init = (
+            asked.init and asked.init.replace("{model}", run.model)
+            if run.method == "fp32"
+            else None
+        )
         for backend in (name for name in run.backends if name in asked.backends):
             if asked.device in catalog.BACKENDS[backend].devices:
                 for seed in seeds if run.dtype in SEEDED else (asked.seed,):
-                    quoted = run.dtype == "int8" and backend in asked.headline and seed == asked.seed
-                    timing = max(asked.timing, LONGER, key=cli.TIMING.index) if quoted else asked.timing
+                    quoted = (
+                        run.dtype == "int8" and backend in asked.headline and seed == asked.seed
+                    )
+                    timing = (
+                        max(asked.timing, LONGER, key=cli.TIMING.index) if quoted else asked.timing
+                    )
                     changes = {"init": init, "seed": seed, "timing": timing}
                     jobs.append(Job(run, backend, cli.resolve((backend,), given | changes)))
-            elif asked.device != "cpu" or asked.backends != BACKENDS:  # the usual run has nothing for a GPU
+            elif (
+                asked.device != "cpu" or asked.backends != BACKENDS
+            ):  # the usual run has nothing for a GPU
                 left_out[backend] += 1
     if left_out:
         counts = ", ".join(f"{backend} ({count} runs)" for backend, count in left_out.items())
         print(f"left out, because these do not run on {asked.device}: {counts}", file=sys.stderr)
     if not jobs:
-        raise UserError("nothing to run: no script fits --models, --methods, --dtypes, --backends and --device; widen one.")
+        raise UserError(
+            "nothing to run: no script fits --models, --methods, --dtypes, --backends and --device; widen one."
+        )
     return jobs
 
 
@@ -120,7 +166,10 @@ def done(job: Job, study: str, digest: str) -> bool:
     if record is None or baseline is None:
         return False
     known, machine = record["provenance"], record["environment"]
-    timed = {(entry["batch_size"], entry.get("tier"), entry.get("protocol")) for entry in record["timing"]}
+    timed = {
+        (entry["batch_size"], entry.get("tier"), entry.get("protocol"))
+        for entry in record["timing"]
+    }
     wanted = {(size, options.tier, options.protocol) for size in options.batch_sizes}
     return (
         known["data_sha256"] == digest
@@ -128,7 +177,9 @@ def done(job: Job, study: str, digest: str) -> bool:
         and (machine["cpu"], tuple(machine["isa"])) == environment.cpu()
         and machine["threads"] == options.threads
         and machine["versions"] == environment.versions()
-        and (job.run.method != "fp32" or record["training"]["init"] == cli.init_digest(options.init))
+        and (
+            job.run.method != "fp32" or record["training"]["init"] == cli.init_digest(options.init)
+        )
         and (record["run"]["simulated"] or wanted <= timed)
         and (not options.profile or "profile" in record)
         and bool(known.get("code"))  # the committed study has only a digest of all files
@@ -142,7 +193,10 @@ def seconds_left(kinds: list, finished: list[tuple]) -> float | None:
     `finished` has a (kind, seconds) for each finished job. The estimate for a kind is the mean of
     its finished jobs, or of all finished jobs if it has none.
     """
-    known = {kind: [s for other, s in finished if other == kind] or [s for _, s in finished] for kind in kinds}
+    known = {
+        kind: [s for other, s in finished if other == kind] or [s for _, s in finished]
+        for kind in kinds
+    }
     return sum(sum(known[kind]) / len(known[kind]) for kind in kinds) if finished else None
 
 
@@ -206,14 +260,23 @@ def execute(job: Job) -> str:
 
 def work(jobs: list[Job], is_done, outcomes: list[Outcome]) -> None:
     """Run the jobs for which `is_done(job)` is false; append the outcomes of all to `outcomes`."""
-    finished, failed = [], set()  # (kind, seconds) for the estimate; (model, seed) whose baseline failed
+    finished, failed = (
+        [],
+        set(),
+    )  # (kind, seconds) for the estimate; (model, seed) whose baseline failed
     with progress.Bar("study", len(jobs), "jobs") as bar:
         for number, job in enumerate(jobs):
             if job.network in failed or is_done(job):
                 there = "skipped: done before by the same code on the same images and machine"
-                outcomes.append(Outcome(job, "not run: its baseline failed" if job.network in failed else there))
+                outcomes.append(
+                    Outcome(job, "not run: its baseline failed" if job.network in failed else there)
+                )
                 continue
-            ahead = [other.run for other in jobs[number:] if other.network not in failed and not is_done(other)]
+            ahead = [
+                other.run
+                for other in jobs[number:]
+                if other.network not in failed and not is_done(other)
+            ]
             left = seconds_left([(run.method, run.dtype) for run in ahead], finished)
             _announce(bar, number, cli.command(job.run, job.options), left)
             outcome, begun = Outcome(job, "interrupted"), time.monotonic()
@@ -229,7 +292,13 @@ def work(jobs: list[Job], is_done, outcomes: list[Outcome]) -> None:
 
 
 def _announce(bar: progress.Bar, number: int, command: str, left: float | None) -> None:
-    note = "" if left is None else f"about {left:.0f} s left" if left < 90 else f"about {left / 60:.0f} min left"
+    note = (
+        ""
+        if left is None
+        else f"about {left:.0f} s left"
+        if left < 90
+        else f"about {left / 60:.0f} min left"
+    )
     if bar.bar is not None:  # in a log, the line below is enough
         # Without tqdm's estimate of the time left, which takes all jobs to be equally long.
         bar.bar.bar_format = "{desc}: {n_fmt}/{total_fmt} |{bar}| {elapsed}{postfix}"
@@ -242,11 +311,19 @@ def summarize(outcomes: list[Outcome]) -> None:
     print()
     several = len({outcome.job.options.seed for outcome in outcomes}) > 1
     for outcome in outcomes:
-        backend = f"{outcome.job.backend:{max(map(len, BACKENDS))}}" + f" seed {outcome.job.options.seed}" * several
+        backend = (
+            f"{outcome.job.backend:{max(map(len, BACKENDS))}}"
+            + f" seed {outcome.job.options.seed}" * several
+        )
         print(f"{outcome.job.run.name:22} {backend} {outcome.seconds:6.0f} s  {outcome.what}")
-    totals = Counter("ran" if outcome.what == "ok" else outcome.what.partition(":")[0] for outcome in outcomes)
+    totals = Counter(
+        "ran" if outcome.what == "ok" else outcome.what.partition(":")[0] for outcome in outcomes
+    )
     order = ("ran", "skipped", "left out", "failed", "not run", "interrupted")
-    print(", ".join(f"{what} {totals[what]}" for what in order if totals[what]) or "nothing was run", flush=True)
+    print(
+        ", ".join(f"{what} {totals[what]}" for what in order if totals[what]) or "nothing was run",
+        flush=True,
+    )
 
 
 def compare(study: str, options: Options) -> None:
@@ -257,10 +334,23 @@ def compare(study: str, options: Options) -> None:
 
     committed, ours = paths.RESULTS / results.DISSERTATIONS, options.results / study
     both = all((folder / "results.csv").exists() for folder in (committed, ours))
-    if options.smoke or not both or not results.is_dissertations(study) or committed.resolve() == ours.resolve():
+    if (
+        options.smoke
+        or not both
+        or not results.is_dissertations(study)
+        or committed.resolve() == ours.resolve()
+    ):
         return
     print("\nBeside the committed study:", flush=True)
-    tables = [paths.ROOT / "figures" / "tables.py", "--study", study, "--results", options.results, "--against", committed]
+    tables = [
+        paths.ROOT / "figures" / "tables.py",
+        "--study",
+        study,
+        "--results",
+        options.results,
+        "--against",
+        committed,
+    ]
     subprocess.run([sys.executable, *tables])
 
 

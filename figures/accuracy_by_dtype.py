@@ -21,7 +21,10 @@ def make(frame, args):
         style.dots(axes, runs, rows, MARKS)
         style.baseline(axes, runs, MARKS)
         axes.set_xlabel("Test accuracy (%)")
-    figure.suptitle(style.title(frame, "Accuracy by number format (95 % Wilson intervals; dotted: FP32)"), fontsize=9)
+    figure.suptitle(
+        style.title(frame, "Accuracy by number format (95 % Wilson intervals; dotted: FP32)"),
+        fontsize=9,
+    )
     style.save(figure, args, "accuracy_by_dtype")
 
 

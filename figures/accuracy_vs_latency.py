@@ -25,7 +25,9 @@ FRONT = dict(color="black", lw=1, ls="--")
 def placed(frame):
     """Add `time`: that of the fastest FP32 in the same rounds is 1; its interval is from `low` to `high`."""
     names = {"time": "", "low": "_ci_high", "high": "_ci_low"}
-    return frame.assign(**{name: 1 / frame[f"speedup_vs_best_fp32{end}"] for name, end in names.items()})
+    return frame.assign(
+        **{name: 1 / frame[f"speedup_vs_best_fp32{end}"] for name, end in names.items()}
+    )
 
 
 def fastest(runs):
@@ -48,7 +50,10 @@ def named(runs):
     best, engine = fastest(runs)
     runs = runs[runs["method"] != "fp32"]  # the baseline's colour is black
     names = runs["backend"].where(runs["method"] != "control", "control")
-    points = [(best, engine), *zip(zip(runs["time"], runs["accuracy"], strict=True), names, strict=True)]
+    points = [
+        (best, engine),
+        *zip(zip(runs["time"], runs["accuracy"], strict=True), names, strict=True),
+    ]
     ahead = front(point for point, _ in points if not np.isnan(point[1]))
     points.sort(key=lambda labelled: labelled[0] not in ahead)
     return [(time, 100 * accuracy, name) for (time, accuracy), name in points]
@@ -65,7 +70,10 @@ def draw(axes, runs):
     (time, accuracy), _ = fastest(runs)
     axes.axvline(time, color="black", lw=0.8, ls=":", zorder=1)
     axes.plot(time, 100 * accuracy, ls="", zorder=3, **FASTEST)
-    points = [*zip(runs["time"], runs["accuracy"], strict=True), *([(time, accuracy)] if accuracy == accuracy else [])]
+    points = [
+        *zip(runs["time"], runs["accuracy"], strict=True),
+        *([(time, accuracy)] if accuracy == accuracy else []),
+    ]
     times, accuracies = np.array(front(points)).T
     axes.step(times, 100 * accuracies, where="post", zorder=2, **FRONT)
 
@@ -76,7 +84,9 @@ def make(frame, args):
     models = frames.present(frame)
     if not models:
         raise UserError(f"study {args.study} has no timed runs yet.")
-    size = dict(figsize=(7.2, 1.3 + 2.0 * len(models)), sharey=True, squeeze=False, layout="constrained")
+    size = dict(
+        figsize=(7.2, 1.3 + 2.0 * len(models)), sharey=True, squeeze=False, layout="constrained"
+    )
     figure, panels = plt.subplots(len(models), 1, **size)
     for axes, model in zip(panels[:, 0], models, strict=True):
         runs = frame[frame["model"] == model]
@@ -88,9 +98,20 @@ def make(frame, args):
         axes.margins(0.06, 0.1)
         style.log_scale(axes.xaxis)
     axes.set_ylim(top=min(100, axes.get_ylim()[1]))
-    axes.set_xlabel(f"Time at batch {batch} over that of the fastest FP32 in the same rounds (log scale)")
-    more = Line2D([], [], ls="", label="fastest FP32", **FASTEST), Line2D([], [], label="Pareto front of the model", **FRONT)
-    figure.legend(handles=style.legend(frame, *more), fontsize=7, loc="outside lower center", ncols=4, frameon=False)
+    axes.set_xlabel(
+        f"Time at batch {batch} over that of the fastest FP32 in the same rounds (log scale)"
+    )
+    more = (
+        Line2D([], [], ls="", label="fastest FP32", **FASTEST),
+        Line2D([], [], label="Pareto front of the model", **FRONT),
+    )
+    figure.legend(
+        handles=style.legend(frame, *more),
+        fontsize=7,
+        loc="outside lower center",
+        ncols=4,
+        frameon=False,
+    )
     text = "Accuracy against time: left of the dotted line is faster than the fastest FP32\n"
     text += "Bars: 95 % intervals; simulated networks have no time; engines are named where there is room"
     figure.suptitle(style.title(frame, text), fontsize=9)

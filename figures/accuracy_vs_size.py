@@ -31,8 +31,12 @@ def apart(sizes, decades):
 def draw(axes, runs):
     """Draw a model's runs with the intervals of their accuracy."""
     decades = np.log10(runs["size_mb"].max() / runs["size_mb"].min()) or 1
-    for x, (_, row) in zip(apart(runs["size_mb"].to_numpy(), decades), runs.iterrows(), strict=True):
-        y, low, high = (100 * row[name] for name in ("accuracy", "accuracy_ci_low", "accuracy_ci_high"))
+    for x, (_, row) in zip(
+        apart(runs["size_mb"].to_numpy(), decades), runs.iterrows(), strict=True
+    ):
+        y, low, high = (
+            100 * row[name] for name in ("accuracy", "accuracy_ci_low", "accuracy_ci_high")
+        )
         axes.errorbar(x, y, yerr=[[y - low], [high - y]], ecolor="0.75", elinewidth=0.7)
         axes.plot(x, y, ls="", zorder=3, **style.look(row))
     axes.margins(0.08, 0.1)
@@ -44,7 +48,9 @@ def make(frame, args):
     models = frames.present(frame)
     if not models:
         raise UserError(f"study {args.study} has no deployed runs yet.")
-    size = dict(figsize=(2.6 * max(2, len(models)), 3.4), sharey=True, squeeze=False, layout="constrained")
+    size = dict(
+        figsize=(2.6 * max(2, len(models)), 3.4), sharey=True, squeeze=False, layout="constrained"
+    )
     figure, panels = plt.subplots(1, len(models), **size)
     for axes, model in zip(panels[0], models, strict=True):
         draw(axes, frame[frame["model"] == model])
@@ -52,7 +58,9 @@ def make(frame, args):
         axes.set_xlabel("MiB (log scale)")
     panels[0][0].set_ylabel("Test accuracy (%)")
     panels[0][0].set_ylim(top=min(100, panels[0][0].get_ylim()[1]))
-    figure.legend(handles=style.legend(frame), fontsize=7, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(
+        handles=style.legend(frame), fontsize=7, loc="outside lower center", ncols=4, frameon=False
+    )
     text = "Accuracy against the size of the deployed file\n(files of nearly the same size side by side; bars: 95 % intervals)"
     figure.suptitle(style.title(frame, text), fontsize=9)
     style.save(figure, args, "accuracy_vs_size")

@@ -26,7 +26,9 @@ WORKERS = 2  # processes; more wait for memory and for the longest figure
 def names():
     """Names of the figure scripts: every other script in this folder."""
     others = {Path(__file__).stem, "__init__", FIRST, LAST}
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in others)
+    return sorted(
+        path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in others
+    )
 
 
 def attempt(name, frame, args):

@@ -33,7 +33,15 @@ def make(frame, args):
         style.shaded(axes, shares, cmap="Blues", vmin=0, vmax=1.25)
         axes.set_aspect("equal")
         for (y, x), count in np.ndenumerate(counts):
-            axes.text(x, y, count, ha="center", va="center", fontsize=7, color="white" if shares[y, x] > 0.6 else "black")
+            axes.text(
+                x,
+                y,
+                count,
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if shares[y, x] > 0.6 else "black",
+            )
         axes.set_xticks([0, 1], names, fontsize=5.5)
         axes.set_yticks([0, 1], names, fontsize=5.5, rotation=90, va="center")
         axes.tick_params(length=0, pad=1)

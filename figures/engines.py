@@ -17,7 +17,11 @@ from figures.shared import frames, runs, script, style
 from utils.errors import UserError
 
 MARKS = style.Dots("ms", "ms_ci")
-TIMES = {"ms": "", "ms_ci_low": "_ci_high", "ms_ci_high": "_ci_low"}  # a higher speed-up is a shorter time
+TIMES = {
+    "ms": "",
+    "ms_ci_low": "_ci_high",
+    "ms_ci_high": "_ci_low",
+}  # a higher speed-up is a shorter time
 
 
 def searched(row: pd.Series, args) -> dict[str, float]:
@@ -36,11 +40,22 @@ def placed(frame: pd.DataFrame, args) -> pd.DataFrame:
     for _, baseline in one[one["method"] == "fp32"].iterrows():
         engines = searched(baseline, args)
         for engine, ms in sorted(engines.items(), key=lambda item: item[1]):
-            rows.append(dict(baseline) | dict.fromkeys(TIMES, ms) | {"series": f"FP32 {engine}", "contended": False})
-        same = (one["model"] == baseline["model"]) & (one["dtype"] == "int8") & (one["device"] == baseline["device"])
+            rows.append(
+                dict(baseline)
+                | dict.fromkeys(TIMES, ms)
+                | {"series": f"FP32 {engine}", "contended": False}
+            )
+        same = (
+            (one["model"] == baseline["model"])
+            & (one["dtype"] == "int8")
+            & (one["device"] == baseline["device"])
+        )
         for _, row in one[same & one["best_fp32"].isin(list(engines))].iterrows():
             fastest = engines[row["best_fp32"]]
-            rows.append(dict(row) | {name: fastest / row[f"speedup_vs_best_fp32{end}"] for name, end in TIMES.items()})
+            rows.append(
+                dict(row)
+                | {name: fastest / row[f"speedup_vs_best_fp32{end}"] for name, end in TIMES.items()}
+            )
     return pd.DataFrame(rows)
 
 
@@ -53,13 +68,23 @@ def make(frame, args):
     frame, batch = frames.one_batch(frame)
     rows = placed(frame, args)
     if rows.empty:
-        raise UserError(f"study {args.study} has no search of the fastest FP32; time an FP32 run without --smoke.")
-    names = list(dict.fromkeys([*rows.loc[rows["dtype"] == "fp32", "series"], *frames.labels(rows)]))
+        raise UserError(
+            f"study {args.study} has no search of the fastest FP32; time an FP32 run without --smoke."
+        )
+    names = list(
+        dict.fromkeys([*rows.loc[rows["dtype"] == "fp32", "series"], *frames.labels(rows)])
+    )
     figure, panels = style.panels(rows, names, width=2.4)
     for axes, _, runs_of_model in panels:
         style.gaps(axes, runs_of_model, names, MARKS)
         style.dots(axes, runs_of_model, names, MARKS)
-        axes.axvline(runs_of_model.loc[runs_of_model["method"] == "fp32", "ms"].min(), color="black", lw=0.8, ls=":", zorder=1)
+        axes.axvline(
+            runs_of_model.loc[runs_of_model["method"] == "fp32", "ms"].min(),
+            color="black",
+            lw=0.8,
+            ls=":",
+            zorder=1,
+        )
         style.log_scale(axes.xaxis)
         axes.set_xlabel(f"ms at batch {batch} (log scale)")
     text = "Time of every FP32 engine, and of INT8 by its speed-up over the fastest of them\n"

@@ -24,13 +24,22 @@ def samples(row, args):
     path = runs.path(args, row)
     for timing in runs.record(path, "timing")["timing"]:
         if (timing["threads"], timing["batch_size"]) == (row["threads"], row["batch_size"]):
-            return np.array([time for launch in timing["samples_ms"] for one_round in launch for time in one_round])
+            return np.array(
+                [
+                    time
+                    for launch in timing["samples_ms"]
+                    for one_round in launch
+                    for time in one_round
+                ]
+            )
     raise UserError(f"{path} lacks times that results.csv gives; run its script again.")
 
 
 def violin(axes, place, times, row):
     """Draw one distribution."""
-    (body,) = axes.violinplot(times, [place], orientation="horizontal", widths=0.8, points=200, showextrema=False)["bodies"]
+    (body,) = axes.violinplot(
+        times, [place], orientation="horizontal", widths=0.8, points=200, showextrema=False
+    )["bodies"]
     colour = style.colour(row)
     if style.filled(row):
         body.set(facecolor=colour, edgecolor="black", alpha=1, lw=0.6)
@@ -40,7 +49,11 @@ def violin(axes, place, times, row):
 
 def end(row, times):
     """Where an axis may be cut off: beyond p99, or beyond the longest of too few runs for a p99."""
-    return times.max() if pd.isna(row["latency_ms_p99"]) else row["latency_ms_p99"] / row["latency_ms_p50"]
+    return (
+        times.max()
+        if pd.isna(row["latency_ms_p99"])
+        else row["latency_ms_p99"] / row["latency_ms_p50"]
+    )
 
 
 def digits(value):
@@ -64,9 +77,18 @@ def make(frame, args):
             violin(axes, place, relative[relative <= right], row)
             for column, dashes in PERCENTILES.items():
                 x = row[column] / row["latency_ms_p50"]
-                axes.plot([x, x], [place - 0.4, place + 0.4], color="black", lw=1, ls=dashes, path_effects=HALO)
+                axes.plot(
+                    [x, x],
+                    [place - 0.4, place + 0.4],
+                    color="black",
+                    lw=1,
+                    ls=dashes,
+                    path_effects=HALO,
+                )
             text = " / ".join(digits(row[column]) for column in PERCENTILES)
-            axes.text(1.02, place, text, transform=axes.get_yaxis_transform(), va="center", fontsize=5.5)
+            axes.text(
+                1.02, place, text, transform=axes.get_yaxis_transform(), va="center", fontsize=5.5
+            )
         axes.set_xlim(right=right)
         axes.set_xlabel("Latency / its median")
     text = f"Distribution of latency at batch {batch} (hollow: {style.methods(filled=False)}; cut off just beyond p99)\n"

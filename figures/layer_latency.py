@@ -35,7 +35,9 @@ INTEGER = "INT8"  # the other formats are hatched
 
 def profiled(frame, args):
     """List (row, profile) of each run that has one."""
-    stored = ((row, runs.record(runs.path(args, row)).get("profile")) for _, row in frame.iterrows())
+    stored = (
+        (row, runs.record(runs.path(args, row)).get("profile")) for _, row in frame.iterrows()
+    )
     return [(row, profile) for row, profile in stored if profile]
 
 
@@ -61,21 +63,44 @@ def bar(axes, place, operators):
     left = 0.0
     for kind, colour in KINDS.items():
         for integer in (True, False):
-            ms = sum(each["ms"] for each in operators if each["kind"] == kind and (each["format"] == INTEGER) == integer)
+            ms = sum(
+                each["ms"]
+                for each in operators
+                if each["kind"] == kind and (each["format"] == INTEGER) == integer
+            )
             if ms:
-                axes.barh(place, ms, left=left, color=colour, ec="black", lw=0.5, hatch=None if integer else "////", height=0.7)
+                axes.barh(
+                    place,
+                    ms,
+                    left=left,
+                    color=colour,
+                    ec="black",
+                    lw=0.5,
+                    hatch=None if integer else "////",
+                    height=0.7,
+                )
                 left += ms
-    axes.annotate(f"{left:.3g}", (left, place), (3, 0), textcoords="offset points", va="center", fontsize=7)
+    axes.annotate(
+        f"{left:.3g}", (left, place), (3, 0), textcoords="offset points", va="center", fontsize=7
+    )
 
 
 def make(frame, args):
     rows = profiled(frames.one_batch(frame)[0], args)
     if not rows:
-        raise UserError(f"study {args.study} has no run with a profile yet; run scripts with --profile.")
-    models = [model for model in frames.present(frame) if any(row["model"] == model for row, _ in rows)]
+        raise UserError(
+            f"study {args.study} has no run with a profile yet; run scripts with --profile."
+        )
+    models = [
+        model for model in frames.present(frame) if any(row["model"] == model for row, _ in rows)
+    ]
     drawn = {model: bars([each for each in rows if each[0]["model"] == model]) for model in models}
     heights = [len(drawn[model]) for model in models]
-    size = dict(figsize=(7.5, 1.6 + 0.3 * sum(heights) + 0.35 * len(models)), height_ratios=heights, layout="constrained")
+    size = dict(
+        figsize=(7.5, 1.6 + 0.3 * sum(heights) + 0.35 * len(models)),
+        height_ratios=heights,
+        layout="constrained",
+    )
     figure, panels = plt.subplots(len(models), 1, squeeze=False, **size)
     for axes, model in zip(panels[:, 0], models, strict=True):
         for place, (_, operators) in enumerate(drawn[model]):
@@ -86,7 +111,10 @@ def make(frame, args):
         axes.margins(x=0.08)
         axes.grid(False, axis="y")
     panels[-1, 0].set_xlabel("milliseconds for a batch")
-    handles = [Patch(fc=colour, ec="black", lw=0.5, label=LABELS.get(kind, kind)) for kind, colour in KINDS.items()]
+    handles = [
+        Patch(fc=colour, ec="black", lw=0.5, label=LABELS.get(kind, kind))
+        for kind, colour in KINDS.items()
+    ]
     handles.append(Patch(fc="white", ec="black", lw=0.5, hatch="////", label=f"not in {INTEGER}"))
     figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=7, frameon=False)
     first = rows[0][1]

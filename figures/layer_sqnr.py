@@ -15,7 +15,10 @@ from figures.shared.style import plt
 from utils import catalog
 from utils.errors import UserError
 
-SIDES = {"weight_sqnr_db": "Weights", "output_sqnr_db": "Outputs, including errors of earlier layers"}
+SIDES = {
+    "weight_sqnr_db": "Weights",
+    "output_sqnr_db": "Outputs, including errors of earlier layers",
+}
 LABELS = 26  # names of layers below a panel
 TOP = 110  # dB; 16 bits reach about 100, more is FP32 summed in another order
 
@@ -28,7 +31,13 @@ def curve(axes, run, values):
     """
     colour, filled, dtype = style.colour(run), style.filled(run), catalog.FORMATS[run["dtype"]]
     ring = 6 if len(values) < 30 else 4.5
-    mark = dict(marker=dtype.shape, ms=3 if filled else ring, mfc=colour if filled else "none", mec="black", mew=0.7)
+    mark = dict(
+        marker=dtype.shape,
+        ms=3 if filled else ring,
+        mfc=colour if filled else "none",
+        mec="black",
+        mew=0.7,
+    )
     line = dict(color=colour, ls=dtype.dashes, lw=1.6 if filled else 0.9)
     axes.plot(values, path_effects=style.OUTLINE if filled else None, **line)
     axes.plot(values, ls="", **mark)
@@ -57,7 +66,9 @@ def make(frame, args):
     frame = frames.usual(compared).sort_values(["dtype", "method"], kind="stable")
     models = frames.present(frame)
     size, handles = (7.5, 1.2 + 2.3 * len(models)), {}
-    figure, panels = plt.subplots(len(models), 2, figsize=size, squeeze=False, sharey="row", layout="constrained")
+    figure, panels = plt.subplots(
+        len(models), 2, figsize=size, squeeze=False, sharey="row", layout="constrained"
+    )
     for row, model in zip(panels, models, strict=True):
         part = frame[frame["model"] == model]
         for _, run in part.iterrows():
@@ -69,10 +80,26 @@ def make(frame, args):
                 axes.set_title(f"{catalog.MODELS[model].label}: {SIDES[side]}", fontsize=8)
         missing = [name for name in frame["series"].unique() if name not in set(part["series"])]
         text = "not run: " + ", ".join(missing) if missing else ""
-        row[1].text(0.99, 0.97, text, transform=row[1].transAxes, ha="right", va="top", fontsize=6, color="0.4")
+        row[1].text(
+            0.99,
+            0.97,
+            text,
+            transform=row[1].transAxes,
+            ha="right",
+            va="top",
+            fontsize=6,
+            color="0.4",
+        )
         row[0].set_ylabel("SQNR (dB)")
         row[0].set_ylim(top=min(row[0].get_ylim()[1], TOP))
-    figure.legend(handles=list(handles.values()), fontsize=7, loc="outside lower center", ncols=3, handlelength=4, frameon=False)
+    figure.legend(
+        handles=list(handles.values()),
+        fontsize=7,
+        loc="outside lower center",
+        ncols=3,
+        handlelength=4,
+        frameon=False,
+    )
     study = frame.iloc[0]["study"].replace("_", " ")
     text = f"Signal-to-quantization-noise ratio (SQNR) by layer on validation images ({study})\n"
     figure.suptitle(text + "Gaps and values at the top edge: almost no rounding error", fontsize=9)

@@ -34,7 +34,9 @@ def applies(frame, args) -> bool:
 def make(frame, args):
     frame = judged(frame)
     if frame.empty:
-        raise UserError(f"study {args.study} has no run whose method was computed in exact arithmetic; run its INT8 scripts.")
+        raise UserError(
+            f"study {args.study} has no run whose method was computed in exact arithmetic; run its INT8 scripts."
+        )
     rows = frames.labels(frame)
     figure, panels = style.panels(frame, rows, width=2.4)
     for axes, _, runs in panels:
@@ -42,7 +44,10 @@ def make(frame, args):
         for marks in (METHOD, ENGINE):
             style.dots(axes, runs, rows, marks)
         axes.set_xlabel("SQNR (dB); right is better")
-    names = {7: "the method, from FP32", 4: f"the engine, from the method ({EQUAL} dB: as good as nothing)"}
+    names = {
+        7: "the method, from FP32",
+        4: f"the engine, from the method ({EQUAL} dB: as good as nothing)",
+    }
     style.sizes(figure, names)
     text = "Error of the method beside that of the engine: the one further left decides"
     figure.suptitle(style.title(frame, text), fontsize=9)

@@ -30,12 +30,16 @@ def applies(frame, args) -> bool:
 def make(frame, args):
     one, means = repeated(frame, args)
     if means.empty:
-        raise UserError(f"study {args.study} has no variant with several seeds; run its scripts with --seed 1, too.")
+        raise UserError(
+            f"study {args.study} has no variant with several seeds; run its scripts with --seed 1, too."
+        )
     rows = frames.labels(means)
     figure, panels = style.panels(means, rows, width=2.4)
     for axes, model, runs in panels:
         each = one[one["model"] == model]
-        style.gaps(axes, each, rows, style.Dots("accuracy"))  # one seed is no gap, though it has no mean
+        style.gaps(
+            axes, each, rows, style.Dots("accuracy")
+        )  # one seed is no gap, though it has no mean
         style.dots(axes, each, rows, EACH)
         style.dots(axes, runs, rows, MEAN)
         style.baseline(axes, runs, MEAN)

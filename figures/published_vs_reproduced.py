@@ -30,7 +30,9 @@ def pairs(frame, model):
     for _, row in published.load().query("model == @model").iterrows():
         fake = row["variant"] == "fake-quant"
         label = published.label(row, "fake-quant (simulated)" if fake else row["backend_here"])
-        known = variants.setdefault(label, ({what: [] for what in SIGNS}, published.match(row, frame)))[0]
+        known = variants.setdefault(
+            label, ({what: [] for what in SIGNS}, published.match(row, frame))
+        )[0]
         known[row["measured"]].append(row["accuracy_pct"])
         method = list(catalog.METHODS).index(published.METHODS[row["method"]])
         rank[label] = (method, list(catalog.FORMATS).index(row["dtype"]), label)
@@ -39,12 +41,18 @@ def pairs(frame, model):
 
 def make(frame, args):
     if not applies(frame, args):
-        raise UserError(f"the published figures are of cats_and_dogs; study {args.study} is of other images.")
+        raise UserError(
+            f"the published figures are of cats_and_dogs; study {args.study} is of other images."
+        )
     frame, _ = frames.one_batch(frame)
     models = frames.present(frame)
     cells = {model: pairs(frame, model) for model in models}
     heights = [len(cells[model]) for model in models]
-    size = dict(figsize=(7, 1.3 + 0.27 * sum(heights) + 0.35 * len(models)), height_ratios=heights, layout="constrained")
+    size = dict(
+        figsize=(7, 1.3 + 0.27 * sum(heights) + 0.35 * len(models)),
+        height_ratios=heights,
+        layout="constrained",
+    )
     figure, panels = plt.subplots(len(models), 1, sharex=True, squeeze=False, **size)
     for axes, model in zip(panels[:, 0], models, strict=True):
         labels = [label for label, _, _ in cells[model]]

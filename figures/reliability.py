@@ -15,7 +15,10 @@ from figures.shared import frames, runs, script, style
 from utils import stats
 
 BINS = 15
-FILLED, HOLLOW = dict(ms=3, mew=0.7), dict(ms=3, mew=0.8, path_effects=[withStroke(linewidth=1.6, foreground="black")])
+FILLED, HOLLOW = (
+    dict(ms=3, mew=0.7),
+    dict(ms=3, mew=0.8, path_effects=[withStroke(linewidth=1.6, foreground="black")]),
+)
 
 
 def bins(probability, positive):
@@ -26,7 +29,10 @@ def bins(probability, positive):
     edges = np.linspace(0, 1, BINS + 1)
     place = np.digitize(probability, edges[1:-1], right=True)
     members = [place == n for n in range(BINS) if (place == n).any()]
-    return [(probability[chosen].mean(), int(positive[chosen].sum()), int(chosen.sum())) for chosen in members]
+    return [
+        (probability[chosen].mean(), int(positive[chosen].sum()), int(chosen.sum()))
+        for chosen in members
+    ]
 
 
 def diagram(row, args):
@@ -38,7 +44,9 @@ def diagram(row, args):
 
 def make(frame, args):
     one = frames.usual(frame)
-    baselines = {row["model"]: diagram(row, args) for _, row in one[one["method"] == "fp32"].iterrows()}
+    baselines = {
+        row["model"]: diagram(row, args) for _, row in one[one["method"] == "fp32"].iterrows()
+    }
     figure, panels = style.grid(one, cell=1.25, columns=5)
     for axes, row in panels:
         axes.plot([0, 1], [0, 1], color="0.5", lw=0.7, ls=":")
@@ -48,8 +56,15 @@ def make(frame, args):
         for x, positives, n in diagram(row, args):
             low, high = stats.wilson(positives, n)
             axes.plot([x, x], [low, high], color="0.55", lw=0.7)
-            axes.plot(x, positives / n, ls="", **style.look(row) | (FILLED if style.filled(row) else HOLLOW))
-        axes.text(0.95, 0.05, f"ECE {row['ece']:.3f}", transform=axes.transAxes, ha="right", fontsize=5.5)
+            axes.plot(
+                x,
+                positives / n,
+                ls="",
+                **style.look(row) | (FILLED if style.filled(row) else HOLLOW),
+            )
+        axes.text(
+            0.95, 0.05, f"ECE {row['ece']:.3f}", transform=axes.transAxes, ha="right", fontsize=5.5
+        )
         axes.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.05))
         axes.set_xticks([0, 0.5, 1], ["0", "", "1"], fontsize=5.5)
         axes.set_yticks([0, 0.5, 1], ["0", "", "1"], fontsize=5.5)

@@ -34,7 +34,9 @@ SHOWN = (
 )  # fmt: skip
 FILTERS = ("model", "method", "dtype", "backend")
 # Number formats of the findings, by ascending bits.
-QUANTIZED = tuple(dict.fromkeys(dtype for method, dtype in catalog.kinds() if catalog.METHODS[method].quantizes))
+QUANTIZED = tuple(
+    dict.fromkeys(dtype for method, dtype in catalog.kinds() if catalog.METHODS[method].quantizes)
+)
 VERDICTS = ("held", "undecided", "lost")
 REFERENCES = {"speedup_vs_eager_fp32": "eager FP32", "speedup_vs_best_fp32": "the best FP32"}
 
@@ -48,8 +50,12 @@ def make(frame, args):
     one, _ = frames.one_batch(frame)
     notes = caveats_of(frame, one)
     # strict: a name that only the template knows is a mistake, not an empty place
-    options = dict(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), **options)
+    options = dict(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), **options
+    )
     page = environment.get_template("report.html.j2").render(
         study=args.study.replace("_", " "),
         headline=headline(frame, one),
@@ -76,9 +82,14 @@ def make(frame, args):
 
 def read(folder: Path) -> list[dict]:
     """Read the runs' JSONs, in the order of their names."""
-    records = [runs.record(path, "run", "environment", "provenance") for path in sorted(folder.glob("*.json"))]
+    records = [
+        runs.record(path, "run", "environment", "provenance")
+        for path in sorted(folder.glob("*.json"))
+    ]
     if not records:
-        raise UserError(f"there are no runs in {folder}, which say on what results.csv was measured.")
+        raise UserError(
+            f"there are no runs in {folder}, which say on what results.csv was measured."
+        )
     return records
 
 
@@ -98,11 +109,17 @@ def headline(frame: pd.DataFrame, one: pd.DataFrame) -> str:
             ]
             break
     best = {column: fastest_row(timed(frame, column), column) for column in REFERENCES}
-    speed = [f"{row[column]:.2f} times over {REFERENCES[column]}" for column, row in best.items() if row is not None]
+    speed = [
+        f"{row[column]:.2f} times over {REFERENCES[column]}"
+        for column, row in best.items()
+        if row is not None
+    ]
     return " ".join(says + [f"Largest speed-up: {', '.join(speed)}."] * bool(speed))
 
 
-def findings(frame: pd.DataFrame, one: pd.DataFrame) -> list[tuple[str, str, list[tuple[str, str]]]]:
+def findings(
+    frame: pd.DataFrame, one: pd.DataFrame
+) -> list[tuple[str, str, list[tuple[str, str]]]]:
     """Title, text and list of (verdict, variants) of each finding that was measured."""
     all_findings = [accuracy(one, dtype) for dtype in QUANTIZED]
     all_findings += [fastest(frame, one, column) for column in REFERENCES] + [smallest(one)]
@@ -137,7 +154,10 @@ def fastest(frame: pd.DataFrame, one: pd.DataFrame, column: str):
     text += f"batch size {best['batch_size']}, {count(best['threads'], 'thread')}"
     text += ", contended." if frame["contended"].eq(True)[best.name] else "."
     if len(first):
-        faster, slower = (first[f"{column}_ci_low"] > 1).sum(), (first[f"{column}_ci_high"] < 1).sum()
+        faster, slower = (
+            (first[f"{column}_ci_low"] > 1).sum(),
+            (first[f"{column}_ci_high"] < 1).sum(),
+        )
         text += f" At batch size {joined(first['batch_size'])}, the whole interval lies above 1 (faster) for {faster} of "
         text += f"{count(len(first), 'variant')}, below 1 (slower) for {slower}."
     if column == "speedup_vs_best_fp32":
@@ -168,11 +188,15 @@ def smallest(one: pd.DataFrame):
 
 def caveats_of(frame: pd.DataFrame, one: pd.DataFrame) -> dict[str, tuple[str, str]]:
     """Explanation of each caveat of a study, and how many rows or runs it concerns."""
-    rows, by_run = (Counter(words for row in cells.caveats_of(part) for words in row) for part in (frame, one))
+    rows, by_run = (
+        Counter(words for row in cells.caveats_of(part) for words in row) for part in (frame, one)
+    )
     margin = None if frame["margin"].isna().all() else frame["margin"].max()
     said = [words for words in caveats.MEANING if rows[words] or by_run[words]]
     numbers = [
-        f"{rows[words]} of {count(len(frame), 'row')}" if rows[words] else f"{by_run[words]} of {count(len(one), 'run')}"
+        f"{rows[words]} of {count(len(frame), 'row')}"
+        if rows[words]
+        else f"{by_run[words]} of {count(len(one), 'run')}"
         for words in said
     ]
     return dict(zip(said, zip(caveats.explained(said, margin), numbers, strict=True), strict=True))
@@ -188,7 +212,9 @@ def shown(table: tables.Table) -> dict:
     marks = grid.get("note", pd.Series("", grid.index)).str.contains("simulated")
     groups: dict[str, list] = {}
     for model, simulated, row in zip(models, marks, grid.to_numpy(), strict=True):
-        groups.setdefault(model, []).append({"simulated": simulated, "cells": [parted(cell) for cell in row]})
+        groups.setdefault(model, []).append(
+            {"simulated": simulated, "cells": [parted(cell) for cell in row]}
+        )
     heads = [(name, cells.numeric(grid[name])) for name in grid.columns]
     return {"title": table.title, "note": table.note, "heads": heads, "groups": groups}
 
@@ -196,7 +222,11 @@ def shown(table: tables.Table) -> dict:
 def parted(cell: str) -> tuple[str, str]:
     """Split a cell such as "96.10 [95.16, 96.86]" into its value and its interval."""
     value, _, interval = cell.partition(" [")
-    return (value, interval.removesuffix("]").replace(", ", " to ")) if cell.endswith("]") else (cell, "")
+    return (
+        (value, interval.removesuffix("]").replace(", ", " to "))
+        if cell.endswith("]")
+        else (cell, "")
+    )
 
 
 def everything(path: Path) -> dict:
@@ -209,8 +239,15 @@ def everything(path: Path) -> dict:
     return {
         "columns": columns,
         "shown": len(first),
-        "numeric": [place for place, name in enumerate(columns, 1) if any(values[name]) and all(map(numeric, values[name]))],
-        "rows": [{"simulated": row["simulated"] == "true", "cells": [row[name] for name in columns]} for row in rows],
+        "numeric": [
+            place
+            for place, name in enumerate(columns, 1)
+            if any(values[name]) and all(map(numeric, values[name]))
+        ],
+        "rows": [
+            {"simulated": row["simulated"] == "true", "cells": [row[name] for name in columns]}
+            for row in rows
+        ],
         "filters": {name: values[name] for name in FILTERS},
     }
 
@@ -229,7 +266,9 @@ def helps() -> dict[str, str]:
 
 def _whole(names: list[str]) -> list[str]:
     """Complete names of which only the end is written: `a_ci_low` and `_ci_high` give `a_ci_high`."""
-    return [names[0].removesuffix("_ci_low") + name if name.startswith("_") else name for name in names]
+    return [
+        names[0].removesuffix("_ci_low") + name if name.startswith("_") else name for name in names
+    ]
 
 
 def relative(folder: Path, page: Path) -> str:
@@ -248,17 +287,25 @@ def figures(folder: Path, frame: pd.DataFrame) -> list[dict]:
         if path.stem == published.FIGURE and not frames.is_dissertations(frame):
             continue
         content = path.read_bytes()
-        width, height = struct.unpack(">II", content[16:24])  # where every PNG has them; the page does not jump while loading
+        width, height = struct.unpack(
+            ">II", content[16:24]
+        )  # where every PNG has them; the page does not jump while loading
         caption = described(path.stem)
         uri = "data:image/png;base64," + base64.b64encode(content).decode()
         alt = f"Chart for {models}. {caption}"
-        pictures.append({"uri": uri, "width": width, "height": height, "caption": caption, "alt": alt})
+        pictures.append(
+            {"uri": uri, "width": width, "height": height, "caption": caption, "alt": alt}
+        )
     return pictures
 
 
 def described(name: str) -> str:
     """Caption: first paragraph of the docstring of the figure's script; without one, the name."""
-    scripts = [path for path in paths.FIGURES.glob("*.py") if name == path.stem or name.startswith(f"{path.stem}_")]
+    scripts = [
+        path
+        for path in paths.FIGURES.glob("*.py")
+        if name == path.stem or name.startswith(f"{path.stem}_")
+    ]
     if not scripts:
         return name.replace("_", " ").capitalize() + "."
     script = max(scripts, key=lambda path: len(path.stem))
@@ -307,8 +354,14 @@ def provenance(records: list[dict], source: Path) -> dict:
     environments = [record["environment"] for record in records]
     commits: Counter[str] = Counter()
     for environment in environments:
-        state = {True: " with changes", False: ""}.get(environment["git_dirty"], " (unknown whether changed)")
-        commits[f"{environment['git_commit']}{state}" if environment["git_commit"] else "none: not a checkout"] += 1
+        state = {True: " with changes", False: ""}.get(
+            environment["git_dirty"], " (unknown whether changed)"
+        )
+        commits[
+            f"{environment['git_commit']}{state}"
+            if environment["git_commit"]
+            else "none: not a checkout"
+        ] += 1
     times = sorted(str(environment["time_utc"]) for environment in environments)
     data = records[0].get("data", {})
     return {
@@ -369,7 +422,10 @@ def count(number: int, noun: str) -> str:
 
 def joined(values: pd.Series, by: str = ", ") -> str:
     """Join the different values of a column in their order, without missing ones."""
-    return by.join(f"{value:g}" if isinstance(value, float) else str(value) for value in values.dropna().unique())
+    return by.join(
+        f"{value:g}" if isinstance(value, float) else str(value)
+        for value in values.dropna().unique()
+    )
 
 
 def numeric(text: str) -> bool:

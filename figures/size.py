@@ -10,7 +10,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from figures.shared import frames, script, style
 
 FILE = style.Dots("size_mb")
-WEIGHTS = style.Dots("theoretical_mb", look=dict(marker="|", ms=15, mew=1.2, path_effects=None, markeredgecolor="0.3"))
+WEIGHTS = style.Dots(
+    "theoretical_mb",
+    look=dict(marker="|", ms=15, mew=1.2, path_effects=None, markeredgecolor="0.3"),
+)
 
 
 def make(frame, args):

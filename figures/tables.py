@@ -75,14 +75,24 @@ def write(tables: list[Table], heading: str, setting: str, args) -> None:
     """Write the tables in all formats, and print the first."""
     folder = script.tables_folder(args)
     top = f"# {heading}\n\n{setting}. Brackets hold 95 % intervals. A cell is empty where a run has no value for it.\n"
-    parts = [f"## {table.title}\n\n{table.note}\n\n{cells.markdown(table.cells)}\n" for table in tables]
+    parts = [
+        f"## {table.title}\n\n{table.note}\n\n{cells.markdown(table.cells)}\n" for table in tables
+    ]
     paths.write_text(folder / "tables.md", "\n".join([top, *parts]))
     for table in tables:
         label = "tab:" + re.sub(r"[\W_]+", "-", f"{args.study}-{table.name}")
         note = f"{table.note} {setting}. In brackets: 95 % intervals."
-        paths.write_text(folder / "tables" / f"{table.name}.csv", table.cells.to_csv(index=False, lineterminator="\n"))
-        paths.write_text(folder / "tables" / f"{table.name}.tex", latex.table(table.cells, table.title, note, label))
-    print(f"{top}\n{parts[0]}\nwritten: {folder / 'tables.md'}, and each of its {len(tables)} tables in {folder / 'tables'}")
+        paths.write_text(
+            folder / "tables" / f"{table.name}.csv",
+            table.cells.to_csv(index=False, lineterminator="\n"),
+        )
+        paths.write_text(
+            folder / "tables" / f"{table.name}.tex",
+            latex.table(table.cells, table.title, note, label),
+        )
+    print(
+        f"{top}\n{parts[0]}\nwritten: {folder / 'tables.md'}, and each of its {len(tables)} tables in {folder / 'tables'}"
+    )
 
 
 def tables_of(frame: pd.DataFrame, folder: Path) -> list[Table]:
@@ -97,7 +107,9 @@ def finished(table: Table, margin: float | None) -> Table:
     first = [name for name in ("model", "variant", "threads", "batch", "note") if name in content]
     content = content[first + [name for name in content if name not in first]]
     words = {words for note in content.get("note", []) for words in note.split("; ")}
-    return table._replace(note=" ".join([table.note.strip(), *caveats.explained(words, margin)]), cells=content)
+    return table._replace(
+        note=" ".join([table.note.strip(), *caveats.explained(words, margin)]), cells=content
+    )
 
 
 def drafts(frame: pd.DataFrame, folder: Path) -> Iterator[Table]:
@@ -117,9 +129,15 @@ def drafts(frame: pd.DataFrame, folder: Path) -> Iterator[Table]:
         yield Table("over_seeds", "Over seeds", SEEDS, over_seeds(repeated))
 
 
-def drafts_of_model(model: str, frame: pd.DataFrame, one: pd.DataFrame, folder: Path) -> Iterator[Table]:
+def drafts_of_model(
+    model: str, frame: pd.DataFrame, one: pd.DataFrame, folder: Path
+) -> Iterator[Table]:
     """Yield a model's tables: quality by each method, speed, and QAT against PTQ."""
-    label, runs, (_, positive) = catalog.MODELS[model].label, one[one["model"] == model], frames.classes(frame)
+    label, runs, (_, positive) = (
+        catalog.MODELS[model].label,
+        one[one["model"] == model],
+        frames.classes(frame),
+    )
     for name, method in catalog.METHODS.items():
         if method.quantizes and (runs["method"] == name).any():
             content = quality(runs[runs["method"].isin((*method.beside, name))], frame)
@@ -127,10 +145,20 @@ def drafts_of_model(model: str, frame: pd.DataFrame, one: pd.DataFrame, folder: 
             yield Table(f"{model}_{name}", f"{label}: {method.title}", note, content)
     timed = frame[frame["model"] == model].dropna(subset="latency_ms_p50")
     if not timed.empty:
-        yield Table(f"{model}_speedup", f"{label}: speed", f"Time of one batch in ms. {SPEED}", speedup(timed))
+        yield Table(
+            f"{model}_speedup",
+            f"{label}: speed",
+            f"Time of one batch in ms. {SPEED}",
+            speedup(timed),
+        )
     gains = compare.gain(runs, folder / "runs")
     if not gains.empty:
-        yield Table(f"{model}_gain", f"{label}: quantization-aware against post-training", compare.GAIN, gains)
+        yield Table(
+            f"{model}_gain",
+            f"{label}: quantization-aware against post-training",
+            compare.GAIN,
+            gains,
+        )
 
 
 def named(frame: pd.DataFrame) -> pd.DataFrame:
@@ -145,7 +173,9 @@ def named(frame: pd.DataFrame) -> pd.DataFrame:
 
 def model_labels(frame: pd.DataFrame) -> pd.Series:
     """Labels of the models of a frame's rows."""
-    return pd.Series([catalog.MODELS[model].label for model in frame["model"]], frame.index, dtype=str)
+    return pd.Series(
+        [catalog.MODELS[model].label for model in frame["model"]], frame.index, dtype=str
+    )
 
 
 def headline(one: pd.DataFrame, batch: int) -> tuple[str, pd.DataFrame]:
@@ -166,7 +196,12 @@ def headline(one: pd.DataFrame, batch: int) -> tuple[str, pd.DataFrame]:
 
 def summary(one: pd.DataFrame, batch: int) -> tuple[str, pd.DataFrame]:
     """Note and cells of the table of all variants."""
-    whole = one["size_mb"].where(one["method"] == "fp32").groupby([one["model"], one["seed"]], observed=True).transform("first")
+    whole = (
+        one["size_mb"]
+        .where(one["method"] == "fp32")
+        .groupby([one["model"], one["seed"]], observed=True)
+        .transform("first")
+    )
     content = {
         "model": model_labels(one),
         "variant": one["variant"],
@@ -194,13 +229,16 @@ def quality(runs: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
         "accuracy %": with_interval(runs, "accuracy", "{:.2f}", 100),
         "before conversion %": percent(runs["accuracy_fake_quant"]),
         **{f"{name} %": percent(runs[name.lower()]) for name in ("precision", "recall", "F1")},
-        f"ms at batch {frame['batch_size'].min()}": with_interval(runs, "latency_ms_p50", MS, bounds="latency_ms"),
+        f"ms at batch {frame['batch_size'].min()}": with_interval(
+            runs, "latency_ms_p50", MS, bounds="latency_ms"
+        ),
         "images/s": text(runs["throughput_ips"], "{:.1f}"),
         "best images/s": runs["run"].map(best).astype(object).fillna(""),
         "MiB": text(runs["size_mb"]),
         "parameters": text(runs["parameters"], "{:,.0f}"),
         "peak MiB": text(runs["peak_memory_mb"], "{:.0f}"),
-        "quantized modules": text(runs["quantized_modules"], "{:.0f} of ") + text(runs["weight_modules"], "{:.0f}"),
+        "quantized modules": text(runs["quantized_modules"], "{:.0f} of ")
+        + text(runs["weight_modules"], "{:.0f}"),
         "note": notes(runs),
     }
     return pd.DataFrame(content)
@@ -208,8 +246,14 @@ def quality(runs: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
 
 def speedup(timed: pd.DataFrame) -> pd.DataFrame:
     """Cells of every time that was taken of a model."""
-    timed = timed.sort_values(["method", "dtype", "backend", "device", "seed", "threads", "batch_size"], kind="stable")
-    where = {"variant": timed["variant"], "threads": text(timed["threads"], "{}"), "batch": text(timed["batch_size"], "{}")}
+    timed = timed.sort_values(
+        ["method", "dtype", "backend", "device", "seed", "threads", "batch_size"], kind="stable"
+    )
+    where = {
+        "variant": timed["variant"],
+        "threads": text(timed["threads"], "{}"),
+        "batch": text(timed["batch_size"], "{}"),
+    }
     return pd.DataFrame(where | latency(timed, "ms") | {"note": notes(timed)})
 
 
@@ -228,4 +272,10 @@ def over_seeds(repeated: pd.DataFrame) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    script.run(make, __doc__, lambda parser: parser.add_argument("--against", metavar="STUDY", help="a study, or its folder"))
+    script.run(
+        make,
+        __doc__,
+        lambda parser: parser.add_argument(
+            "--against", metavar="STUDY", help="a study, or its folder"
+        ),
+    )

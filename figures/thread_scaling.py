@@ -24,9 +24,13 @@ def connect(axes, both, rows):
     for _, row in both.dropna(subset=["latency_ms_p50", "latency_ms_p50_one"]).iterrows():
         ends, place = [row["latency_ms_p50"], row["latency_ms_p50_one"]], rows.index(row["series"])
         axes.plot(ends, [place, place], color="0.4", lw=1, zorder=2)
-        disturbed = any(pd.notna(row[name]) and row[name] for name in ("contended", "contended_one"))
+        disturbed = any(
+            pd.notna(row[name]) and row[name] for name in ("contended", "contended_one")
+        )
         text = f"{ends[1] / ends[0]:.1f}x{'*' * disturbed}"
-        axes.annotate(text, (max(ends), place), (11, 0), textcoords="offset points", fontsize=6, va="center")
+        axes.annotate(
+            text, (max(ends), place), (11, 0), textcoords="offset points", fontsize=6, va="center"
+        )
 
 
 def make(frame, args):
@@ -34,7 +38,12 @@ def make(frame, args):
     every, batch = frames.one_batch(frame)
     one, _ = frames.one_batch(frame[frame["threads"] == few])
     star = style.contended(pd.concat([every, one]))
-    both = every.merge(one[[*frames.RUN, "latency_ms_p50", "contended"]], on=frames.RUN, how="left", suffixes=("", "_one"))
+    both = every.merge(
+        one[[*frames.RUN, "latency_ms_p50", "contended"]],
+        on=frames.RUN,
+        how="left",
+        suffixes=("", "_one"),
+    )
     rows = frames.labels(every)
     figure, panels = style.panels(every, rows)
     for axes, model, runs in panels:
@@ -51,7 +60,11 @@ def make(frame, args):
         axes.set_xlim(low, high * (high / low) ** 0.2)  # room for the ratio
         style.log_scale(axes.xaxis)
         axes.set_xlabel(f"ms at batch {batch} (log scale)")
-    names = {7: f"{many} threads", 4: f"{few} thread{'s' if few > 1 else ''}"} if few != many else {7: f"{many} threads only"}
+    names = (
+        {7: f"{many} threads", 4: f"{few} thread{'s' if few > 1 else ''}"}
+        if few != many
+        else {7: f"{many} threads only"}
+    )
     style.sizes(figure, names)
     text = f"Latency by number of threads (medians with 95 % intervals{star})"
     figure.suptitle(style.title(frame, text), fontsize=9)

@@ -15,7 +15,12 @@ from utils import catalog
 from utils.errors import UserError
 
 FP32 = ("fp32",)
-TUNED = tuple(name for tuned, method in catalog.METHODS.items() if method.native for name in (method.native, tuned))
+TUNED = tuple(
+    name
+    for tuned, method in catalog.METHODS.items()
+    if method.native
+    for name in (method.native, tuned)
+)
 # A row of panels: its methods, the columns drawn, and its name. Losses of FP32 and of fine-tuning
 # do not share a panel: they are different ones, since QAT has a teacher.
 ROWS = (
@@ -41,7 +46,11 @@ def histories(frame, args):
 
 def named(row, engines, trainings):
     """Name a training, with its engines where others of its method and format differ."""
-    kin = [other for other in trainings if all(other[0][name] == row[name] for name in ("method", "dtype"))]
+    kin = [
+        other
+        for other in trainings
+        if all(other[0][name] == row[name] for name in ("method", "dtype"))
+    ]
     name = row["series"].removesuffix(row["backend"])
     if len({engine for _, _, names in kin for engine in names}) == 1:
         return row["series"]
@@ -61,7 +70,16 @@ def curves(axes, row, training, label, columns):
         axes.plot(epochs, values, path_effects=style.OUTLINE, **line)
         axes.plot(epochs, values, ls="", **style.look(row) | dict(ms=3.5))
         kept = training["best_epoch"]
-        axes.plot(epochs[kept], values[kept], marker="o", ms=9, mfc="none", mec="black", mew=0.8, clip_on=False)
+        axes.plot(
+            epochs[kept],
+            values[kept],
+            marker="o",
+            ms=9,
+            mfc="none",
+            mec="black",
+            mew=0.8,
+            clip_on=False,
+        )
         name = column.split("_")[0] if len(columns) > 1 else label
         legend[name] = Line2D([], [], label={"train": "training"}.get(name, name), **line)
     return legend
@@ -72,17 +90,36 @@ def make(frame, args):
     models = frames.present(frame)
     rows = [row for row in ROWS if any(run["method"] in row[0] for run, _, _ in trainings)]
     if not rows:
-        raise UserError(f"study {args.study} has no training to draw: run the scripts in models/ first.")
-    size = dict(figsize=(2.2 + 2 * len(models), 0.9 + 1.3 * len(rows)), squeeze=False, sharex=False, layout="constrained")
+        raise UserError(
+            f"study {args.study} has no training to draw: run the scripts in models/ first."
+        )
+    size = dict(
+        figsize=(2.2 + 2 * len(models), 0.9 + 1.3 * len(rows)),
+        squeeze=False,
+        sharex=False,
+        layout="constrained",
+    )
     figure, panels = plt.subplots(len(rows), len(models), **size)
     for line, (methods, columns, name) in zip(panels, rows, strict=True):
         legend = {}
         for axes, model in zip(line, models, strict=True):
-            part = [training for training in trainings if training[0]["model"] == model and training[0]["method"] in methods]
+            part = [
+                training
+                for training in trainings
+                if training[0]["model"] == model and training[0]["method"] in methods
+            ]
             for row, training, label in part:
                 legend |= curves(axes, row, training, label, columns)
             if not part:
-                axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center", color="0.4", fontsize=7)
+                axes.text(
+                    0.5,
+                    0.5,
+                    "not run",
+                    transform=axes.transAxes,
+                    ha="center",
+                    color="0.4",
+                    fontsize=7,
+                )
             low, high = axes.get_xlim()
             axes.set_xlim(min(low, 0.5), max(high, 1.5))  # so that a single epoch has one tick
             axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)

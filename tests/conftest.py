@@ -11,15 +11,25 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-LONG = ("test_scripts.py", "test_adding.py", "test_xnnpack.py", "test_benchmarks.py", "test_study.py")
+LONG = (
+    "test_scripts.py",
+    "test_adding.py",
+    "test_xnnpack.py",
+    "test_benchmarks.py",
+    "test_study.py",
+)
 # How many examples a property is tried on. Without --long, they are the same every time.
 hypothesis.settings.register_profile("quick", max_examples=20, derandomize=True, deadline=None)
-hypothesis.settings.register_profile("long", max_examples=2000, database=None, deadline=None, print_blob=True)
+hypothesis.settings.register_profile(
+    "long", max_examples=2000, database=None, deadline=None, print_blob=True
+)
 
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests that take minutes, too")
-    parser.addoption("--long", action="store_true", help="run tests/trial at full length: more than an hour")
+    parser.addoption(
+        "--long", action="store_true", help="run tests/trial at full length: more than an hour"
+    )
 
 
 def pytest_configure(config):

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from utils import metrics, sealed
-from utils.data import Data, Split
+from utils import checksums, metrics
+from utils.data.dataset import Data, Split
 from utils.training import architectures, checkpoints
 from utils.training.checkpoints import Checkpoint
 
@@ -23,13 +23,17 @@ def split_of(folder, pixels, labels, names=None, index=None) -> Split:
     np.save(file, pixels)
     names = tuple(names or (f"{number}.jpg" for number in range(len(pixels))))
     index = np.arange(len(pixels)) if index is None else np.asarray(index)
-    return Split(np.load(file, mmap_mode="r"), np.asarray(labels, np.int64), names, index.astype(np.int64))
+    return Split(
+        np.load(file, mmap_mode="r"), np.asarray(labels, np.int64), names, index.astype(np.int64)
+    )
 
 
 def numbered_split(folder, labels, index=None, side=4) -> Split:
     """A split whose image `i` has the single colour `i`, so that a batch tells which images it holds."""
     count = len(labels)
-    pixels = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, side, side, 3))
+    pixels = np.broadcast_to(
+        np.arange(count, dtype=np.uint8)[:, None, None, None], (count, side, side, 3)
+    )
     return split_of(folder, pixels, labels, index=index)
 
 
@@ -40,7 +44,9 @@ def bright_and_dark(folder, count=48, side=16, seed=0) -> Data:
     pixels = generator.integers(0, 200, (count, side, side, 3)) + 50 * labels[:, None, None, None]
     whole = split_of(folder, pixels.astype(np.uint8), labels)
     parts = np.split(np.arange(count), [count // 2, 3 * count // 4])
-    train, validation, test = (Split(whole.images, whole.labels, whole.names, part) for part in parts)
+    train, validation, test = (
+        Split(whole.images, whole.labels, whole.names, part) for part in parts
+    )
     return Data("tiny", ("dark", "light"), "0" * 64, train, validation, test, 0)
 
 
@@ -49,7 +55,9 @@ class SmallDepthwise(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()
+        )
         depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
         self.depthwise = nn.Sequential(depthwise, nn.BatchNorm2d(8), nn.Hardswish())
         self.pointwise, self.pool = nn.Conv2d(8, 6, 1), nn.AdaptiveAvgPool2d(1)
@@ -77,8 +85,15 @@ class Everything(nn.Module):
             nn.BatchNorm2d(8),
             nn.Hardswish(inplace=True),
         )
-        self.depthwise, self.depth_norm = nn.Conv2d(8, 8, 3, groups=8, bias=False), nn.BatchNorm2d(8)
-        self.squeeze, self.reduce, self.excite = nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+        self.depthwise, self.depth_norm = (
+            nn.Conv2d(8, 8, 3, groups=8, bias=False),
+            nn.BatchNorm2d(8),
+        )
+        self.squeeze, self.reduce, self.excite = (
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(8, 4, 1),
+            nn.Conv2d(4, 8, 1),
+        )
         self.gate, self.project = nn.Hardsigmoid(), nn.Conv2d(8, 8, 1)
         self.fc, self.dropout, self.head = nn.Linear(8, 6), nn.Dropout(), nn.Linear(6, 2)
 
@@ -107,7 +122,9 @@ class Outlier(nn.Module):
                 layer.bias.zero_()  # what is the same for all images would hide the noise
 
     def forward(self, x):
-        return self.fc(torch.flatten(self.pool(self.pointwise(self.depthwise(self.act(self.stem(x))))), 1))
+        return self.fc(
+            torch.flatten(self.pool(self.pointwise(self.depthwise(self.act(self.stem(x))))), 1)
+        )
 
 
 def sqnr_db(reference: torch.Tensor, quantized: torch.Tensor) -> float:
@@ -169,7 +186,7 @@ def mobilenet_checkpoint(path: Path) -> Checkpoint:
 def saved(path: Path, model: nn.Module) -> Checkpoint:
     """A model in evaluation mode, saved at `path` as the FP32 MobileNetV3-Small."""
     checkpoints.save(path, "mobilenetv3", model, NoData(), {"fingerprint": ""})
-    return Checkpoint(path, model, sealed.sha256_of(path), {"fingerprint": ""})
+    return Checkpoint(path, model, checksums.sha256_of(path), {"fingerprint": ""})
 
 
 class FakeWorker:
@@ -195,7 +212,9 @@ class FakeWorker:
         (name, arguments), self.waiting = self.waiting, None
         if name == "time":
             return [{"fbgemm": 0.01, "native": 0.03}.get(self.name, 0.02)] * arguments[0]
-        return {"load_s": 0.5, "cold_start_s": 0.75, "peak_memory_mb": 300} if name == "cost" else None
+        return (
+            {"load_s": 0.5, "cold_start_s": 0.75, "peak_memory_mb": 300} if name == "cost" else None
+        )
 
     def call(self, name, *arguments):
         self.send(name, *arguments)
@@ -204,8 +223,24 @@ class FakeWorker:
 
 def torchrun(processes: int, *command, cwd: Path) -> subprocess.CompletedProcess:
     """Run a Python file with its options in `processes` processes that train together; returns the finished launcher."""
-    alone = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    alone = {
+        name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")
+    }
     # Tests share the CPUs: threads that spin while they wait for others would make each step ten times as long.
     alone["OMP_WAIT_POLICY"] = "passive"
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return subprocess.run([*start, *map(str, command)], cwd=cwd, env=alone, capture_output=True, text=True, timeout=600)
+    start = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+    ]
+    return subprocess.run(
+        [*start, *map(str, command)],
+        cwd=cwd,
+        env=alone,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )

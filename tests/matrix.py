@@ -35,16 +35,26 @@ class Combination:
 
 def requirements() -> tuple[list[str], list[str]]:
     """Pinned packages of requirements.txt: torch and torchvision, and the others with what these tests need."""
-    lines = [*(ROOT / "requirements.txt").read_text().splitlines(), *(ROOT / "tests/requirements.txt").read_text().splitlines()]
+    lines = [
+        *(ROOT / "requirements.txt").read_text().splitlines(),
+        *(ROOT / "tests/requirements.txt").read_text().splitlines(),
+    ]
     pins = {line.partition("==")[0]: line for line in lines if "==" in line}
-    needed = [line.partition("==")[0] for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line]
+    needed = [
+        line.partition("==")[0]
+        for line in (ROOT / "requirements.txt").read_text().splitlines()
+        if "==" in line
+    ]
     torch = [pins[name] for name in NEWEST]
     return torch, [pins[name] for name in (*needed, *TESTS) if name not in NEWEST]
 
 
 def interpreter(version: str) -> str | None:
     """A Python of that version on this machine, from PATH or pyenv, that starts; None if there is none."""
-    named = [shutil.which(f"python{version}"), *sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))]
+    named = [
+        shutil.which(f"python{version}"),
+        *sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python")),
+    ]
     for path in filter(None, named):
         if subprocess.run([path, "-c", "import venv"], capture_output=True).returncode == 0:
             return str(path)
@@ -78,9 +88,16 @@ def main() -> int:
         try:
             inside = environment(combination, python, others)
             versions = "import torch, torchvision; print(f'torch {torch.__version__}, torchvision {torchvision.__version__}')"
-            found = subprocess.run([inside, "-c", versions], check=True, capture_output=True, text=True).stdout.strip()
-            done = subprocess.run([inside, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_scripts.py"], cwd=ROOT)
-            outcomes[combination.name] = f"{'passed' if done.returncode == 0 else 'FAILED'}: {found}"
+            found = subprocess.run(
+                [inside, "-c", versions], check=True, capture_output=True, text=True
+            ).stdout.strip()
+            done = subprocess.run(
+                [inside, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_scripts.py"],
+                cwd=ROOT,
+            )
+            outcomes[combination.name] = (
+                f"{'passed' if done.returncode == 0 else 'FAILED'}: {found}"
+            )
         except subprocess.CalledProcessError as error:
             outcomes[combination.name] = f"FAILED: {error}"
     print("\n".join(f"{name:32} {outcome}" for name, outcome in outcomes.items()))

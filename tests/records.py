@@ -30,9 +30,27 @@ def record(seed=0, model="resnet18", backend="fbgemm", batches=(1, 8), **metrics
     """Make a whole record in which no two numbers are equal."""
     numbers = iter(range(10 * seed + 1, 10_000))
     content = {section: made_up(section, numbers) for section in schema.SECTIONS}
-    run = dict(study="drawn", model=model, method="ptq", dtype="int8", backend=backend, device="cpu", simulated=False, seed=seed)
-    content |= {"run": run, "timing": [content["timing"] | {"batch_size": batch, "contended": True} for batch in batches]}
-    content["data"] = {"classes": list(CLASSES), "negative_class": CLASSES[0], "positive_class": CLASSES[1]}
+    run = dict(
+        study="drawn",
+        model=model,
+        method="ptq",
+        dtype="int8",
+        backend=backend,
+        device="cpu",
+        simulated=False,
+        seed=seed,
+    )
+    content |= {
+        "run": run,
+        "timing": [
+            content["timing"] | {"batch_size": batch, "contended": True} for batch in batches
+        ],
+    }
+    content["data"] = {
+        "classes": list(CLASSES),
+        "negative_class": CLASSES[0],
+        "positive_class": CLASSES[1],
+    }
     content["metrics"] |= {"sqnr_db": None} | metrics
     content["environment"] |= {"isa": ["avx2", "avx512_vnni"], "git_dirty": None}
     content["provenance"] |= {"data_sha256": "a" * 64}
@@ -47,11 +65,27 @@ def write_run(
     rng = np.random.default_rng([len(model), len(method), len(backend), seed])
     y = np.arange(images) % 2
     logits = rng.normal(0, 1, (images, 2)).astype(np.float32) + 3 * np.eye(2, dtype=np.float32)[y]
-    simulated, fast = backend == "simulated", {"fp32": 10.0, "int8": 4.0, "fp16": 60.0, "int16": 1.0}[dtype]
-    names = dict(study=study, model=model, method=method, dtype=dtype, backend=backend, device="cpu", simulated=simulated)
+    simulated, fast = (
+        backend == "simulated",
+        {"fp32": 10.0, "int8": 4.0, "fp16": 60.0, "int16": 1.0}[dtype],
+    )
+    names = dict(
+        study=study,
+        model=model,
+        method=method,
+        dtype=dtype,
+        backend=backend,
+        device="cpu",
+        simulated=simulated,
+    )
     history = [{"epoch": n, "train_loss": 1 / (n + 1), "validation_loss": 1.1 / (n + 1), "validation_accuracy": 0.8 + n / 20}
                for n in range(3)]  # fmt: skip
-    layer = {"kind": "Conv2d", "parameters": 9, "weight_sqnr_db": 40.0 + seed, "output_sqnr_db": None}
+    layer = {
+        "kind": "Conv2d",
+        "parameters": 9,
+        "weight_sqnr_db": 40.0 + seed,
+        "output_sqnr_db": None,
+    }
     content = {
         "run": names | {"seed": seed}, "metrics": quality(method, logits, y),
         "data": {"classes": list(classes), "negative_class": classes[0], "positive_class": classes[1]},
@@ -71,15 +105,27 @@ def write_run(
 
 def write_ladder(folder, study="cats_and_dogs"):
     """Write a ladder of four rungs on one model, with two layers each but for the tool's."""
-    rungs = [("NNCF", "tool"), ("the plainest", "stacked"), ("equalization", "stacked"), ("equalization", "alone")]
-    shared = [dict(model="resnet18", backend="fbgemm", rung=name, kind=kind, place=i) for i, (name, kind) in enumerate(rungs)]
+    rungs = [
+        ("NNCF", "tool"),
+        ("the plainest", "stacked"),
+        ("equalization", "stacked"),
+        ("equalization", "alone"),
+    ]
+    shared = [
+        dict(model="resnet18", backend="fbgemm", rung=name, kind=kind, place=i)
+        for i, (name, kind) in enumerate(rungs)
+    ]
     rows = [
         each | dict(seconds=1.0, test_images=80, test_accuracy=0.9 + each["place"] / 100, test_accuracy_ci_low=0.85,
                     test_accuracy_ci_high=0.97, test_accuracy_fp32=0.95, test_sqnr_db=20.0 + each["place"])
         for each in shared
     ]  # fmt: skip
-    layers = [each | {"layer": name, "sqnr_db": noise} for each in shared[1:] for name, noise in (("conv1", 30.0), ("fc", ""))]
-    for name, content in (("ladder.csv", rows), ("ladder_layers.csv", layers)):
+    layers = [
+        each | {"layer": name, "sqnr_db": noise}
+        for each in shared[1:]
+        for name, noise in (("conv1", 30.0), ("fc", ""))
+    ]
+    for name, content in (("ablation.csv", rows), ("ablation_layers.csv", layers)):
         with (folder / study / name).open("w", newline="") as file:
             writer = csv.DictWriter(file, content[0])
             writer.writeheader()
@@ -90,8 +136,15 @@ def profile(backend):
     """Times of the operators of a run on `backend`, and of FP32 beside it."""
     operators = [("conv1", "convolution", "INT8", 1.0), ("cast", "reorder", "FP32", 0.52)]
     names = ("name", "kind", "format", "ms")
-    content = {"batch_size": 1, "threads": 2, "operators": [dict(zip(names, each, strict=True)) for each in operators]}
-    return content | {"fp32_backend": "native", "fp32": [dict(zip(names, ("conv1", "convolution", "FP32", 4.03), strict=True))]}
+    content = {
+        "batch_size": 1,
+        "threads": 2,
+        "operators": [dict(zip(names, each, strict=True)) for each in operators],
+    }
+    return content | {
+        "fp32_backend": "native",
+        "fp32": [dict(zip(names, ("conv1", "convolution", "FP32", 4.03), strict=True))],
+    }
 
 
 def quality(method, logits, y):
@@ -110,10 +163,24 @@ def timed(rng, batch, threads, fast):
     """A timing entry, its times drawn around `fast` ms."""
     samples = fast * batch / threads * (1 + rng.gamma(1, 0.05, (2, 3, 4)))
     p50, p90, p99 = (float(value) for value in np.quantile(samples, [0.5, 0.9, 0.99]))
-    entry = {"threads": threads, "batch_size": batch, "contended": threads == 1, "best_fp32": "compile"}
+    entry = {
+        "threads": threads,
+        "batch_size": batch,
+        "contended": threads == 1,
+        "best_fp32": "compile",
+    }
     entry |= {"fp32_ms": {"native": 10.0 * batch / threads, "compile": 7.0 * batch / threads}}
-    entry |= {"latency_ms_p50": p50, "latency_ms_ci_low": 0.98 * p50, "latency_ms_ci_high": 1.02 * p50, "latency_ms_p90": p90}
-    entry |= {"latency_ms_p99": p99, "throughput_ips": 1000 * batch / p50, "samples_ms": samples.tolist()}
+    entry |= {
+        "latency_ms_p50": p50,
+        "latency_ms_ci_low": 0.98 * p50,
+        "latency_ms_ci_high": 1.02 * p50,
+        "latency_ms_p90": p90,
+    }
+    entry |= {
+        "latency_ms_p99": p99,
+        "throughput_ips": 1000 * batch / p50,
+        "samples_ms": samples.tolist(),
+    }
     for side, value in (("eager", 10 / fast), ("best", 7 / fast)):
         name = f"speedup_vs_{side}_fp32"
         entry |= {name: value, f"{name}_ci_low": 0.95 * value, f"{name}_ci_high": 1.05 * value}

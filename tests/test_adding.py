@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SECTION = re.search(r"## Adding a model.*?(?=\n## )", (ROOT / "README.md").read_text(), re.DOTALL)[0]
+SECTION = re.search(r"## Adding a model.*?(?=\n## )", (ROOT / "README.md").read_text(), re.DOTALL)[
+    0
+]
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +48,14 @@ def run(home, script, *options):
 def test_everything_derives_from_the_catalog(home):
     listed = run(home, "reproduce.py", "--list", "--smoke").splitlines()
     folders = home / "models", home / "quantization"
-    scripts = {path.relative_to(home).as_posix() for folder in folders for path in folder.rglob("*.py")}
-    scripts.remove("quantization/int8_ladder.py")  # it deploys nothing
+    scripts = {
+        path.relative_to(home).as_posix() for folder in folders for path in folder.rglob("*.py")
+    }
+    scripts.remove("quantization/ablation.py")  # it deploys nothing
     assert {Path(line.split()[1]).relative_to(home).as_posix() for line in listed} == scripts
-    assert len([script for script in scripts if "resnet34" in script]) == 9  # eight, and that of the method
+    assert (
+        len([script for script in scripts if "resnet34" in script]) == 9
+    )  # eight, and that of the method
     assert len([script for script in scripts if "_rtn_" in script]) == 4
     assert "exact" in run(home, "quantization/qat/resnet34_qat_int8.py", "--help")
 
@@ -64,6 +70,13 @@ def test_the_scripts_run_and_the_tables_and_figures_show_them(home):
     assert "the engine adds nothing and agrees on 100.00 %" in said
     run(home, "figures/all.py", "--study", "drawn_smoke")
     table = (home / "results/drawn_smoke/tables.md").read_text()
-    assert "ResNet-34: round to nearest" in table and "INT8 RTN exact" in table and "INT8 QAT exact" in table
+    assert (
+        "ResNet-34: round to nearest" in table
+        and "INT8 RTN exact" in table
+        and "INT8 QAT exact" in table
+    )
     assert (home / "figures/drawn_smoke/activations.png").stat().st_size > 5000
-    assert "Memory that the activations take." in (home / "figures/drawn_smoke/report.html").read_text()
+    assert (
+        "Memory that the activations take."
+        in (home / "figures/drawn_smoke/report.html").read_text()
+    )

@@ -8,8 +8,18 @@ import pytest
 
 from utils import paths
 
-NAMES = ["data_loading", "training_step", "qat_step", "evaluation", "engines", "results_csv", "help"]
-ROW = re.compile(r"(\S.*\S) +(\d+\.\d\d) \[(\d+\.\d\d), (\d+\.\d\d)\](?: +(>=|<=) [\d.]+ +(yes|no|unclear))?")
+NAMES = [
+    "data_loading",
+    "training_step",
+    "qat_step",
+    "evaluation",
+    "engines",
+    "results_csv",
+    "help",
+]
+ROW = re.compile(
+    r"(\S.*\S) +(\d+\.\d\d) \[(\d+\.\d\d), (\d+\.\d\d)\](?: +(>=|<=) [\d.]+ +(yes|no|unclear))?"
+)
 
 
 def run(*words):
@@ -32,16 +42,32 @@ def test_each_runs_and_prints_its_rows():
     done = run("--smoke")
     assert (done.returncode, done.stderr) == (0, "")
     # A machine that is slow enough gets progress lines, too.
-    head, *rows = [line for line in done.stdout.splitlines() if not line.startswith(("test images: ", "calibrating: "))]
+    head, *rows = [
+        line
+        for line in done.stdout.splitlines()
+        if not line.startswith(("test images: ", "calibrating: "))
+    ]
     assert head.split() == ["what", "ratio", "[95", "%", "interval]", "goal", "met"]
-    kinds = ("ImageFolder", "training", "QAT", "evaluation", "FP32 native", "default INT8 ONNX", "MACs/s", ".csv", "--help")
+    kinds = (
+        "ImageFolder",
+        "training",
+        "QAT",
+        "evaluation",
+        "FP32 native",
+        "default INT8 ONNX",
+        "MACs/s",
+        ".csv",
+        "--help",
+    )
     assert [sum(kind in row for row in rows) for kind in kinds] == [3, 1, 1, 2, 1, 2, 1, 2, 2]
     for row in rows:
         values = ROW.fullmatch(row)
         assert values, row
         assert float(values[3]) <= float(values[2]) <= float(values[4])
         if values[5]:
-            assert row.index(values[5]) == head.index("goal") and row.index(values[6], values.start(6)) == head.index("met")
+            assert row.index(values[5]) == head.index("goal") and row.index(
+                values[6], values.start(6)
+            ) == head.index("met")
 
 
 def test_real_images_are_taken_from_any_layout(tmp_path):
@@ -60,7 +86,11 @@ def test_goals_are_met_if_all_of_the_interval_says_so(monkeypatch):
     monkeypatch.syspath_prepend(str(paths.ROOT / "tests/benchmarks"))
     import paired
 
-    met = [paired.Row("", middle, middle - 1, middle + 1, sign, 8).met for sign in (">=", "<=") for middle in (10, 8, 5)]
+    met = [
+        paired.Row("", middle, middle - 1, middle + 1, sign, 8).met
+        for sign in (">=", "<=")
+        for middle in (10, 8, 5)
+    ]
     assert met == ["yes", "unclear", "no", "no", "unclear", "yes"]
     times = iter(range(1, 100))
     row = paired.faster("twice", lambda: [1.0], lambda: [2.0 + 0 * next(times)], 1.5, 3)

@@ -17,7 +17,11 @@ WORDS = {"own", "found"}  # a noun says more
 
 def sources(*folders: str) -> list[str]:
     """The Python files in `folders` of the repository, as paths from its root."""
-    return sorted(path.relative_to(paths.ROOT).as_posix() for folder in folders for path in (paths.ROOT / folder).rglob("*.py"))
+    return sorted(
+        path.relative_to(paths.ROOT).as_posix()
+        for folder in folders
+        for path in (paths.ROOT / folder).rglob("*.py")
+    )
 
 
 UTILS = sources("utils")
@@ -30,24 +34,35 @@ def tree(path: str) -> ast.Module:
 
 def functions(path: str):
     """Every function of a file, methods included."""
-    return [node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [
+        node
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
 
 
 def parameters(function) -> list[str]:
     """Names of a function's parameters, without self and cls, *args and **kwargs."""
-    names = [each.arg for each in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)]
+    names = [
+        each.arg
+        for each in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)
+    ]
     return [name for name in names if name not in ("self", "cls")]
 
 
 @pytest.mark.parametrize("path", UTILS)
 def test_a_public_function_has_at_most_five_parameters(path):
     public = [function for function in functions(path) if not re.match("_(?!_)", function.name)]
-    assert {function.name for function in public if len(parameters(function)) > MOST_PARAMETERS} == set()
+    assert {
+        function.name for function in public if len(parameters(function)) > MOST_PARAMETERS
+    } == set()
 
 
 @pytest.mark.parametrize("path", ALL)
 def test_a_function_fits_a_screen(path):
-    long = {function.name: function.end_lineno - function.lineno + 1 for function in functions(path)}
+    long = {
+        function.name: function.end_lineno - function.lineno + 1 for function in functions(path)
+    }
     assert {name: lines for name, lines in long.items() if lines > MOST_LINES} == {}
 
 
@@ -56,7 +71,12 @@ def test_names_say_what_they_hold(path):
     names = []
     for node in ast.walk(tree(path)):
         match node:
-            case ast.Name(id=name) | ast.arg(arg=name) | ast.keyword(arg=name) | ast.alias(asname=name):
+            case (
+                ast.Name(id=name)
+                | ast.arg(arg=name)
+                | ast.keyword(arg=name)
+                | ast.alias(asname=name)
+            ):
                 names.append((name, getattr(node, "lineno", None)))
     assert [(name, line) for name, line in names if name in WORDS] == []
 
@@ -65,9 +85,15 @@ def prose(path: str) -> list[tuple[int, str]]:
     """Comments and docstrings of a file, each with its first line's number."""
     text = (paths.ROOT / path).read_text(encoding="utf-8")
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
-    comments = [(token.start[0], token.string) for token in tokens if token.type == tokenize.COMMENT]
+    comments = [
+        (token.start[0], token.string) for token in tokens if token.type == tokenize.COMMENT
+    ]
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, documented) and ast.get_docstring(node)]
+    nodes = [
+        node
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, documented) and ast.get_docstring(node)
+    ]
     return comments + [(getattr(node, "lineno", 1), ast.get_docstring(node)) for node in nodes]
 
 
@@ -81,7 +107,13 @@ def test_prose_does_without_own(path):
 
 def test_only_two_files_know_torch_ao():
     """torch.ao will be removed from torch: the engines go with it, and torchao defines the operators that quantized.py uses."""
-    knows = {path for path in UTILS if re.search(r"torch\.ao|torch import ao\b", (paths.ROOT / path).read_text(encoding="utf-8"))}
+    knows = {
+        path
+        for path in UTILS
+        if re.search(
+            r"torch\.ao|torch import ao\b", (paths.ROOT / path).read_text(encoding="utf-8")
+        )
+    }
     assert knows == {"utils/backends/torch_ao.py", "utils/quantize/quantized.py"}
 
 

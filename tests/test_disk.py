@@ -61,7 +61,9 @@ def run(folder, limit, writer):
 
 def contents(folder):
     return {
-        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"
+        path.relative_to(folder): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".lock"
     }
 
 
@@ -72,14 +74,19 @@ def test_a_file_that_does_not_fit_is_told_in_a_line(name, tmp_path):
     before = contents(tmp_path)
     done = run(tmp_path, LIMIT, WRITERS[name])
     assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: program: cannot write ") and len(done.stderr.splitlines()) == 1
+    assert (
+        done.stderr.startswith("error: program: cannot write ")
+        and len(done.stderr.splitlines()) == 1
+    )
     assert "File too large" in done.stderr and str(tmp_path) in done.stderr
     assert contents(tmp_path).items() >= before.items() and not list(tmp_path.rglob(".*.tmp"))
 
 
 def test_the_same_writers_write_where_there_is_room(tmp_path):
     (tmp_path / "source.pt").write_bytes(b"weights")
-    writers = [f"target = folder / {name!r}; {writer}" for name, writer in WRITERS.items() if name != "run"]
+    writers = [
+        f"target = folder / {name!r}; {writer}" for name, writer in WRITERS.items() if name != "run"
+    ]
     done = run(tmp_path, 0, "\n".join(writers))
     assert done.returncode == 0, done.stderr
     names = {path.name for path in tmp_path.iterdir()} - {"source.pt"}
@@ -89,18 +96,32 @@ def test_the_same_writers_write_where_there_is_room(tmp_path):
 def test_equal_networks_make_equal_files(tmp_path):
     """No temporary name and no time gets into a checkpoint or TorchScript."""
     program = "for each in model.parameters(): nn.init.constant_(each, 0.5)\n"
-    program += "\n".join(f"target = folder / {name!r}; {WRITERS[name]}" for name in ("checkpoint", "torchscript"))
+    program += "\n".join(
+        f"target = folder / {name!r}; {WRITERS[name]}" for name in ("checkpoint", "torchscript")
+    )
     for name in ("one", "another"):
         (tmp_path / name).mkdir()
         assert run(tmp_path / name, 0, program).returncode == 0
         time.sleep(1.1)
-    assert contents(tmp_path / "one") == contents(tmp_path / "another") and contents(tmp_path / "one")
+    assert contents(tmp_path / "one") == contents(tmp_path / "another") and contents(
+        tmp_path / "one"
+    )
 
 
 def disk(folder, options="size=64k"):
     """Return the words that go before a command to run it with an empty disk at `folder`; None if mounting is not allowed."""
-    mounted = ["unshare", "-rm", "sh", "-c", f'mount -t tmpfs -o {options} none "{folder}" && "$@"', "sh"]
-    allowed = shutil.which("unshare") and subprocess.run([*mounted, "true"], capture_output=True).returncode == 0
+    mounted = [
+        "unshare",
+        "-rm",
+        "sh",
+        "-c",
+        f'mount -t tmpfs -o {options} none "{folder}" && "$@"',
+        "sh",
+    ]
+    allowed = (
+        shutil.which("unshare")
+        and subprocess.run([*mounted, "true"], capture_output=True).returncode == 0
+    )
     return mounted if allowed else None
 
 
@@ -111,7 +132,10 @@ def test_a_read_only_disk_is_told_in_a_line(tmp_path):
     command = [*words, sys.executable, "-c", PROGRAM, tmp_path, "0", WRITERS["text"]]
     done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2, done.stderr
-    assert f"cannot write {tmp_path}/target: Read-only file system. Give a folder that you may write to." in done.stderr
+    assert (
+        f"cannot write {tmp_path}/target: Read-only file system. Give a folder that you may write to."
+        in done.stderr
+    )
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -129,17 +153,23 @@ def test_a_disk_with_errors_is_told_and_keeps_what_was_there(call, tmp_path, mon
         monkeypatch.setattr(Path, "replace", broken)
     else:
         monkeypatch.setattr(os, "fsync", broken)
-    with pytest.raises(UserError, match=r"cannot write .*target: Input/output error\. Check the disk"):
+    with pytest.raises(
+        UserError, match=r"cannot write .*target: Input/output error\. Check the disk"
+    ):
         paths.write_text(tmp_path / "target", "new")
     monkeypatch.undo()
-    assert [path.name for path in tmp_path.iterdir()] == ["target"] and (tmp_path / "target").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["target"] and (
+        tmp_path / "target"
+    ).read_text() == "old"
 
 
 def test_a_full_disk_is_told_in_a_line(tmp_path):
     words = disk(tmp_path)
     if words is None:
         pytest.skip("mounting a small disk is not allowed here")
-    writer = "(folder / 'full').write_bytes(bytes(60_000)); paths.write_text(target, 'new' * 10_000)"
+    writer = (
+        "(folder / 'full').write_bytes(bytes(60_000)); paths.write_text(target, 'new' * 10_000)"
+    )
     command = [*words, sys.executable, "-c", PROGRAM, tmp_path, "0", writer]
     done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2, done.stderr
@@ -149,18 +179,41 @@ def test_a_full_disk_is_told_in_a_line(tmp_path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_a_log_on_a_full_disk_is_no_traceback(tmp_path):
     with Path("/dev/full").open("w") as full:
-        command = [sys.executable, "models/alexnet_fp32.py", "--results", tmp_path, "--checkpoints", tmp_path, "--data", tmp_path]
+        command = [
+            sys.executable,
+            "models/alexnet_fp32.py",
+            "--results",
+            tmp_path,
+            "--checkpoints",
+            tmp_path,
+            "--data",
+            tmp_path,
+        ]
         program = f"from utils import cli\nwith cli.reporting('program'):\n    print('x' * 100_000, flush=True)\n{command!r}"
-        done = subprocess.run([sys.executable, "-c", program], cwd=paths.ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=paths.ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
     assert done.returncode != 0 and "Traceback" not in done.stderr
-    assert done.stderr.startswith("error: program: cannot write the output: No space left on device.")
+    assert done.stderr.startswith(
+        "error: program: cannot write the output: No space left on device."
+    )
 
 
 def test_nobody_listens_to_the_output():
     program = "from utils import cli\nwith cli.reporting('program'):\n    print('x' * 1_000_000)"
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run([sys.executable, "-c", program], cwd=paths.ROOT, stdout=writer, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=paths.ROOT,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     os.close(writer)
     assert done.returncode == 141 and done.stderr == ""
 
@@ -189,7 +242,11 @@ def test_folders_are_tried_before_the_work(option, tmp_path):
     """A study whose folder cannot be written to stops its script before an image is decoded."""
     (tmp_path / "blocked").mkdir()
     (tmp_path / "blocked" / "drawn_smoke").write_text("a file where the study's folder should be")
-    folders = {"--results": tmp_path / "r", "--checkpoints": tmp_path / "c", option: tmp_path / "blocked"}
+    folders = {
+        "--results": tmp_path / "r",
+        "--checkpoints": tmp_path / "c",
+        option: tmp_path / "blocked",
+    }
     words = [str(word) for pair in folders.items() for word in pair]
     command = [sys.executable, "quantization/ptq/alexnet_ptq_int8.py", "--smoke", *words]
     done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, timeout=60)
@@ -243,7 +300,9 @@ def test_the_next_run_removes_what_a_killed_one_left(tmp_path):
 def test_ctrl_c_during_imports_prints_no_traceback():
     program = "import os, signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\nfrom utils import cli\n"
     program += "os.kill(os.getpid(), signal.SIGINT)\nimport time\ntime.sleep(10)"
-    done = subprocess.run([sys.executable, "-c", program], cwd=paths.ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=paths.ROOT, capture_output=True, text=True
+    )
     assert done.returncode == -signal.SIGINT and done.stderr == "error: interrupted\n"
 
 
@@ -261,6 +320,8 @@ with cli.reporting("program"):
     finally:
         Path({str(tmp_path / "tidied")!r}).touch()
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=paths.ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=paths.ROOT, capture_output=True, text=True
+    )
     assert done.returncode == status and (tmp_path / "tidied").exists()
     assert done.stderr == "error: interrupted; run the same command again to continue\n"

@@ -9,7 +9,7 @@ import pandas as pd
 
 from figures import tables
 from figures.shared import cells, compare, frames, reproduced, seeds
-from quantization import int8_ladder
+from quantization import ablation
 from utils import catalog, results
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,7 +21,9 @@ COUNT = {6: "six", 7: "seven", 8: "eight"}
 
 def one_a_run():
     """The rows of results.csv of the lowest seeds, at batch 1 on all threads, by model."""
-    return frames.one_batch(tables.named(frames.first_seed(frames.read(ROOT / "results" / STUDY / "results.csv"))))
+    return frames.one_batch(
+        tables.named(frames.first_seed(frames.read(ROOT / "results" / STUDY / "results.csv")))
+    )
 
 
 def over_seeds():
@@ -49,18 +51,34 @@ def findings(one):
     """The sentences of README that have numbers of all models, from one row a run of results.csv."""
 
     def of(method, dtype, backend):
-        runs = one[(one["method"] == method) & (one["dtype"] == dtype) & (one["backend"] == backend)]
+        runs = one[
+            (one["method"] == method) & (one["dtype"] == dtype) & (one["backend"] == backend)
+        ]
         assert runs["model"].tolist() == list(catalog.MODELS)
         return runs
 
-    fp32, half, int16 = of("fp32", "fp32", "native"), of("ptq", "fp16", "half"), of("ptq", "int16", "simulated")
-    ptq, qat, fbgemm = of("ptq", "int8", "openvino"), of("qat", "int8", "openvino"), of("ptq", "int8", "fbgemm")
+    fp32, half, int16 = (
+        of("fp32", "fp32", "native"),
+        of("ptq", "fp16", "half"),
+        of("ptq", "int16", "simulated"),
+    )
+    ptq, qat, fbgemm = (
+        of("ptq", "int8", "openvino"),
+        of("qat", "int8", "openvino"),
+        of("ptq", "int8", "fbgemm"),
+    )
     gains = {model: gained(one[one["model"] == model]) for model in ("alexnet", "resnet18")}
-    best = ptq["best_fp32"].map({"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "xnnpack": "XNNPACK"})
+    best = ptq["best_fp32"].map(
+        {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "xnnpack": "XNNPACK"}
+    )
     published = Counter(compare.against_published(one)[1]["verdict"])
-    (threads,), (images,), (cpu,), (torch,) = (set(one[name]) for name in ("threads", "n_test", "cpu", "torch"))
+    (threads,), (images,), (cpu,), (torch,) = (
+        set(one[name]) for name in ("threads", "n_test", "cpu", "torch")
+    )
     int8 = one[one["dtype"] == "int8"]
-    assert set(int8["verdict"]) == {"held"} and int8["quantized_modules"].equals(int8["weight_modules"])
+    assert set(int8["verdict"]) == {"held"} and int8["quantized_modules"].equals(
+        int8["weight_modules"]
+    )
     return [
         f"all {len(one)} variants",
         f"{images:,} test photographs, {threads} threads of an {cpu}, PyTorch {torch.partition('+')[0]}",
@@ -82,10 +100,15 @@ def findings(one):
 
 
 def of_the_ladder(rungs):
-    """The sentences that have numbers of ladder.csv: what breaks MobileNetV3-Small, which README has, too, and the others."""
-    openvino = rungs[rungs["backend"] == "openvino"].set_index(["model", "rung", "kind"]).sort_index()
+    """The sentences that have numbers of ablation.csv: what breaks MobileNetV3-Small, which README has, too, and the others."""
+    openvino = (
+        rungs[rungs["backend"] == "openvino"].set_index(["model", "rung", "kind"]).sort_index()
+    )
     rungs = rungs[rungs["model"] == "mobilenetv3"]
-    tool = {rung: f"{100 * accuracy:.2f}" for rung, accuracy in zip(rungs["rung"], rungs["test_accuracy"], strict=True)}
+    tool = {
+        rung: f"{100 * accuracy:.2f}"
+        for rung, accuracy in zip(rungs["rung"], rungs["test_accuracy"], strict=True)
+    }
     accuracy = rungs.set_index(["backend", "rung", "kind"])["test_accuracy"].sort_index()
 
     def decibels(model, name, kind="stacked"):
@@ -94,16 +117,25 @@ def of_the_ladder(rungs):
     def steps(model, *names):
         return [f"{decibels(model, name):.1f}" for name in names]
 
-    mobile = steps("mobilenetv3", int8_ladder.CHANNELS, "MSE ranges", "bias correction", "adaptive rounding", "reconstruction")
-    plain = ("the plainest", int8_ladder.CHANNELS, "MSE ranges", "adaptive rounding", "reconstruction")
-    corrected = decibels("resnet18", int8_ladder.CHANNELS) - decibels("resnet18", "bias correction", "alone")
+    mobile = steps(
+        "mobilenetv3",
+        ablation.CHANNELS,
+        "MSE ranges",
+        "bias correction",
+        "adaptive rounding",
+        "reconstruction",
+    )
+    plain = ("the plainest", ablation.CHANNELS, "MSE ranges", "adaptive rounding", "reconstruction")
+    corrected = decibels("resnet18", ablation.CHANNELS) - decibels(
+        "resnet18", "bias correction", "alone"
+    )
     best = openvino.loc["mobilenetv3", "reconstruction", "stacked"]
     breaks = [
         f"torch FX, ONNX Runtime and XNNPACK bring it to {tool['torch FX']}, {tool['ONNX Runtime']} and {tool['XNNPACK']} %, "
         f"and NNCF to {tool['NNCF']} %",
         f"FP32 has {100 * best['test_accuracy_fp32']:.2f} %",
         f"takes it from {100 * accuracy['openvino', 'the plainest', 'stacked']:.2f} "
-        f"to {100 * accuracy['openvino', int8_ladder.CHANNELS, 'stacked']:.2f} %",
+        f"to {100 * accuracy['openvino', ablation.CHANNELS, 'stacked']:.2f} %",
         f"from {100 * accuracy['onnxruntime', 'MSE ranges', 'stacked']:.2f} "
         f"to {100 * accuracy['onnxruntime', 'equalization', 'stacked']:.2f} %",
     ]
@@ -115,7 +147,10 @@ def of_the_ladder(rungs):
         f"Bias correction, alone, takes {corrected:.1f} dB away, though it brings no layer but the last farther from FP32",
         *(
             "The defaults of torch FX, ONNX Runtime, NNCF and XNNPACK are at {}, {}, {} and {} dB".format(
-                *(f"{decibels(model, name, 'tool'):.1f}" for name in ("torch FX", "ONNX Runtime", "NNCF", "XNNPACK"))
+                *(
+                    f"{decibels(model, name, 'tool'):.1f}"
+                    for name in ("torch FX", "ONNX Runtime", "NNCF", "XNNPACK")
+                )
             )
             for model in ("alexnet", "resnet18")
         ),
@@ -144,7 +179,11 @@ def of_mobilenetv3(one):
     int8, fast = one.loc[("ptq", "int8")], ["openvino", "xnnpack"]
     rest = int8.drop(index=fast)["speedup_vs_best_fp32"]
     bf16, qat = one.loc["ptq", "bf16", "openvino_bf16"], one.loc[("qat", "int8")]
-    assert set(int8["verdict"]) == {"held"} and set(int8["quantized_modules"]) == {54} and len(int8) == 8
+    assert (
+        set(int8["verdict"]) == {"held"}
+        and set(int8["quantized_modules"]) == {54}
+        and len(int8) == 8
+    )
     assert {one.loc["fp32", "fp32", "native"]["best_fp32"], *int8["best_fp32"]} == {"xnnpack"}
     in_batches = {backend: three_speedups(STUDY, backend)[2] for backend in int8.index}
     assert {backend for backend, ratio in in_batches.items() if ratio > 1} == {*fast, "inductor"}
@@ -165,13 +204,17 @@ def of_mobilenetv3(one):
 
 def mobile_int8(study, method, backend="openvino"):
     """The record of MobileNetV3-Small's INT8 on an engine."""
-    return results.read(ROOT / f"results/{study}/runs/mobilenetv3_{method}_int8_{backend}_cpu_seed0.json")
+    return results.read(
+        ROOT / f"results/{study}/runs/mobilenetv3_{method}_int8_{backend}_cpu_seed0.json"
+    )
 
 
 def three_speedups(study, backend="openvino"):
     """Its speed-ups by PTQ over the fastest FP32: 2 threads and 1 thread at batch 1, 2 threads at batch 32."""
     timing = mobile_int8(study, "ptq", backend)["timing"]
-    ratios = {(each["threads"], each["batch_size"]): each["speedup_vs_best_fp32"] for each in timing}
+    ratios = {
+        (each["threads"], each["batch_size"]): each["speedup_vs_best_fp32"] for each in timing
+    }
     return ratios[2, 1], ratios[1, 1], ratios[2, 32]
 
 
@@ -188,7 +231,10 @@ def of_what_was_not_reached(one, means):
 
     one = one[(one["model"] == "mobilenetv3") & (one["dtype"] == "int8")]
     ptq, qat = (one.loc[one["method"] == method, "agreement_fp32"] for method in ("ptq", "qat"))
-    fp32, aims = means[means["dtype"] == "fp32"].set_index("model"), {"resnet18": 0.987, "mobilenetv3": 0.98}
+    fp32, aims = (
+        means[means["dtype"] == "fp32"].set_index("model"),
+        {"resnet18": 0.987, "mobilenetv3": 0.98},
+    )
     means, low, high = (fp32[f"accuracy{end}"] for end in ("", "_ci_low", "_ci_high"))
     assert min(ptq.min(), qat.min()) < 0.995
     assert all(low[model] < means[model] < aim < high[model] for model, aim in aims.items())
@@ -199,13 +245,17 @@ def of_what_was_not_reached(one, means):
         f"PTQ has {between(ptq, '{:.2f}', 100)} % and QAT {between(qat, '{:.2f}', 100)} %: "
         f"up to {round(2000 * (0.995 - min(ptq.min(), qat.min())))} images of 2,000 are missing",
         f"they have {100 * means['resnet18']:.2f} and {100 * means['mobilenetv3']:.2f} %",
-        "[{:.2f}, {:.2f}] and [{:.2f}, {:.2f}] %".format(*(100 * end[model] for model in aims for end in (low, high))),
+        "[{:.2f}, {:.2f}] and [{:.2f}, {:.2f}] %".format(
+            *(100 * end[model] for model in aims for end in (low, high))
+        ),
     ]
 
 
 def of_int16(one):
     """The sentences of README about INT16 of MobileNetV3-Small, from one row a run of results.csv."""
-    int16 = one[(one["model"] == "mobilenetv3") & (one["method"] == "ptq") & (one["dtype"] == "int16")].set_index("backend")
+    int16 = one[
+        (one["model"] == "mobilenetv3") & (one["method"] == "ptq") & (one["dtype"] == "int16")
+    ].set_index("backend")
     assert int16.loc["onnxruntime", "verdict"] == "undecided"
     return [
         f"is {int16.loc['onnxruntime', 'sqnr_db']:.1f} dB from FP32, and 2,000 images "
@@ -219,10 +269,19 @@ def of_a_plain_network(one, model):
     one = one[one["model"] == model]
     gain = gained(one)
     one = one.set_index(["method", "dtype", "backend"]).sort_index()
-    int8, fp32, trained = one.loc[("ptq", "int8")], one.loc["fp32", "fp32", "native"], one.loc[("qat", "int8")]
+    int8, fp32, trained = (
+        one.loc[("ptq", "int8")],
+        one.loc["fp32", "fp32", "native"],
+        one.loc[("qat", "int8")],
+    )
     bf16, qat = one.loc["ptq", "bf16", "openvino_bf16"], trained.loc["openvino"]
     ptq, rest = int8.loc["openvino"], int8["speedup_vs_best_fp32"].drop(["openvino", "qnnpack"])
-    assert set(int8["verdict"]) == {"held"} and len(int8) == 8 and rest.min() > 1 and len(gain) == len(trained)
+    assert (
+        set(int8["verdict"]) == {"held"}
+        and len(int8) == 8
+        and rest.min() > 1
+        and len(gain) == len(trained)
+    )
     return [
         f"It has {between(int8['accuracy'], '{:.2f}', 100)} % on eight engines "
         f"(FP32 {100 * fp32['accuracy']:.2f} %; held on all)",
@@ -250,7 +309,9 @@ def of_the_seeds(every, means):
     assert [len(engines) for engines in ptq] == [8, 8, 8]
     differences = [between(engines["accuracy_difference"], "{:+.2f}", 100) for engines in ptq]
     every = every[(every["method"] == "ptq") & (every["dtype"] == "int8")]
-    decibels = [between(every.loc[every["model"] == model, "sqnr_db"], "{:.1f}") for model in catalog.MODELS]
+    decibels = [
+        between(every.loc[every["model"] == model, "sqnr_db"], "{:.1f}") for model in catalog.MODELS
+    ]
     return [
         f"FP32 has {listed(100 * fp32['accuracy'], '{:.2f}')} % in the mean, with a standard deviation of "
         f"{listed(100 * fp32['std'], '{:.2f}')} points",
@@ -271,7 +332,9 @@ def elsewhere(name):
     ).groups()
     assert accuracy == runs
     here, there = (
-        frame[frame["threads"] == frame["threads"].max()].set_index(["method", "dtype", "backend", "batch_size"]).sort_index()
+        frame[frame["threads"] == frame["threads"].max()]
+        .set_index(["method", "dtype", "backend", "batch_size"])
+        .sort_index()
         for frame in (here, there)
     )
     return (
@@ -323,7 +386,9 @@ def of_an_intel_xeon():
 
 def same_logits(name):
     """Whether a run has the same logits, bit for bit, in the study of the newer EPYC and in this one."""
-    here, there = (np.load(ROOT / "results" / study / "runs" / name)["logits"] for study in (ZEN5, STUDY))
+    here, there = (
+        np.load(ROOT / "results" / study / "runs" / name)["logits"] for study in (ZEN5, STUDY)
+    )
     return np.array_equal(here, there)
 
 
@@ -333,7 +398,11 @@ def of_a_newer_epyc():
     two, single, batch = three_speedups(ZEN5)
     openvino = here.loc["ptq", "int8", "openvino", 1].set_index("model").loc["mobilenetv3"]
     assert set(here.xs("int8", level="dtype")["verdict"]) == {"held"}
-    other = [path.stem for path in sorted((ROOT / "results" / ZEN5 / "runs").glob("*.npz")) if not same_logits(path.name)]
+    other = [
+        path.stem
+        for path in sorted((ROOT / "results" / ZEN5 / "runs").glob("*.npz"))
+        if not same_logits(path.name)
+    ]
     engines = ("ptq_int8_inductor", "ptq_int8_openvino", "qat_int8_openvino")
     assert other == [f"mobilenetv3_{engine}_cpu_seed0" for engine in engines]
     short = [
@@ -358,7 +427,9 @@ def missing(page, sentences):
 def test_the_readme_and_the_findings_say_what_results_csv_says():
     one, _ = one_a_run()
     assert missing("README.md", findings(one) + of_int16(one)) == []
-    plain = [sentence for model in ("alexnet", "resnet18") for sentence in of_a_plain_network(one, model)]
+    plain = [
+        sentence for model in ("alexnet", "resnet18") for sentence in of_a_plain_network(one, model)
+    ]
     assert missing(DETAILS, of_mobilenetv3(one) + plain) == []
 
 
@@ -379,21 +450,37 @@ def test_the_findings_say_what_was_not_reached():
 
 
 def test_the_findings_name_published_figures_as_published():
-    section = (ROOT / DETAILS).read_text().partition("## What the published figures measured\n")[2].partition("\n## ")[0]
+    section = (
+        (ROOT / DETAILS)
+        .read_text()
+        .partition("## What the published figures measured\n")[2]
+        .partition("\n## ")[0]
+    )
     told = re.findall(r"^- \*\*(\S+) (\S+) by (\S+), (\d+\.\d+) %", section, re.MULTILINE)
     rows = compare.published.load()
     names = {model.label: name for name, model in catalog.MODELS.items()}
     for model, dtype, method, percent in told:
-        known = rows[(rows["model"] == names[model]) & (rows["dtype"] == dtype.lower()) & (rows["method"] == method.lower())]
+        known = rows[
+            (rows["model"] == names[model])
+            & (rows["dtype"] == dtype.lower())
+            & (rows["method"] == method.lower())
+        ]
         assert float(percent) in set(known["accuracy_pct"]), (model, dtype, method)
     assert len(told) == section.count("\n- ") == 8
-    assert set(rows["images"]) == {25, 1600, 2000} and "first 25 test images" in section and "first 1,600 test images" in section
+    assert (
+        set(rows["images"]) == {25, 1600, 2000}
+        and "first 25 test images" in section
+        and "first 1,600 test images" in section
+    )
 
 
 def test_the_readme_has_the_int8_of_the_table_in_short():
     one, batch = one_a_run()
     _, short = tables.headline(one[one["dtype"] == "int8"], batch)
-    assert cells.markdown(tables.finished(tables.Table("", "", "", short), None).cells) in (ROOT / "README.md").read_text()
+    assert (
+        cells.markdown(tables.finished(tables.Table("", "", "", short), None).cells)
+        in (ROOT / "README.md").read_text()
+    )
 
 
 def test_the_readme_and_the_findings_link_to_files_of_the_study_that_are_there():
@@ -403,13 +490,15 @@ def test_the_readme_and_the_findings_link_to_files_of_the_study_that_are_there()
 
 
 def test_the_readme_and_the_findings_say_what_ladder_csv_says():
-    breaks, others = of_the_ladder(pd.read_csv(ROOT / "results" / STUDY / "ladder.csv"))
+    breaks, others = of_the_ladder(pd.read_csv(ROOT / "results" / STUDY / "ablation.csv"))
     assert missing("README.md", breaks) == missing(DETAILS, breaks + others) == []
 
 
 def test_bias_correction_brings_no_layer_of_resnet18_but_the_last_farther_from_fp32():
-    layers = pd.read_csv(ROOT / "results" / STUDY / "ladder_layers.csv")
+    layers = pd.read_csv(ROOT / "results" / STUDY / "ablation_layers.csv")
     layers = layers[(layers["model"] == "resnet18") & (layers["backend"] == "openvino")]
     layers = layers.set_index(["rung", "kind", "layer"])["sqnr_db"].sort_index()
-    gained = layers["bias correction", "alone"] - layers[int8_ladder.CHANNELS, "stacked"]
-    assert gained.index[gained < -0.01].tolist() == ["fc"] and len(gained) == 21  # the first layer by 0.002 dB
+    gained = layers["bias correction", "alone"] - layers[ablation.CHANNELS, "stacked"]
+    assert (
+        gained.index[gained < -0.01].tolist() == ["fc"] and len(gained) == 21
+    )  # the first layer by 0.002 dB

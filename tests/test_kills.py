@@ -11,11 +11,17 @@ import torch
 from torch import nn
 
 from tests.records import LOGITS, Y, record
-from utils import paths, results, sealed
+from utils import checksums, paths, results
 from utils.errors import UserError
 from utils.training import checkpoints, loop
 
-MOMENTS = ((os, "fsync"), (os, "replace"), (os, "rename"), (os, "unlink"), (tempfile, "mkstemp"))  # before and after each
+MOMENTS = (
+    (os, "fsync"),
+    (os, "replace"),
+    (os, "rename"),
+    (os, "unlink"),
+    (tempfile, "mkstemp"),
+)  # before and after each
 DATA = SimpleNamespace(describe=dict)
 
 
@@ -32,7 +38,7 @@ def work(folder):
         paths.probe(folder)
         loop.Resume(folder / "a.resume", "f").write({"weight": torch.zeros(3)})
         checkpoints.save(folder / "a.pt", "alexnet", model(), DATA, {"fingerprint": value.decode()})
-        sealed.write(folder / "a.logits", value)
+        checksums.write(folder / "a.logits", value)
         results.write(record(seed=len(value), batches=(1,)), LOGITS, Y, folder)
 
 
@@ -71,7 +77,10 @@ def kill_at(number):
 def contents(folder):
     """The bytes of all files but locks. An archive of NumPy holds the time of day: its arrays count."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
-    return {path.relative_to(folder): b"" if path.suffix == ".npz" else path.read_bytes() for path in files}
+    return {
+        path.relative_to(folder): b"" if path.suffix == ".npz" else path.read_bytes()
+        for path in files
+    }
 
 
 def check_whole(folder):
@@ -80,7 +89,7 @@ def check_whole(folder):
         if path.suffix == ".pt":
             checkpoints.read(path)
         elif path.suffix in (".logits", ".resume"):
-            assert sealed.read(path) is not None
+            assert checksums.read(path) is not None
         elif path.suffix == ".json" and path.parent.name == "runs":
             results.read(path)
         elif path.name == "results.csv":
@@ -106,14 +115,20 @@ def test_killed_at_every_write_nothing_is_torn_and_the_same_work_ends_the_same(t
         assert forked(lambda folder=folder: work(folder)) == 0
         after = contents(folder)
         kept = {path for path in after if path.suffix == ".pt"} - expected.keys()
-        assert {path: content for path, content in after.items() if path not in kept} == expected, number
+        assert {path: content for path, content in after.items() if path not in kept} == expected, (
+            number
+        )
     assert number > 80
 
 
 def test_a_torn_file_would_be_noticed(tmp_path):
     """The checks above can fail."""
     work(tmp_path)
-    for name, error in (("a.pt", UserError), ("a.logits", AssertionError), ("drawn/runs/*.json", UserError)):
+    for name, error in (
+        ("a.pt", UserError),
+        ("a.logits", AssertionError),
+        ("drawn/runs/*.json", UserError),
+    ):
         path = next(tmp_path.glob(name))
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) // 2])

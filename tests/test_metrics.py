@@ -24,7 +24,9 @@ def test_six_images_by_hand():
     y = np.array([0, 0, 0, 1, 1, 1])
     p = np.array([0.1, 0.4, 0.7, 0.2, 0.6, 0.9])  # decisions 0 0 1 0 1 1
     found = metrics.classification(logits_for(p), y)
-    assert {name: found[name] for name in ("n_test", "tn", "fp", "fn", "tp")} == dict(n_test=6, tn=2, fp=1, fn=1, tp=2)
+    assert {name: found[name] for name in ("n_test", "tn", "fp", "fn", "tp")} == dict(
+        n_test=6, tn=2, fp=1, fn=1, tp=2
+    )
     for name in ("accuracy", "precision", "recall", "specificity", "f1", "balanced_accuracy"):
         assert found[name] == pytest.approx(2 / 3), name
     # Of the nine pairs (dog, cat) the dog is ahead in all but (0.2, 0.4), (0.2, 0.7) and (0.6, 0.7).
@@ -37,9 +39,13 @@ def test_six_images_by_hand():
 
 def test_cats_and_dogs_are_not_mixed_up():
     # One dog of three found, three cats of four: every figure has another value than its mirror image.
-    found = metrics.classification(logits_for([0.9, 0.1, 0.2, 0.3, 0.4, 0.1, 0.8]), np.array([1, 1, 1, 0, 0, 0, 0]))
+    found = metrics.classification(
+        logits_for([0.9, 0.1, 0.2, 0.3, 0.4, 0.1, 0.8]), np.array([1, 1, 1, 0, 0, 0, 0])
+    )
     assert (found["tp"], found["fn"], found["tn"], found["fp"]) == (1, 2, 3, 1)
-    assert (found["precision"], found["recall"], found["specificity"]) == pytest.approx((1 / 2, 1 / 3, 3 / 4))
+    assert (found["precision"], found["recall"], found["specificity"]) == pytest.approx(
+        (1 / 2, 1 / 3, 3 / 4)
+    )
     assert (found["f1"], found["balanced_accuracy"]) == pytest.approx((2 / 5, 13 / 24))
 
 
@@ -59,7 +65,9 @@ def test_random_logits_against_scikit_learn():
     }
     found = metrics.classification(LOGITS, Y)
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-12)
-    assert all(type(value) in (int, float) for value in found.values())  # JSON takes no NumPy numbers
+    assert all(
+        type(value) in (int, float) for value in found.values()
+    )  # JSON takes no NumPy numbers
 
 
 @pytest.mark.parametrize("decision", [0, 1])
@@ -86,7 +94,9 @@ def test_logits_that_are_not_finite_are_refused_and_counted(bad):
 
 
 def test_logits_far_apart_stay_finite():
-    found = metrics.classification(np.array([[1000, -1000], [1000, -1000], [-1000, 1000]], np.float32), np.array([0, 1, 1]))
+    found = metrics.classification(
+        np.array([[1000, -1000], [1000, -1000], [-1000, 1000]], np.float32), np.array([0, 1, 1])
+    )
     assert found["log_loss"] == pytest.approx(2000 / 3)
 
 
@@ -94,18 +104,25 @@ def test_logits_far_apart_stay_finite():
 
 
 def test_ece_by_hand_with_a_confidence_on_an_edge():
-    confidence, correct = np.array([0.75, 0.6, 0.9, 1.0, 0.8]), np.array([False, True, True, True, False])
+    confidence, correct = (
+        np.array([0.75, 0.6, 0.9, 1.0, 0.8]),
+        np.array([False, True, True, True, False]),
+    )
     # Four bins. (0.5, 0.75] holds 0.75 and 0.6: one right, 1.35 expected. (0.75, 1]: two right, 2.7 expected.
     assert metrics.ece(confidence, correct, bins=4) == pytest.approx((0.35 + 0.7) / 5)
 
 
 def test_ece_takes_a_confidence_of_zero_into_the_lowest_bin():
-    assert metrics.ece(np.array([0.0, 0.1]), np.array([True, False]), bins=4) == pytest.approx(0.9 / 2)
+    assert metrics.ece(np.array([0.0, 0.1]), np.array([True, False]), bins=4) == pytest.approx(
+        0.9 / 2
+    )
 
 
 def test_ece_has_fifteen_bins():
     # 0.91 and 0.95 share a bin of ten, but 14/15 = 0.933 lies between them: the two gaps do not cancel.
-    assert metrics.ece(np.array([0.91, 0.95]), np.array([True, False])) == pytest.approx((0.09 + 0.95) / 2)
+    assert metrics.ece(np.array([0.91, 0.95]), np.array([True, False])) == pytest.approx(
+        (0.09 + 0.95) / 2
+    )
     # 0.94 and 0.99 share one of fifteen and would not share one of twenty.
     assert metrics.ece(np.array([0.94, 0.99]), np.array([True, False])) == pytest.approx(0.93 / 2)
 
@@ -155,7 +172,9 @@ def test_kl_is_from_fp32_as_scipy_computes_it():
 
 def test_a_network_agrees_with_itself():
     found = metrics.fidelity(LOGITS, LOGITS)
-    assert found == pytest.approx({"agreement_fp32": 1, "logit_cosine": 1, "sqnr_db": None, "kl_mean": 0}, abs=1e-12)
+    assert found == pytest.approx(
+        {"agreement_fp32": 1, "logit_cosine": 1, "sqnr_db": None, "kl_mean": 0}, abs=1e-12
+    )
 
 
 def test_logits_of_zeros_have_a_cosine():

@@ -10,7 +10,10 @@ def test_a_log_gets_plain_lines_with_an_estimate(capsys, monkeypatch):
         for number in range(4):
             bar.step(2, note=f"number {number}")
     printed = capsys.readouterr()
-    assert printed.out.splitlines() == ["timing: 4/8 runs, 20 s left, number 1", "timing: 8/8 runs, 0 s left, number 3"]
+    assert printed.out.splitlines() == [
+        "timing: 4/8 runs, 20 s left, number 1",
+        "timing: 8/8 runs, 0 s left, number 3",
+    ]
     assert printed.err == ""
 
 

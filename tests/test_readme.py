@@ -18,14 +18,30 @@ from utils import catalog, cli, results
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
-PYTHON = [shlex.split(command.split("|")[0])[1:] for command in COMMANDS if command.startswith("python ") and ".py" in command]
+COMMANDS = [
+    line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()
+]
+PYTHON = [
+    shlex.split(command.split("|")[0])[1:]
+    for command in COMMANDS
+    if command.startswith("python ") and ".py" in command
+]
 
 
 def test_the_readme_has_commands_of_every_kind():
     scripts = {words[0] for words in PYTHON}
-    assert {f"models/{model}_fp32.py" for model in ("alexnet", "resnet18", "mobilenetv3")} <= scripts
-    for kind in ("ptq_int8", "ptq_fp16", "ptq_bf16", "ptq_int16", "qat_int8", "qat_fp16", "qat_int16"):
+    assert {
+        f"models/{model}_fp32.py" for model in ("alexnet", "resnet18", "mobilenetv3")
+    } <= scripts
+    for kind in (
+        "ptq_int8",
+        "ptq_fp16",
+        "ptq_bf16",
+        "ptq_int16",
+        "qat_int8",
+        "qat_fp16",
+        "qat_int16",
+    ):
         models = ("alexnet", "resnet18", "mobilenetv3")
         assert {f"quantization/{kind[:3]}/{model}_{kind}.py" for model in models} <= scripts
     assert {"reproduce.py", "figures/tables.py"} <= scripts
@@ -48,7 +64,9 @@ def test_the_snippet_that_reads_results_csv_prints_its_numbers():
     (snippet,) = re.findall(r"```python\n(import pandas.*?)```", README, re.DOTALL)
     done = subprocess.run([sys.executable, "-c", snippet], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert len(done.stdout.splitlines()) == 2 + 3 * 8  # every model on every engine, none left out for the width of a terminal
+    assert (
+        len(done.stdout.splitlines()) == 2 + 3 * 8
+    )  # every model on every engine, none left out for the width of a terminal
     assert done.stdout.split()[:3] == ["method", "ptq", "qat"]
     assert re.search(r"alexnet\s+fbgemm\s+3\.36\s+3\.38", done.stdout)
 
@@ -67,7 +85,15 @@ def test_the_line_that_joins_runs_of_several_machines_makes_one_table(tmp_path):
 
 def test_the_citation_has_what_a_citation_needs():
     entry = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert {"cff-version", "message", "title", "authors", "license", "version", "date-released"} <= entry.keys()
+    assert {
+        "cff-version",
+        "message",
+        "title",
+        "authors",
+        "license",
+        "version",
+        "date-released",
+    } <= entry.keys()
     assert entry["license"] == "MIT" and README.startswith(f"# {entry['title']}\n")
     (dissertation,) = entry["references"]
     link = f"[{dissertation['title']}]({dissertation['repository-code']}) ({dissertation['institution']['name']})"
@@ -75,18 +101,33 @@ def test_the_citation_has_what_a_citation_needs():
 
 
 def test_reproduce_lists_each_script_of_the_readme():
-    done = subprocess.run([sys.executable, ROOT / "reproduce.py", "--list"], capture_output=True, text=True, check=True)
-    listed = {Path(shlex.split(line)[1]).relative_to(ROOT).as_posix() for line in done.stdout.splitlines()}
-    scripts = {
-        path.relative_to(ROOT).as_posix() for folder in ("models", "quantization") for path in (ROOT / folder).rglob("*.py")
+    done = subprocess.run(
+        [sys.executable, ROOT / "reproduce.py", "--list"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    listed = {
+        Path(shlex.split(line)[1]).relative_to(ROOT).as_posix() for line in done.stdout.splitlines()
     }
-    assert scripts == {words[0] for words in PYTHON if words[0].startswith(("models", "quantization"))}
-    assert listed == scripts - {"quantization/int8_ladder.py"}  # it deploys nothing
+    scripts = {
+        path.relative_to(ROOT).as_posix()
+        for folder in ("models", "quantization")
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    assert scripts == {
+        words[0] for words in PYTHON if words[0].startswith(("models", "quantization"))
+    }
+    assert listed == scripts - {"quantization/ablation.py"}  # it deploys nothing
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("make ")])
+@pytest.mark.parametrize(
+    "command", [command for command in COMMANDS if command.startswith("make ")]
+)
 def test_a_make_target_of_the_readme_exists(command):
-    done = subprocess.run([*shlex.split(command), "--dry-run"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [*shlex.split(command), "--dry-run"], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -65,9 +65,20 @@ class Home:
         path.write_text(head + f"print('hello from {name}')\n" + body)
 
     def start(self, *options, **how):
-        command = [sys.executable, "-c", DRIVER, "--results", "out", "--checkpoints", "weights", *options]
+        command = [
+            sys.executable,
+            "-c",
+            DRIVER,
+            "--results",
+            "out",
+            "--checkpoints",
+            "weights",
+            *options,
+        ]
         how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | how
-        return subprocess.Popen(command, cwd=self.folder, text=True, env=os.environ | {"PYTHONUNBUFFERED": ""}, **how)
+        return subprocess.Popen(
+            command, cwd=self.folder, text=True, env=os.environ | {"PYTHONUNBUFFERED": ""}, **how
+        )
 
     def run(self, *options):
         """Exit status, stdout, stderr, and the table as {"alexnet_fp32 native": what happened}."""
@@ -77,7 +88,11 @@ class Home:
 
     def ran(self):
         path = self.folder / "ran.txt"
-        return [re.match(r"\S+( --backend \w+)?", line)[0] for line in path.read_text().splitlines()] if path.exists() else []
+        return (
+            [re.match(r"\S+( --backend \w+)?", line)[0] for line in path.read_text().splitlines()]
+            if path.exists()
+            else []
+        )
 
     def record(self, run, backend, batch_sizes=cli.BATCH_SIZES, simulated=False, **changed):
         """Results as the real scripts leave them, as far as the runner reads them; `changed` replaces facts of that name."""
@@ -87,11 +102,21 @@ class Home:
         known = {"data_sha256": DIGEST, "baseline_sha256": FP32, "code": code}
         known["artifact_sha256"] = FP32 if run.method == "fp32" else "8" * 64
         how = {"tier": options.tier, "protocol": options.protocol}
-        content = {"format": results.FORMAT, "run": said, "training": {"init": "scratch"}, "footprint": {}}
-        content |= {"metrics": {"accuracy": 0.9}, "data": {"negative_class": "cat", "positive_class": "dog"}}
+        content = {
+            "format": results.FORMAT,
+            "run": said,
+            "training": {"init": "scratch"},
+            "footprint": {},
+        }
+        content |= {
+            "metrics": {"accuracy": 0.9},
+            "data": {"negative_class": "cat", "positive_class": "dog"},
+        }
         content["environment"] = replaced(environment.describe(options.threads), changed)
         content["provenance"] = replaced(known, changed)
-        content["timing"] = [{"batch_size": size, "threads": 1, **replaced(how, changed)} for size in batch_sizes]
+        content["timing"] = [
+            {"batch_size": size, "threads": 1, **replaced(how, changed)} for size in batch_sizes
+        ]
         path = self.folder / "out/drawn/runs" / f"{results.run_id(said)}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content))
@@ -125,7 +150,12 @@ def home(tmp_path, monkeypatch):
 
 def asked(**changes):
     """What `reproduce.parse` gives without options, changed."""
-    everything = dict(models=MODELS, methods=reproduce.METHODS, dtypes=reproduce.DTYPES, backends=reproduce.BACKENDS)
+    everything = dict(
+        models=MODELS,
+        methods=reproduce.METHODS,
+        dtypes=reproduce.DTYPES,
+        backends=reproduce.BACKENDS,
+    )
     parser = cli.Parser()
     cli.add_options(parser)
     of_reproduce = {"list": False, "more_seeds": (), "headline": ()}
@@ -147,17 +177,23 @@ def test_every_baseline_comes_before_what_needs_it(methods):
 def test_the_plan_is_everything_once_or_what_was_asked_for():
     jobs = planned()
     assert len(set(jobs)) == len(jobs) == sum(len(run.backends_on("cpu")) for run in catalog.runs())
-    part = planned(models=["resnet18"], methods=["ptq"], dtypes=["int8"], backends=["x86", "native"])
+    part = planned(
+        models=["resnet18"], methods=["ptq"], dtypes=["int8"], backends=["x86", "native"]
+    )
     assert part == [(Run("resnet18", "ptq", "int8"), "x86")]
 
 
 def test_more_seeds_are_of_fp32_and_int8_alone():
     first = reproduce.plan(asked())
     jobs = reproduce.plan(asked(seed=7, more_seeds=[8, 7, 9]))
-    assert [(job.run, job.backend) for job in jobs if job.options.seed == 7] == [(job.run, job.backend) for job in first]
+    assert [(job.run, job.backend) for job in jobs if job.options.seed == 7] == [
+        (job.run, job.backend) for job in first
+    ]
     for seed in (8, 9):
         part = [(job.run, job.backend) for job in jobs if job.options.seed == seed]
-        assert part == [(job.run, job.backend) for job in first if job.run.dtype in ("fp32", "int8")]
+        assert part == [
+            (job.run, job.backend) for job in first if job.run.dtype in ("fp32", "int8")
+        ]
     places = [job.run.method == "fp32" for job in jobs]
     assert places == sorted(places, reverse=True)  # baselines of all seeds first
 
@@ -165,7 +201,11 @@ def test_more_seeds_are_of_fp32_and_int8_alone():
 @pytest.mark.parametrize(("timing", "longer"), [("quick", "standard"), ("mlperf", "mlperf")])
 def test_int8_on_the_engines_of_the_headline_is_timed_longer_with_the_first_seed(timing, longer):
     jobs = reproduce.plan(asked(timing=timing, headline=["openvino"], more_seeds=[1]))
-    quoted = {job for job in jobs if (job.run.dtype, job.backend, job.options.seed) == ("int8", "openvino", 0)}
+    quoted = {
+        job
+        for job in jobs
+        if (job.run.dtype, job.backend, job.options.seed) == ("int8", "openvino", 0)
+    }
     assert {job.run for job in quoted} == {run for run in catalog.runs() if run.dtype == "int8"}
     assert {job.options.timing for job in quoted} == {longer}
     assert {job.options.timing for job in jobs if job not in quoted} == {timing}
@@ -173,18 +213,28 @@ def test_int8_on_the_engines_of_the_headline_is_timed_longer_with_the_first_seed
 
 def test_a_gpu_is_given_what_can_run_there_and_the_rest_is_named(capsys):
     jobs = planned(device="cuda")
-    assert {backend for _, backend in jobs} == {"native", "half", "amp", "simulated", "tensorrt", "tensorrt_fp16"}
+    assert {backend for _, backend in jobs} == {
+        "native",
+        "half",
+        "amp",
+        "simulated",
+        "tensorrt",
+        "tensorrt_fp16",
+    }
     assert all(run.method in ("fp32", "qat") for run, backend in jobs if backend == "native")
     said = capsys.readouterr().err
     assert said.startswith("left out, because these do not run on cuda: fbgemm (6 runs),")
     assert "onnxruntime (18 runs)" in said and len(said.splitlines()) == 1
     planned(backends=["native", "tensorrt"])
-    assert capsys.readouterr().err == "left out, because these do not run on cpu: tensorrt (6 runs)\n"
+    assert (
+        capsys.readouterr().err == "left out, because these do not run on cpu: tensorrt (6 runs)\n"
+    )
 
 
 def test_an_engine_that_is_missing_is_left_out_and_no_failure(home):
     home.script(
-        "quantization/ptq/alexnet_ptq_int8.py", "if 'x86' in sys.argv:\n    sys.exit('error: a: cannot run here: x86: gone')"
+        "quantization/ptq/alexnet_ptq_int8.py",
+        "if 'x86' in sys.argv:\n    sys.exit('error: a: cannot run here: x86: gone')",
     )
     status, out, _, rows = home.run("--models", "alexnet")
     assert (status, out.splitlines()[-1]) == (0, "ran 2, left out 1")
@@ -197,13 +247,18 @@ def test_the_estimate_is_by_kind_where_one_has_finished():
     assert reproduce.seconds_left([fp32], finished) == 200  # (100 + 300) / 2
     assert reproduce.seconds_left([int8, int8, int8], finished) == 60  # 3 * 20
     assert reproduce.seconds_left([fp16], finished) == 140  # none of its kind: (100 + 300 + 20) / 3
-    assert reproduce.seconds_left([fp32, int8, int8, fp16, fp16], finished) == 200 + 2 * 20 + 2 * 140
+    assert (
+        reproduce.seconds_left([fp32, int8, int8, fp16, fp16], finished) == 200 + 2 * 20 + 2 * 140
+    )
     assert reproduce.seconds_left([], finished) == 0
     assert reproduce.seconds_left([fp32, int8], []) is None
 
 
 def test_the_headers_estimate_what_will_be_run(monkeypatch, capsys):
-    clock, seconds = [0.0], {"resnet18_fp32": 600, "alexnet_fp32": 60, "ptq_int8": 84, "ptq_int16": 9}
+    clock, seconds = (
+        [0.0],
+        {"resnet18_fp32": 600, "alexnet_fp32": 60, "ptq_int8": 84, "ptq_int16": 9},
+    )
 
     def execute(job):
         clock[0] += next(value for name, value in seconds.items() if job.run.name.endswith(name))
@@ -247,7 +302,11 @@ frame #0: deep in C++"""
 @pytest.mark.parametrize(
     ("status", "stderr", "expected"),
     [
-        (2, "a warning\nerror: x.py: no baseline\nerror: x.py: the last\n\nleaked semaphore", "x.py: the last"),
+        (
+            2,
+            "a warning\nerror: x.py: no baseline\nerror: x.py: the last\n\nleaked semaphore",
+            "x.py: the last",
+        ),
         (2, "no error: here\nbut this\n\n", "but this"),
         (1, TRACEBACK, "RuntimeError: in the measuring process:"),
         (1, f"{TRACEBACK}\nresource_tracker: leaked", "RuntimeError: in the measuring process:"),
@@ -269,7 +328,11 @@ def test_the_reason_of_a_failure(status, stderr, expected):
 def test_it_runs_baselines_first_and_says_what_ran(home):
     status, out, err, rows = home.run("--models", "resnet18", "alexnet", "--threads", "1")
     order = ["alexnet_fp32", "resnet18_fp32"]
-    order += [f"{model}_ptq_int8 --backend {backend}" for model in ("alexnet", "resnet18") for backend in ("fbgemm", "x86")]
+    order += [
+        f"{model}_ptq_int8 --backend {backend}"
+        for model in ("alexnet", "resnet18")
+        for backend in ("fbgemm", "x86")
+    ]
     assert home.ran() == order
     assert (status, err) == (0, "")
     assert set(rows.values()) == {"ok"} and len(rows) == 6
@@ -277,15 +340,22 @@ def test_it_runs_baselines_first_and_says_what_ran(home):
     assert out.count("hello from models/alexnet_fp32.py") == 1
     headers = [line for line in out.splitlines() if line.startswith("[")]
     folders = f"--results {home.folder}/out --checkpoints {home.folder}/weights"
-    assert headers[0] == f"[1/6] python models/alexnet_fp32.py --threads 1 {folders}"  # in the catalog's order
+    assert (
+        headers[0] == f"[1/6] python models/alexnet_fp32.py --threads 1 {folders}"
+    )  # in the catalog's order
     assert re.match(r"\[2/6, about \d+ s left\] python models/resnet18_fp32.py", headers[1])
     assert len(headers) == 6
     assert "study:" not in out  # the headers are what a log needs
 
 
 def test_it_goes_on_after_a_failure_but_not_without_a_baseline(home):
-    home.script("models/alexnet_fp32.py", "sys.exit('error: models/alexnet_fp32.py: the disk is full')")
-    home.script("quantization/ptq/resnet18_ptq_int8.py", "if 'x86' in sys.argv:\n    raise ValueError('one\\ntwo')")
+    home.script(
+        "models/alexnet_fp32.py", "sys.exit('error: models/alexnet_fp32.py: the disk is full')"
+    )
+    home.script(
+        "quantization/ptq/resnet18_ptq_int8.py",
+        "if 'x86' in sys.argv:\n    raise ValueError('one\\ntwo')",
+    )
     home.script("quantization/ptq/mobilenetv3_ptq_int8.py", "os.kill(os.getpid(), signal.SIGKILL)")
     status, out, err, rows = home.run()
     assert status == 1
@@ -307,8 +377,12 @@ def test_it_goes_on_after_a_failure_but_not_without_a_baseline(home):
 
 
 def test_a_baseline_that_fails_with_one_seed_stops_no_other_seed(home):
-    home.script("models/alexnet_fp32.py", "if '--seed' in sys.argv:\n    sys.exit('error: no luck')")
-    status, out, _, _ = home.run("--models", "alexnet", "--backends", "native", "fbgemm", "--more-seeds", "1")
+    home.script(
+        "models/alexnet_fp32.py", "if '--seed' in sys.argv:\n    sys.exit('error: no luck')"
+    )
+    status, out, _, _ = home.run(
+        "--models", "alexnet", "--backends", "native", "fbgemm", "--more-seeds", "1"
+    )
     said = dict(re.findall(r"^(\w+ +\w+ +seed \d) +\d+ s  (.*)$", out, re.MULTILINE))
     assert {re.sub(" +", " ", name): what for name, what in said.items()} == {
         "alexnet_fp32 native seed 0": "ok",
@@ -368,11 +442,16 @@ def test_what_was_measured_differently_is_not_skipped(home, changed):
 
 
 def test_a_reworded_docstring_invalidates_nothing_and_another_number_does(home):
-    for run, backend in ((Run("alexnet", "fp32", "fp32"), "native"), (Run("alexnet", "ptq", "int8"), "fbgemm")):
+    for run, backend in (
+        (Run("alexnet", "fp32", "fp32"), "native"),
+        (Run("alexnet", "ptq", "int8"), "fbgemm"),
+    ):
         home.record(run, backend)
     options = ("--models", "alexnet", "--backends", "native", "fbgemm")
     script = home.folder / "code/quantization/ptq/alexnet_ptq_int8.py"
-    script.write_text('"""A docstring."""\n# a comment\n' + script.read_text().replace("(*sys", "( *sys"))
+    script.write_text(
+        '"""A docstring."""\n# a comment\n' + script.read_text().replace("(*sys", "( *sys")
+    )
     assert home.run(*options)[1].splitlines()[-1] == "skipped 2"
     script.write_text(script.read_text() + "changed = 1\n")
     assert home.run(*options)[1].splitlines()[-1] == "ran 1, skipped 1"
@@ -381,7 +460,10 @@ def test_a_reworded_docstring_invalidates_nothing_and_another_number_does(home):
 def test_a_simulated_run_is_skipped_without_times(home):
     home.record(Run("alexnet", "fp32", "fp32"), "native")
     home.record(Run("alexnet", "ptq", "int8"), "fbgemm", batch_sizes=(None,), simulated=True)
-    assert home.run("--models", "alexnet", "--backends", "native", "fbgemm")[1].splitlines()[-1] == "skipped 2"
+    assert (
+        home.run("--models", "alexnet", "--backends", "native", "fbgemm")[1].splitlines()[-1]
+        == "skipped 2"
+    )
 
 
 def test_a_damaged_result_is_told_in_a_line_and_measured_again(home):
@@ -390,11 +472,16 @@ def test_a_damaged_result_is_told_in_a_line_and_measured_again(home):
     path.write_text("{")
     status, out, err, _ = home.run("--models", "alexnet", "--methods", "fp32")
     assert (status, err) == (0, "") and out.splitlines()[-1] == "ran 1"
-    assert f"results: left out: {path.relative_to(home.folder)} is not valid JSON" in out.replace(f"{home.folder}/", "")
+    assert f"results: left out: {path.relative_to(home.folder)} is not valid JSON" in out.replace(
+        f"{home.folder}/", ""
+    )
 
 
 def test_a_bar_in_the_output_of_a_script_is_one_line(home):
-    home.script("models/alexnet_fp32.py", "sys.stderr.write('10%\\r60%\\r100%\\n')\nsys.stdout.buffer.write(b'\\xff odd')")
+    home.script(
+        "models/alexnet_fp32.py",
+        "sys.stderr.write('10%\\r60%\\r100%\\n')\nsys.stdout.buffer.write(b'\\xff odd')",
+    )
     lines = home.run("--models", "alexnet", "--methods", "fp32")[1].splitlines()
     assert "100%" in lines and "� odd" in lines
     assert not any("60%" in line for line in lines)
@@ -439,7 +526,9 @@ with cli.reporting("it"):
     out, err = process.communicate(timeout=30)
     assert process.returncode == 143 and time.monotonic() - started < 20
     told = "error: interrupted; run the same command again to continue"
-    assert told in out.splitlines() and out.splitlines()[-1] == "interrupted 1" and err == f"{told}\n"
+    assert (
+        told in out.splitlines() and out.splitlines()[-1] == "interrupted 1" and err == f"{told}\n"
+    )
 
 
 def test_a_terminal_gets_a_bar_below_the_lines(home):
@@ -468,8 +557,24 @@ def test_a_terminal_gets_a_bar_below_the_lines(home):
 
 
 def test_list_prints_a_command_a_line_fp32_first(tmp_path):
-    options = ("--list", "--batch-sizes", "1,8", "--results", "a b", "--threads", "1", "--seed", "3", "--smoke")
-    done = subprocess.run([sys.executable, ROOT / "reproduce.py", *options], cwd=tmp_path, capture_output=True, text=True)
+    options = (
+        "--list",
+        "--batch-sizes",
+        "1,8",
+        "--results",
+        "a b",
+        "--threads",
+        "1",
+        "--seed",
+        "3",
+        "--smoke",
+    )
+    done = subprocess.run(
+        [sys.executable, ROOT / "reproduce.py", *options],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     lines = [shlex.split(line) for line in done.stdout.splitlines()]
     assert len(lines) == sum(len(run.backends_on("cpu")) for run in catalog.runs())
@@ -480,7 +585,12 @@ def test_list_prints_a_command_a_line_fp32_first(tmp_path):
         run = catalog.of_script(str(Path(script).relative_to(ROOT)))
         assert (python, script) == ("python", str(ROOT / run.script))
         options = cli.parse("", run, words)
-        assert (options.batch_sizes, options.seed, options.threads, options.smoke) == ((1, 8), 3, 1, True)
+        assert (options.batch_sizes, options.seed, options.threads, options.smoke) == (
+            (1, 8),
+            3,
+            1,
+            True,
+        )
         assert options.results == tmp_path / "a b"
 
 
@@ -490,14 +600,22 @@ def test_gnu_parallel_and_an_array_of_slurm_run_the_list(home):
     home.run("--list")  # warms nothing up: it must leave nothing behind
     listed = home.run("--list", "--threads", "1")[1]
     environ = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    (home.folder / "jobs").write_text("".join(line + "\n" for line in listed.splitlines() if "/quantization/" in line))
-    (home.folder / "first").write_text("".join(line + "\n" for line in listed.splitlines() if "/models/" in line))
+    (home.folder / "jobs").write_text(
+        "".join(line + "\n" for line in listed.splitlines() if "/quantization/" in line)
+    )
+    (home.folder / "first").write_text(
+        "".join(line + "\n" for line in listed.splitlines() if "/models/" in line)
+    )
     for options, file in (("-j1", "first"), ("-j2", "jobs")):
         command = f"cat {file} | parallel {options}"
-        subprocess.run(command, shell=True, cwd=home.folder, env=environ, check=True, capture_output=True)
+        subprocess.run(
+            command, shell=True, cwd=home.folder, env=environ, check=True, capture_output=True
+        )
     ran = home.ran()
     assert ran[:3] == [f"{model}_fp32" for model in MODELS]
-    assert sorted(ran[3:]) == sorted(f"{model}_ptq_int8 --backend {name}" for model in MODELS for name in ("fbgemm", "x86"))
+    assert sorted(ran[3:]) == sorted(
+        f"{model}_ptq_int8 --backend {name}" for model in MODELS for name in ("fbgemm", "x86")
+    )
     task = environ | {"SLURM_ARRAY_TASK_ID": "2"}
     command = 'sh -c "$(sed -n ${SLURM_ARRAY_TASK_ID}p jobs)"'
     subprocess.run(command, shell=True, cwd=home.folder, env=task, check=True, capture_output=True)
@@ -510,10 +628,17 @@ def test_list_prints_paths_that_hold_anywhere_and_gives_init_to_the_baselines_al
         (tmp_path / name).touch()
     options = ("--list", "--models", "resnet18", "--init", "w/{model}.pth", "--data", "pets")
     done = subprocess.run(
-        [sys.executable, ROOT / "reproduce.py", *options], cwd=tmp_path, capture_output=True, text=True, check=True
+        [sys.executable, ROOT / "reproduce.py", *options],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     first, *rest = done.stdout.splitlines()
-    assert first == f"python {ROOT}/models/resnet18_fp32.py --data {tmp_path}/pets --init {tmp_path}/w/resnet18.pth"
+    assert (
+        first
+        == f"python {ROOT}/models/resnet18_fp32.py --data {tmp_path}/pets --init {tmp_path}/w/resnet18.pth"
+    )
     assert rest and all(f"--data {tmp_path}/pets" in line and "--init" not in line for line in rest)
 
 
@@ -537,16 +662,29 @@ def test_a_mistake_is_answered_in_one_line_without_torch(options, named, tmp_pat
         f"import runpy, sys; sys.argv[0] = 'x'; sys.path.insert(0, {str(ROOT)!r}); sys.modules['torch'] = None; "
         f"runpy.run_path({str(ROOT / 'reproduce.py')!r}, run_name='__main__')"
     )
-    done = subprocess.run([sys.executable, "-c", code, *options], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *options],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and named in done.stderr
-    assert len(done.stderr.splitlines()) <= 2  # one, but two about data: what is wrong, and what was expected
+    assert (
+        len(done.stderr.splitlines()) <= 2
+    )  # one, but two about data: what is wrong, and what was expected
 
 
 def test_a_reader_that_goes_away_is_no_traceback():
     ours, theirs = os.pipe()
     os.close(ours)
-    done = subprocess.run([sys.executable, ROOT / "reproduce.py", "--list"], stdout=theirs, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / "reproduce.py", "--list"],
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     os.close(theirs)
     assert (done.returncode, done.stderr) == (141, "")
 
@@ -555,7 +693,9 @@ def test_a_reader_that_goes_away_is_no_traceback():
     ("cats_and_dogs", False, True), ("cats_and_dogs_1a2b3c4d", False, True),
     ("drawn", False, False), ("cats_and_dogs", True, False),
 ])  # fmt: skip
-def test_a_study_of_the_dissertations_images_ends_beside_the_committed_one(study, smoke, shown, tmp_path, monkeypatch, capfd):
+def test_a_study_of_the_dissertations_images_ends_beside_the_committed_one(
+    study, smoke, shown, tmp_path, monkeypatch, capfd
+):
     """Only of its images, not of a smoke run, and not beside itself."""
     write_run(tmp_path / "committed", "alexnet", "fp32", "fp32", "native")
     write_run(tmp_path / "mine", "alexnet", "fp32", "fp32", "native", study=study)

@@ -60,9 +60,14 @@ def test_every_cell_is_its_runs_value(tmp_path):
     for section, names in results.SECTIONS:
         values = given[section][1] if section == "timing" else given[section]
         for name in names:
-            if type(values[name]) is float and name != "mcnemar_p_holm":  # which all runs together decide
+            if (
+                type(values[name]) is float and name != "mcnemar_p_holm"
+            ):  # which all runs together decide
                 assert float(row[name]) == values[name], name
-    cells = {name: row[name] for name in ("sqnr_db", "git_dirty", "simulated", "contended", "isa", "seed", "model")}
+    cells = {
+        name: row[name]
+        for name in ("sqnr_db", "git_dirty", "simulated", "contended", "isa", "seed", "model")
+    }
     assert cells == dict(sqnr_db="", git_dirty="", simulated="false", contended="true", isa="avx2 avx512_vnni", seed="0",
                          model="resnet18")  # fmt: skip
 
@@ -76,11 +81,23 @@ def test_p_values_are_adjusted_for_the_variants_of_the_study(tmp_path):
     baseline["metrics"] |= {"mcnemar_p": None, "mcnemar_p_holm": None}
     results.write(baseline, LOGITS, Y, tmp_path)
     found = {(row["backend"], row["mcnemar_p_holm"]) for row in rows(tmp_path)}
-    assert found == {("fbgemm", "0.03"), ("x86", "0.06"), ("onednn", "0.06"), ("qnnpack", "0.02"), ("native", "")}
+    assert found == {
+        ("fbgemm", "0.03"),
+        ("x86", "0.06"),
+        ("onednn", "0.06"),
+        ("qnnpack", "0.02"),
+        ("native", ""),
+    }
 
 
 def test_lists_of_numbers_take_one_line_and_read_back_the_same():
-    given = {"a": [1.5, -2e-05, 3], "b": [[1, 2], [3.25]], "c": ["x, [1,  2]", None], "d": [], "e": {"f": [True]}}
+    given = {
+        "a": [1.5, -2e-05, 3],
+        "b": [[1, 2], [3.25]],
+        "c": ["x, [1,  2]", None],
+        "d": [],
+        "e": {"f": [True]},
+    }
     text = results.as_json(given)
     assert json.loads(text) == given
     assert ' "a": [ 1.5, -2e-05, 3 ]' in text
@@ -91,9 +108,14 @@ def test_rows_are_sorted_by_what_they_are_with_numbers_as_numbers(tmp_path):
         write(tmp_path, seed=seed, batches=(8, 16, 1))
     write(tmp_path, model="alexnet", batches=(1,))
     write(tmp_path, backend="qnnpack", batches=(1,))
-    found = [(row["model"], row["backend"], int(row["seed"]), int(row["batch_size"])) for row in rows(tmp_path)]
+    found = [
+        (row["model"], row["backend"], int(row["seed"]), int(row["batch_size"]))
+        for row in rows(tmp_path)
+    ]
     assert found == sorted(found) and len(found) == 8
-    assert [row[2:] for row in found if row[:2] == ("resnet18", "fbgemm")] == [(s, b) for s in (2, 10) for b in (1, 8, 16)]
+    assert [row[2:] for row in found if row[:2] == ("resnet18", "fbgemm")] == [
+        (s, b) for s in (2, 10) for b in (1, 8, 16)
+    ]
 
 
 def test_a_run_done_again_replaces_its_rows(tmp_path):
@@ -109,7 +131,9 @@ def test_the_table_is_rebuilt_byte_for_byte_from_the_runs(tmp_path):
     text = table.read_bytes()
     table.unlink()
     assert results.rebuild(tmp_path / "drawn") == table and table.read_bytes() == text
-    for path in (tmp_path / "drawn/runs").iterdir():  # such as a checkout by another user, in another order
+    for path in (
+        tmp_path / "drawn/runs"
+    ).iterdir():  # such as a checkout by another user, in another order
         path.with_suffix(f"{path.suffix}.moved").write_bytes(path.read_bytes())
         path.unlink()
     for path in sorted((tmp_path / "drawn/runs").iterdir(), reverse=True):
@@ -132,10 +156,26 @@ def test_names_of_runs(run, name):
 
 @pytest.mark.parametrize(("method", "backend"), [("ptq", "x86"), ("qat", "native")])
 def test_describe_names_the_run(method, backend):
-    run = results.describe(Run("alexnet", method, "int8"), "drawn", backend, Options((backend,), seed=4))
-    kind = dict(method="control", dtype="fp32") if backend == "native" else dict(method=method, dtype="int8")
-    assert run == dict(study="drawn", model="alexnet", **kind, backend=backend, device="cpu", simulated=False, seed=4)
-    assert set(run) == {name for section, names in results.SECTIONS if section == "run" for name in names}
+    run = results.describe(
+        Run("alexnet", method, "int8"), "drawn", backend, Options((backend,), seed=4)
+    )
+    kind = (
+        dict(method="control", dtype="fp32")
+        if backend == "native"
+        else dict(method=method, dtype="int8")
+    )
+    assert run == dict(
+        study="drawn",
+        model="alexnet",
+        **kind,
+        backend=backend,
+        device="cpu",
+        simulated=False,
+        seed=4,
+    )
+    assert set(run) == {
+        name for section, names in results.SECTIONS if section == "run" for name in names
+    }
 
 
 def test_only_one_data_set_is_compared_with_the_dissertation():
@@ -183,11 +223,20 @@ DAMAGE = {
 def test_the_environment_says_how_long_the_script_has_taken():
     code = "import time; from utils import environment; time.sleep(0.5); print(environment.describe(1)['script_s'])"
     started = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=paths.ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
     assert 0.5 <= float(done.stdout) <= time.monotonic() - started + 0.1  # of a second
 
 
-@pytest.mark.parametrize(("why", "damage"), [(why, damage) for why, several in DAMAGE.items() for damage in several])
+@pytest.mark.parametrize(
+    ("why", "damage"), [(why, damage) for why, several in DAMAGE.items() for damage in several]
+)
 def test_a_damaged_run_is_named_and_left_out_of_the_table(tmp_path, capsys, why, damage):
     path = write(tmp_path, accuracy=0.5)
     write(tmp_path, seed=1)
@@ -198,7 +247,15 @@ def test_a_damaged_run_is_named_and_left_out_of_the_table(tmp_path, capsys, why,
     assert {row["seed"] for row in rows(tmp_path)} == {"1", "2"}
     assert f"results: left out: {path} {why}" in capsys.readouterr().out
     assert results.study_name("drawn", "a" * 64, tmp_path) == "drawn"
-    assert results.find(Run("resnet18", "ptq", "int8"), "drawn", "fbgemm", Options(("fbgemm",), results=tmp_path)) is None
+    assert (
+        results.find(
+            Run("resnet18", "ptq", "int8"),
+            "drawn",
+            "fbgemm",
+            Options(("fbgemm",), results=tmp_path),
+        )
+        is None
+    )
     write(tmp_path, accuracy=0.5)  # measured again
     assert {row["seed"] for row in rows(tmp_path)} == {"0", "1", "2"}
 
@@ -236,7 +293,10 @@ for seed in map(int, sys.argv[2:]):
 
 def test_eight_processes_that_write_at_once_lose_nothing(tmp_path):
     command = [sys.executable, "-c", WRITER, tmp_path]
-    writers = [subprocess.Popen([*command, *map(str, range(first, 40, 8))], cwd=paths.ROOT) for first in range(8)]
+    writers = [
+        subprocess.Popen([*command, *map(str, range(first, 40, 8))], cwd=paths.ROOT)
+        for first in range(8)
+    ]
     assert [writer.wait(timeout=100) for writer in writers] == [0] * 8
     assert [row["seed"] for row in rows(tmp_path)] == [str(seed) for seed in range(40)]
     names = set(files(tmp_path / "drawn" / "runs"))
@@ -248,7 +308,10 @@ def test_eight_processes_that_write_at_once_lose_nothing(tmp_path):
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     paths.write_text(tmp_path / "file.txt", "old")
-    with pytest.raises(OSError, match="disk full"), paths.atomic(tmp_path / "file.txt") as temporary:
+    with (
+        pytest.raises(OSError, match="disk full"),
+        paths.atomic(tmp_path / "file.txt") as temporary,
+    ):
         temporary.write_text("new but")
         raise OSError("disk full")
     with pytest.raises(KeyboardInterrupt), paths.atomic(tmp_path / "file.txt"):
@@ -259,7 +322,9 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
 def test_the_old_file_is_whole_until_the_new_one_is(tmp_path):
     path = tmp_path / "new folder" / "file.txt"
     with paths.atomic(path) as temporary:
-        assert temporary.parent == path.parent and not path.exists()  # one file system, or it could not be moved at once
+        assert (
+            temporary.parent == path.parent and not path.exists()
+        )  # one file system, or it could not be moved at once
         temporary.write_text("first")
     with paths.atomic(path) as temporary:
         temporary.write_text("second")
@@ -284,7 +349,10 @@ def test_the_names_of_the_test_images_are_kept_once(tmp_path):
     names = ["cats/1.jpg", "caf\udce9\n.jpg"]
     for backend in ("fbgemm", "x86"):
         results.write(record(backend=backend), LOGITS, Y, tmp_path, names)
-    assert results.test_images(tmp_path / "drawn") == names and len(list(tmp_path.rglob("test_images.json"))) == 1
+    assert (
+        results.test_images(tmp_path / "drawn") == names
+        and len(list(tmp_path.rglob("test_images.json"))) == 1
+    )
     results.write(record(), LOGITS, Y, tmp_path)  # a run that does not know them keeps them
     assert results.test_images(tmp_path / "drawn") == names
     for damage in ("", "{}", "[1]", "[", "\0"):

@@ -43,8 +43,12 @@ OPTIONS = ("--smoke", "--threads", "1", "--batch-sizes", "1")
 def run(script, *options, cwd, check=True):
     """Run a script of the repository from another folder; returns the finished process."""
     command = [sys.executable, str(ROOT / script), *map(str, options)]
-    environ = os.environ | {"OMP_WAIT_POLICY": "passive"}  # scripts that run beside each other share the CPUs
-    done = subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=600)
+    environ = os.environ | {
+        "OMP_WAIT_POLICY": "passive"
+    }  # scripts that run beside each other share the CPUs
+    done = subprocess.run(
+        command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=600
+    )
     if check:
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
     return done
@@ -58,7 +62,9 @@ def smoke(tmp_path_factory):
     def output(command):
         script, *backend = command.split()
         # Folders are relative on purpose.
-        return run(script, *backend, *OPTIONS, "--results", "out", "--checkpoints", "weights", cwd=home).stdout
+        return run(
+            script, *backend, *OPTIONS, "--results", "out", "--checkpoints", "weights", cwd=home
+        ).stdout
 
     with ThreadPoolExecutor(2) as pool:
         for commands in (FP32, [command for command in COMMANDS if command not in FP32]):
@@ -87,15 +93,23 @@ def test_smoke_runs_the_whole_path_from_another_folder(smoke, command):
 def test_results_csv_has_a_row_for_each_run(smoke):
     found = rows(smoke[0])
     simulated = [row for row in found if row["simulated"] == "true"]
-    assert {(row["method"], row["dtype"]) for row in simulated} == {("ptq", "int16"), ("qat", "int16")}
-    assert all(row["latency_ms_p50"] == row["batch_size"] == row["speedup_vs_eager_fp32"] == "" for row in simulated)
+    assert {(row["method"], row["dtype"]) for row in simulated} == {
+        ("ptq", "int16"),
+        ("qat", "int16"),
+    }
+    assert all(
+        row["latency_ms_p50"] == row["batch_size"] == row["speedup_vs_eager_fp32"] == ""
+        for row in simulated
+    )
     timed = [row for row in found if row["simulated"] == "false"]
     assert len(timed) == len(COMMANDS) - len(simulated)
     for row in timed:
         assert row["n_test"] == "8"
         assert float(row["latency_ms_p50"]) > 0
         assert float(row["throughput_ips"]) > 0
-        assert float(row["peak_memory_mb"]) > 50  # no network runs in less, so this is a peak and no difference
+        assert (
+            float(row["peak_memory_mb"]) > 50
+        )  # no network runs in less, so this is a peak and no difference
     whole = {row["model"]: row for row in found if row["method"] == "fp32"}
     assert {model: int(row["parameters"]) for model, row in whole.items()} == {
         "alexnet": 57_012_034,
@@ -116,7 +130,9 @@ def test_int8_rows_are_smaller_and_all_quantized(smoke):
 
 
 def test_sixteen_bits_take_half_the_file(smoke):
-    found = {(row["model"], row["method"], row["dtype"], row["backend"]): row for row in rows(smoke[0])}
+    found = {
+        (row["model"], row["method"], row["dtype"], row["backend"]): row for row in rows(smoke[0])
+    }
     for (model, _, dtype, backend), row in found.items():
         share = float(row["size_mb"]) / float(found[model, "fp32", "fp32", "native"]["size_mb"])
         if dtype == "int16" or backend == "half":
@@ -129,25 +145,39 @@ def test_rows_say_what_they_were_trained_and_computed_in(smoke):
     for row in rows(smoke[0]):
         assert row["native_fp16"] in (("true", "false") if row["dtype"] == "fp16" else ("",))
         if row["method"] == "qat":
-            mixed = row["dtype"] == "int8" and row["model"] != "mobilenetv3" and NATIVE_BF16 & set(environment.cpu()[1])
+            mixed = (
+                row["dtype"] == "int8"
+                and row["model"] != "mobilenetv3"
+                and NATIVE_BF16 & set(environment.cpu()[1])
+            )
             assert row["training_dtype"] == ("bf16" if mixed else "fp32")
-        assert (row["accuracy_fake_quant"] != "") == (row["method"] == "qat" and row["dtype"] in ("int8", "int16"))
+        assert (row["accuracy_fake_quant"] != "") == (
+            row["method"] == "qat" and row["dtype"] in ("int8", "int16")
+        )
 
 
 def test_the_control_is_a_row_of_its_own(smoke):
     (row, *_), home = [row for row in rows(smoke[0]) if row["method"] == "control"], smoke[0]
     assert (row["model"], row["dtype"], row["backend"]) == ("mobilenetv3", "fp32", "native")
-    record = json.loads((home / "out/drawn_smoke/runs/mobilenetv3_control_fp32_native_cpu_seed0.json").read_text())
-    quantized = json.loads((home / "out/drawn_smoke/runs/mobilenetv3_qat_int8_fbgemm_cpu_seed0.json").read_text())
+    record = json.loads(
+        (home / "out/drawn_smoke/runs/mobilenetv3_control_fp32_native_cpu_seed0.json").read_text()
+    )
+    quantized = json.loads(
+        (home / "out/drawn_smoke/runs/mobilenetv3_qat_int8_fbgemm_cpu_seed0.json").read_text()
+    )
     assert record["training"]["recipe"] == quantized["training"]["recipe"]
     assert record["training"]["init"] == quantized["training"]["init"]
-    assert record["command"].startswith("python quantization/qat/mobilenetv3_qat_int8.py --backend native")
+    assert record["command"].startswith(
+        "python quantization/qat/mobilenetv3_qat_int8.py --backend native"
+    )
 
 
 def test_logits_beside_the_json_give_the_metrics_in_it(smoke):
     for path in (smoke[0] / "out/drawn_smoke/runs").glob("*.json"):
         record, content = json.loads(path.read_text()), np.load(path.with_suffix(".npz"))
-        assert record["metrics"]["accuracy"] == pytest.approx((content["logits"].argmax(1) == content["y"]).mean())
+        assert record["metrics"]["accuracy"] == pytest.approx(
+            (content["logits"].argmax(1) == content["y"]).mean()
+        )
 
 
 def test_a_second_run_does_not_train_again_and_has_a_row_for_each_batch_size(smoke):
@@ -164,15 +194,31 @@ def test_a_second_run_does_not_train_again_and_has_a_row_for_each_batch_size(smo
 
 def test_reproduce_skips_what_is_there_and_runs_what_is_not(smoke):
     home, _ = smoke
-    options = (*OPTIONS, "--models", "mobilenetv3", "--methods", "fp32", "ptq", "--backends", "native", "fbgemm")
-    output = run("reproduce.py", *options, "--results", "out", "--checkpoints", "weights", cwd=home).stdout
+    options = (
+        *OPTIONS,
+        "--models",
+        "mobilenetv3",
+        "--methods",
+        "fp32",
+        "ptq",
+        "--backends",
+        "native",
+        "fbgemm",
+    )
+    output = run(
+        "reproduce.py", *options, "--results", "out", "--checkpoints", "weights", cwd=home
+    ).stdout
     assert output.count("skipped: done before") == 2
-    output = run("reproduce.py", *options, "--results", "elsewhere", "--checkpoints", "weights", cwd=home).stdout
+    output = run(
+        "reproduce.py", *options, "--results", "elsewhere", "--checkpoints", "weights", cwd=home
+    ).stdout
     assert "skipped" not in output
     assert output.count("  ok") == 2
 
 
-@pytest.mark.parametrize("name", ["accuracy_vs_latency", "accuracy_by_dtype", "layer_sqnr", "tables"])
+@pytest.mark.parametrize(
+    "name", ["accuracy_vs_latency", "accuracy_by_dtype", "layer_sqnr", "tables"]
+)
 def test_figures_are_made_from_results_alone(smoke, name, tmp_path):
     home, _ = smoke
     options = ("--study", "drawn_smoke", "--results", home / "out", "--out", tmp_path)
@@ -191,16 +237,35 @@ def test_smoke_on_a_folder_of_images_makes_its_own_baseline(tmp_path):
                 pixels = generator.integers(0, 256, (40, 50, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{label}.{number}.jpg")
     (tmp_path / "pets/training_set/cats/cat.99.jpg").write_bytes(b"\xff\xd8 not all of it")
-    options = ("--data", "pets", "--results", "out", "--checkpoints", "weights", "--smoke", "--batch-sizes", "1")
+    options = (
+        "--data",
+        "pets",
+        "--results",
+        "out",
+        "--checkpoints",
+        "weights",
+        "--smoke",
+        "--batch-sizes",
+        "1",
+    )
     output = run(PTQ_INT8[2], *options, cwd=tmp_path).stdout
     said = re.search(r"smoke: no baseline yet, making it: (.*)", output)[1]
     assert said.endswith("--smoke") and "--batch-sizes 1" in said
-    written = json.loads((tmp_path / "out/cats_and_dogs_smoke/runs/mobilenetv3_fp32_native_cpu_seed0.json").read_text())
+    written = json.loads(
+        (
+            tmp_path / "out/cats_and_dogs_smoke/runs/mobilenetv3_fp32_native_cpu_seed0.json"
+        ).read_text()
+    )
     published = shlex.split(written["command"])  # with names instead of paths
-    assert [Path(word).name for word in shlex.split(said)] == [Path(word).name for word in published]
+    assert [Path(word).name for word in shlex.split(said)] == [
+        Path(word).name for word in published
+    ]
     assert "1 broken" in output and "cat.99.jpg" in output
     names = sorted(path.name for path in (tmp_path / "out/cats_and_dogs_smoke/runs").glob("*.json"))
-    assert names == ["mobilenetv3_fp32_native_cpu_seed0.json", "mobilenetv3_ptq_int8_fbgemm_cpu_seed0.json"]
+    assert names == [
+        "mobilenetv3_fp32_native_cpu_seed0.json",
+        "mobilenetv3_ptq_int8_fbgemm_cpu_seed0.json",
+    ]
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, "reproduce.py", "figures/tables.py"])
@@ -217,7 +282,9 @@ def test_help_needs_no_torch(script, tmp_path):
         "import runpy, sys; sys.argv = ['x', '--help']; sys.modules['torch'] = None; "
         f"runpy.run_path({str(ROOT / script)!r}, run_name='__main__')"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -258,7 +325,17 @@ def test_a_missing_baseline_names_the_command_that_makes_it(tmp_path):
         (folder / label).mkdir(parents=True)
         for number in range(10):
             Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / label / f"{number}.png")
-    done = run(PTQ_INT8[0], "--data", folder, "--checkpoints", "weights", "--results", "out", cwd=tmp_path, check=False)
+    done = run(
+        PTQ_INT8[0],
+        "--data",
+        folder,
+        "--checkpoints",
+        "weights",
+        "--results",
+        "out",
+        cwd=tmp_path,
+        check=False,
+    )
     assert done.returncode == 2
     assert f"python models/alexnet_fp32.py --data {folder}" in done.stderr
     assert "Traceback" not in done.stderr
@@ -277,7 +354,11 @@ def test_scripts_of_one_kind_differ_only_in_docstring_run_and_recipe(scripts):
 
 def recipe_of(script):
     tree = ast.parse((ROOT / script).read_text())
-    return next(node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "RECIPE")
+    return next(
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "RECIPE"
+    )
 
 
 @pytest.mark.parametrize("model", range(3), ids=MODELS)
@@ -285,7 +366,9 @@ def test_the_qat_scripts_of_a_model_share_one_schedule_and_so_one_control(model)
     schedules = []
     for kind in ("qat_int8", "qat_fp16", "qat_int16"):
         recipe = eval(compile(ast.Expression(recipe_of(KINDS[kind][model])), "RECIPE", "eval"))
-        schedules.append(recipe["training"] | {"amp": None})  # mixed precision is too coarse for what 16 bits round
+        schedules.append(
+            recipe["training"] | {"amp": None}
+        )  # mixed precision is too coarse for what 16 bits round
     assert schedules[0] == schedules[1] == schedules[2]
 
 
@@ -297,22 +380,39 @@ def test_a_script_fits_a_screen(script):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_recipe_is_a_literal(script):
     for node in ast.walk(recipe_of(script)):
-        assert isinstance(node, ast.Dict | ast.Tuple | ast.Constant | ast.Call | ast.keyword | ast.Load | ast.Name)
+        assert isinstance(
+            node, ast.Dict | ast.Tuple | ast.Constant | ast.Call | ast.keyword | ast.Load | ast.Name
+        )
         assert not isinstance(node, ast.Call) or node.func.id == "dict"
 
 
-LAYERS = ("data", "training", "quantize", "backends", "timing", "measure")  # packages of utils/, from bottom to top
+LAYERS = (
+    "data",
+    "training",
+    "quantize",
+    "backends",
+    "timing",
+    "measure",
+)  # packages of utils/, from bottom to top
 
 
 def imports(path):
     """Names of the project's modules that a module imports anywhere, but for the type checker."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "utils":
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and node.module.split(".")[0] == "utils"
+        ):
             for alias in node.names:
                 nested = ROOT / node.module.replace(".", "/") / f"{alias.name}.py"
                 package = ROOT / node.module.replace(".", "/") / alias.name / "__init__.py"
-                names.add(f"{node.module}.{alias.name}" if nested.exists() or package.exists() else node.module)
+                names.add(
+                    f"{node.module}.{alias.name}"
+                    if nested.exists() or package.exists()
+                    else node.module
+                )
     return names
 
 
@@ -323,9 +423,20 @@ def test_imports_go_one_way():
 
     def layer(name):
         package = name.split(".")[1] if "." in name else ""
-        return LAYERS.index(package) + 1 if package in LAYERS else len(LAYERS) + 1 if package == "experiments" else 0
+        return (
+            LAYERS.index(package) + 1
+            if package in LAYERS
+            else len(LAYERS) + 1
+            if package == "experiments"
+            else 0
+        )
 
-    up = [(name, other) for name, needed in graph.items() for other in needed if layer(other) > layer(name)]
+    up = [
+        (name, other)
+        for name, needed in graph.items()
+        for other in needed
+        if layer(other) > layer(name)
+    ]
     assert up == []
     while graph:
         free = sorted(name for name, needed in graph.items() if not needed & graph.keys())
@@ -336,12 +447,26 @@ def test_imports_go_one_way():
 def test_packages_say_what_they_share_without_importing_it():
     for package in (*LAYERS, "data"):
         code = f"import sys; sys.modules['torch'] = None; import utils.{package} as p; print(*p.__all__)"
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+        )
         assert done.returncode == 0, done.stderr
         assert done.stdout.split(), package
 
 
-LIGHT = ["catalog", "caveats", "cli", "environment", "errors", "experiments", "metrics", "paths", "progress", "results", "stats"]
+LIGHT = [
+    "catalog",
+    "caveats",
+    "cli",
+    "environment",
+    "errors",
+    "experiments",
+    "metrics",
+    "paths",
+    "progress",
+    "results",
+    "stats",
+]
 LIGHT += ["data.loading", "data.layouts", "data.cache", "data.partition"]
 
 

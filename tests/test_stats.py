@@ -30,7 +30,9 @@ def test_wilson_is_symmetric_and_stays_within_zero_and_one():
 def test_wilson_by_its_formula():
     p, n, z = 0.93, 1000, 1.959963984540054
     centre, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    assert stats.wilson(930, 1000) == pytest.approx(((centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n)))
+    assert stats.wilson(930, 1000) == pytest.approx(
+        ((centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n))
+    )
 
 
 @pytest.mark.parametrize(("q", "fewest"), [(90, 10), (95, 20), (99, 100)])
@@ -59,7 +61,10 @@ def test_crossed_interval_by_hand():
 
 
 def test_crossed_interval_of_no_difference_is_that_of_one_pair():
-    crossed, single = stats.crossed_interval(np.zeros((3, 2000))), stats.paired_difference(0, 0, 2000)
+    crossed, single = (
+        stats.crossed_interval(np.zeros((3, 2000))),
+        stats.paired_difference(0, 0, 2000),
+    )
     assert crossed == pytest.approx(single, abs=5e-5)
 
 
@@ -69,7 +74,9 @@ def test_crossed_interval_covers_the_truth_for_other_seeds_and_images(spread):
     generator, inside = np.random.default_rng(3), []
     for _ in range(400):
         skill, ease = spread * generator.normal(size=(3, 1)), generator.normal(size=300)
-        low, high = stats.crossed_interval((skill + ease + generator.normal(size=(3, 300)) > 0).astype(float))
+        low, high = stats.crossed_interval(
+            (skill + ease + generator.normal(size=(3, 300)) > 0).astype(float)
+        )
         inside.append(low <= 0.5 <= high)  # all three are symmetric around 0
     assert 0.93 <= np.mean(inside) <= 0.99
 
@@ -119,7 +126,11 @@ def test_newcombe_intervals_as_published(successes, n, other, other_n, low, high
         (0, 5, 2 / 2**5),
         (4, 4, 1.0),
         (0, 0, 1.0),
-        (86, 150, 3.716e-5),  # Agresti's approval ratings, exact: Fay 2010, vignette of the R package exact2x2
+        (
+            86,
+            150,
+            3.716e-5,
+        ),  # Agresti's approval ratings, exact: Fay 2010, vignette of the R package exact2x2
     ],
 )
 def test_mcnemar_counted_by_hand_and_as_published(gained, lost, p):
@@ -133,14 +144,18 @@ def simulated_pairs(gain: float, loss: float, n: int, repeats: int, seed: int) -
 
 def test_mcnemar_rejects_equal_classifiers_at_most_as_often_as_it_says():
     rejected = [stats.mcnemar(*pair) < 0.05 for pair in simulated_pairs(0.01, 0.01, 2000, 1000, 4)]
-    assert 0.01 < np.mean(rejected) < 0.05 + 0.02  # exact tests are careful; three standard errors above the level
+    assert (
+        0.01 < np.mean(rejected) < 0.05 + 0.02
+    )  # exact tests are careful; three standard errors above the level
 
 
 @pytest.mark.parametrize(("gain", "loss"), [(0.01, 0.01), (0.002, 0.02), (0.05, 0.01)])
 def test_paired_difference_covers_the_true_difference_about_95_times_in_100(gain, loss):
     pairs = simulated_pairs(gain, loss, 2000, 400, 5)
     intervals = np.array([stats.paired_difference(*pair, 2000) for pair in pairs])
-    low, high = intervals.T + np.array([[-1e-12], [1e-12]])  # both ends lie on multiples of 1/2000, as the truth does
+    low, high = intervals.T + np.array(
+        [[-1e-12], [1e-12]]
+    )  # both ends lie on multiples of 1/2000, as the truth does
     assert 0.925 <= ((low <= gain - loss) & (gain - loss <= high)).mean() <= 0.985
 
 
@@ -148,7 +163,9 @@ def test_paired_difference_is_that_of_resampling_the_images_themselves():
     change = np.repeat([1, -1, 0], [12, 30, 1958])
     generator = np.random.default_rng(6)
     resampled = [generator.choice(change, 2000).mean() for _ in range(4000)]
-    assert stats.paired_difference(12, 30, 2000) == pytest.approx(np.quantile(resampled, [0.025, 0.975]), abs=7e-4)
+    assert stats.paired_difference(12, 30, 2000) == pytest.approx(
+        np.quantile(resampled, [0.025, 0.975]), abs=7e-4
+    )
 
 
 def test_paired_difference_does_not_close_on_zero_where_nothing_differs():
@@ -157,14 +174,18 @@ def test_paired_difference_does_not_close_on_zero_where_nothing_differs():
 
 
 def test_holm_by_hand():
-    assert stats.holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert stats.holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx(
+        [0.03, 0.06, 0.06, 0.02]
+    )
     assert stats.holm(np.array([0.6, 0.7])) == pytest.approx([1.0, 1.0])
     assert stats.holm(np.array([])).shape == (0,)
 
 
 def test_holm_finds_something_in_nothing_at_most_5_times_in_100():
     uniform = np.random.default_rng(7).random((2000, 12))
-    assert np.mean([stats.holm(row).min() < 0.05 for row in uniform]) == pytest.approx(0.05, abs=0.015)
+    assert np.mean([stats.holm(row).min() < 0.05 for row in uniform]) == pytest.approx(
+        0.05, abs=0.015
+    )
 
 
 @pytest.mark.parametrize(
@@ -182,7 +203,9 @@ def test_verdict_by_where_the_margin_lies(low, high, said):
 
 
 def test_verdict_held_is_wrong_at_most_as_often_as_the_interval_allows():
-    pairs = simulated_pairs(0.005, 0.01, 2000, 500, 8)  # worse by exactly the margin: "held" would be wrong
+    pairs = simulated_pairs(
+        0.005, 0.01, 2000, 500, 8
+    )  # worse by exactly the margin: "held" would be wrong
     held = [stats.verdict(*stats.paired_difference(*pair, 2000)) == "held" for pair in pairs]
     assert np.mean(held) < 0.025 + 0.025
 

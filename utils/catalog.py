@@ -56,7 +56,9 @@ class Backend:
     package: str = "torch"  # that the engine is part of
     fp32: bool = False  # whether it competes for the fastest FP32, a reference of speed-ups
     compiles: bool = False  # whether it takes about half a minute to load
-    simulated: tuple[str, ...] = ()  # formats that it imitates in float, so that its speed says nothing
+    simulated: tuple[
+        str, ...
+    ] = ()  # formats that it imitates in float, so that its speed says nothing
     dashes: str = "-"  # in figures
 
 
@@ -99,15 +101,24 @@ BACKENDS = {  # the first that serves a script is its default
     "amp_bf16": Backend("fp16", BF16, dashes="--"),
     "simulated": Backend("simulated", INT16, ANYWHERE, simulated=("int16",)),
     "onnxruntime": Backend(
-        "onnxruntime", (*INT8, *FP16, *INT16), package="onnxruntime", fp32=True, simulated=("int16",), dashes=(0, (3, 1, 1, 1))
+        "onnxruntime",
+        (*INT8, *FP16, *INT16),
+        package="onnxruntime",
+        fp32=True,
+        simulated=("int16",),
+        dashes=(0, (3, 1, 1, 1)),
     ),
     "openvino": Backend("openvino", INT8, package="openvino", fp32=True, dashes=(0, (5, 1))),
     "openvino_fp16": Backend("openvino", FP16, package="openvino", dashes=(0, (5, 1))),
     "openvino_bf16": Backend("openvino", BF16, package="openvino", dashes=(0, (5, 1))),
     "xnnpack": Backend("xnnpack", INT8, package="executorch", fp32=True, dashes=(0, (1, 1))),
     "inductor": Backend("inductor", INT8, package="torchao", dashes=(0, (3, 1))),
-    "tensorrt": Backend("tensorrt", INT8, ("cuda",), package="tensorrt", fp32=True, dashes=(0, (7, 2))),
-    "tensorrt_fp16": Backend("tensorrt", (*INT8, *FP16), ("cuda",), package="tensorrt", dashes=(0, (7, 2, 1, 2))),
+    "tensorrt": Backend(
+        "tensorrt", INT8, ("cuda",), package="tensorrt", fp32=True, dashes=(0, (7, 2))
+    ),
+    "tensorrt_fp16": Backend(
+        "tensorrt", (*INT8, *FP16), ("cuda",), package="tensorrt", dashes=(0, (7, 2, 1, 2))
+    ),
     "native": Backend("native", (("fp32", "fp32"), ("qat", "int8")), ANYWHERE, fp32=True),
     "frozen": Backend("frozen", devices=ANYWHERE, fp32=True),
     "compile": Backend("compile", devices=ANYWHERE, fp32=True, compiles=True),
@@ -128,7 +139,11 @@ class Run:
 
         Examples: `resnet18_ptq_int8`, `resnet18_control_fp32`; of a baseline, `resnet18_fp32`.
         """
-        return f"{self.model}_fp32" if self.method == "fp32" else f"{self.model}_{self.method}_{self.dtype}"
+        return (
+            f"{self.model}_fp32"
+            if self.method == "fp32"
+            else f"{self.model}_{self.method}_{self.dtype}"
+        )
 
     @property
     def script(self) -> str:
@@ -143,7 +158,11 @@ class Run:
     @property
     def backends(self) -> tuple[str, ...]:
         """Backends that its script accepts, default first."""
-        return tuple(name for name, backend in BACKENDS.items() if (self.method, self.dtype) in backend.serves)
+        return tuple(
+            name
+            for name, backend in BACKENDS.items()
+            if (self.method, self.dtype) in backend.serves
+        )
 
     def backends_on(self, device: str) -> tuple[str, ...]:
         """Those of `backends` that run on `device`."""
@@ -169,7 +188,9 @@ def kinds() -> tuple[tuple[str, str], ...]:
     """
     served = {kind for backend in BACKENDS.values() for kind in backend.serves}
     formats = sorted(FORMATS, key=lambda dtype: FORMATS[dtype].bits)
-    return tuple((method, dtype) for method in METHODS for dtype in formats if (method, dtype) in served)
+    return tuple(
+        (method, dtype) for method in METHODS for dtype in formats if (method, dtype) in served
+    )
 
 
 def runs() -> tuple[Run, ...]:

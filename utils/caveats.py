@@ -19,7 +19,11 @@ MEANING = {  # of the words that `of` returns; {fewest} is `fewest_images` for t
     "FP32 at chance": "FP32 at chance: the baseline guesses, so what quantization keeps of it means nothing.",
     "too few images": "Too few images: even identical answers would be undecided; held needs at least {fewest} test images.",
 }
-ACCURACY = ("smoke", "FP32 at chance", "too few images")  # these concern the accuracy, the others only the speed
+ACCURACY = (
+    "smoke",
+    "FP32 at chance",
+    "too few images",
+)  # these concern the accuracy, the others only the speed
 
 
 def of(row: dict) -> list[str]:
@@ -38,7 +42,8 @@ def of(row: dict) -> list[str]:
         "qnnpack off ARM": row["backend"] == "qnnpack" and "avx2" in (row["isa"] or ""),
         "other processor": row.get("fp32_processor") not in (None, row.get("processor")),
         "FP32 at chance": fp32_at_chance(row),
-        "too few images": row["margin"] is not None and row["n_test"] < fewest_images(row["margin"]),
+        "too few images": row["margin"] is not None
+        and row["n_test"] < fewest_images(row["margin"]),
     }
     return [words for words, true in holds.items() if true]
 
@@ -47,12 +52,17 @@ def explained(words: Iterable[str], margin: float | None) -> list[str]:
     """Explain each of the words that `of` returns once, in the order of MEANING."""
     words = set(words)
     meanings = [meaning for name, meaning in MEANING.items() if name in words]
-    return [text.format(fewest=fewest_images(margin)) if "{fewest}" in text else text for text in meanings]
+    return [
+        text.format(fewest=fewest_images(margin)) if "{fewest}" in text else text
+        for text in meanings
+    ]
 
 
 def is_smoke(row: dict) -> bool:
     """Whether a row is of a smoke run; the study's name may end in a digest of its images."""
-    return row.get("tier") == "smoke" or re.search(r"_smoke(_[0-9a-f]{8})?$", row["study"]) is not None
+    return (
+        row.get("tier") == "smoke" or re.search(r"_smoke(_[0-9a-f]{8})?$", row["study"]) is not None
+    )
 
 
 def fp32_at_chance(row: dict) -> bool:
@@ -84,5 +94,7 @@ def fewest_images(margin: float) -> int:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if stats.paired_difference(0, 0, middle)[0] > -margin else (middle, high)
+        low, high = (
+            (low, middle) if stats.paired_difference(0, 0, middle)[0] > -margin else (middle, high)
+        )
     return high

@@ -37,7 +37,9 @@ class Options:
     """Where and how a script runs: its command line, checked, with all defaults filled in."""
 
     backends: tuple[str, ...]  # to deploy on
-    fastest: bool = False  # deploy only on that of `backends` which is fastest here, see utils/timing/choice.py
+    fastest: bool = (
+        False  # deploy only on that of `backends` which is fastest here, see utils/timing/choice.py
+    )
     data: str | None = None  # folder of images, "kaggle", or None for drawn images
     classes: tuple[str, str] | None = None  # the two classes to use if the data has more
     init: str = "scratch"  # weights that FP32 training starts from: "imagenet", "scratch" or a file
@@ -99,31 +101,81 @@ def _batch_sizes(text: str) -> tuple[int, ...]:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options that all scripts and reproduce.py share."""
     add = parser.add_argument
-    add("--data", metavar="PATH|kaggle", help="folder of images, or 'kaggle' to download; default: the drawn data set")
-    add("--classes", nargs=2, metavar=("A", "B"), help="the two classes to use, if the images have more")
+    add(
+        "--data",
+        metavar="PATH|kaggle",
+        help="folder of images, or 'kaggle' to download; default: the drawn data set",
+    )
+    add(
+        "--classes",
+        nargs=2,
+        metavar=("A", "B"),
+        help="the two classes to use, if the images have more",
+    )
     add("--init", metavar="imagenet|scratch|FILE", help="weights that FP32 training starts from; a FILE is a state dict; "
         "default: imagenet on real images, scratch on drawn ones and in a smoke run")  # fmt: skip
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="where to train and measure (default: %(default)s)")
-    add("--batch-sizes", type=_batch_sizes, metavar="N[,N...]", help="batch sizes to time (default: 1,8,16,32,64)")
-    add("--seed", type=whole_number(0, MAX_SEED), default=0, metavar="N", help="seed of training (default: %(default)s)")
+    add(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="where to train and measure (default: %(default)s)",
+    )
+    add(
+        "--batch-sizes",
+        type=_batch_sizes,
+        metavar="N[,N...]",
+        help="batch sizes to time (default: 1,8,16,32,64)",
+    )
+    add(
+        "--seed",
+        type=whole_number(0, MAX_SEED),
+        default=0,
+        metavar="N",
+        help="seed of training (default: %(default)s)",
+    )
     add("--threads", type=whole_number(1, 1024), default=cpu_count(), metavar="N",
         help="CPU threads (default: all that this process may use, %(default)s)")  # fmt: skip
     add("--timing", choices=TIMING, default=DEFAULT_TIMING, help="3, 10, 60 or 600 s per batch size (default: %(default)s); "
         "brief does not time one thread beside all, and serves to try things out")  # fmt: skip
-    add("--cuda-graph", action="store_true", help="on a GPU, time the network captured as a CUDA graph")
-    add("--profile", action="store_true", help="also measure the time of each operator, as far as the engine tells")
-    add("--results", type=_folder, default=paths.RESULTS, metavar="DIR", help="where results go (default: results/)")
+    add(
+        "--cuda-graph",
+        action="store_true",
+        help="on a GPU, time the network captured as a CUDA graph",
+    )
+    add(
+        "--profile",
+        action="store_true",
+        help="also measure the time of each operator, as far as the engine tells",
+    )
+    add(
+        "--results",
+        type=_folder,
+        default=paths.RESULTS,
+        metavar="DIR",
+        help="where results go (default: results/)",
+    )
     add("--checkpoints", type=_folder, default=paths.CHECKPOINTS, metavar="DIR",
         help="where weights, artifacts and decoded images go (default: checkpoints/)")  # fmt: skip
-    add("--smoke", action="store_true", help="use a few images and seconds: checks that all steps run, measures nothing")
+    add(
+        "--smoke",
+        action="store_true",
+        help="use a few images and seconds: checks that all steps run, measures nothing",
+    )
 
 
 def parser(doc: str, run: Run) -> argparse.ArgumentParser:
     """Build the command line of the script of `run`; `doc` is the script's docstring."""
     several = ("all", "fastest") if run.dtype == "int8" else ("all",)
     choices = (*run.backends, *several) if len(run.backends) > 1 else run.backends
-    parser = Parser(run.script, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backend", choices=choices, default=choices[0], help="engine to deploy on (default: %(default)s)")
+    parser = Parser(
+        run.script, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--backend",
+        choices=choices,
+        default=choices[0],
+        help="engine to deploy on (default: %(default)s)",
+    )
     add_options(parser)
     return parser
 
@@ -165,18 +217,30 @@ def _check(options: Options) -> None:
     for name in options.backends:
         devices = catalog.BACKENDS[name].devices
         if options.device not in devices:
-            there = "on a GPU only; add --device cuda." if "cpu" not in devices else "on the CPU only; leave --device out."
+            there = (
+                "on a GPU only; add --device cuda."
+                if "cpu" not in devices
+                else "on the CPU only; leave --device out."
+            )
             raise UserError(f"--device {options.device}: {name} runs {there}")
     if options.cuda_graph and options.device != "cuda":
         raise UserError("--cuda-graph needs --device cuda.")
     if options.threads > cpu_count():
-        raise UserError(f"--threads {options.threads}: this process may use {cpu_count()} CPUs; ask for at most that.")
+        raise UserError(
+            f"--threads {options.threads}: this process may use {cpu_count()} CPUs; ask for at most that."
+        )
     if data not in (None, "kaggle") and not (data.strip() and Path(data).exists()):
-        raise UserError(f"--data {printable(data)}: no such folder. Give the folder that holds the images, or 'kaggle'.")
+        raise UserError(
+            f"--data {printable(data)}: no such folder. Give the folder that holds the images, or 'kaggle'."
+        )
     if options.classes and data is None:
-        raise UserError("--classes needs --data: the drawn images have only two classes. Leave --classes out.")
+        raise UserError(
+            "--classes needs --data: the drawn images have only two classes. Leave --classes out."
+        )
     if init not in ("imagenet", "scratch") and not Path(init).is_file():
-        raise UserError(f"--init {printable(init)}: no such file. Give 'imagenet', 'scratch' or a state-dict file.")
+        raise UserError(
+            f"--init {printable(init)}: no such file. Give 'imagenet', 'scratch' or a state-dict file."
+        )
     for option in ("results", "checkpoints"):
         folder = getattr(options, option)
         if folder.exists() and not folder.is_dir():
@@ -206,14 +270,25 @@ def words(run: Run, options: Options) -> list[str]:
     for name, value in said.items():
         if value is not None and value != usual.get(name):
             words += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
-    return words + ["--cuda-graph"] * options.cuda_graph + ["--profile"] * options.profile + ["--smoke"] * options.smoke
+    return (
+        words
+        + ["--cuda-graph"] * options.cuda_graph
+        + ["--profile"] * options.profile
+        + ["--smoke"] * options.smoke
+    )
 
 
 def _backend(run: Run, options: Options) -> str | None:
     """The value of `--backend` that gives `options`; None if there is no choice."""
     if options.fastest:
         return "fastest"
-    return "all" if len(options.backends) > 1 else options.backends[0] if len(run.backends) > 1 else None
+    return (
+        "all"
+        if len(options.backends) > 1
+        else options.backends[0]
+        if len(run.backends) > 1
+        else None
+    )
 
 
 def _depending(data: str | None, smoke: bool) -> dict:
@@ -249,7 +324,9 @@ def published_command(run: Run, options: Options) -> str:
     These should reveal nothing about the disk.
     """
     given = {name: getattr(options, name) for name in PATHS}
-    return command(run, options.replace(**{name: _last(value, name) for name, value in given.items()}))
+    return command(
+        run, options.replace(**{name: _last(value, name) for name, value in given.items()})
+    )
 
 
 def _last(value, name: str):
@@ -261,16 +338,29 @@ def _last(value, name: str):
 
 def absolute_command(run: Run, options: Options) -> str:
     """Like `command`, but with absolute paths, so that it works from any folder."""
-    places = {"data": options.data not in (None, "kaggle"), "init": options.init not in ("imagenet", "scratch")}
-    full = {name: str(Path(getattr(options, name)).resolve()) for name, is_path in places.items() if is_path}
-    return shlex.join(["python", str(paths.ROOT / run.script), *words(run, options.replace(**full))])
+    places = {
+        "data": options.data not in (None, "kaggle"),
+        "init": options.init not in ("imagenet", "scratch"),
+    }
+    full = {
+        name: str(Path(getattr(options, name)).resolve())
+        for name, is_path in places.items()
+        if is_path
+    }
+    return shlex.join(
+        ["python", str(paths.ROOT / run.script), *words(run, options.replace(**full))]
+    )
 
 
 def init_digest(init: str) -> str:
     """Identify the weights that `--init` names: by the word itself, or by the sha256 of the file."""
     import hashlib  # not at the top: `--help` hashes nothing
 
-    return init if init in ("imagenet", "scratch") else hashlib.sha256(Path(init).read_bytes()).hexdigest()
+    return (
+        init
+        if init in ("imagenet", "scratch")
+        else hashlib.sha256(Path(init).read_bytes()).hexdigest()
+    )
 
 
 def run(main: Callable[[Options], None], doc: str, run: Run) -> None:
@@ -328,7 +418,12 @@ def reporting(script: str) -> Iterator[None]:
     except UserError as error:
         sys.exit(_fail(f"{script}: {error}", 2))
     except KeyboardInterrupt as error:
-        sys.exit(_fail("interrupted; run the same command again to continue", 143 if isinstance(error, Terminated) else 130))
+        sys.exit(
+            _fail(
+                "interrupted; run the same command again to continue",
+                143 if isinstance(error, Terminated) else 130,
+            )
+        )
     except BrokenPipeError:  # after `| head`, or when Ctrl-C has ended a `tee`, too
         os._exit(141)  # as SIGPIPE would; an ordinary exit would flush stdout again, and fail
     except OSError as error:
@@ -342,7 +437,11 @@ def _terminate(number, frame):
 
 
 def _fail(message: str, status: int) -> int:
-    message = re.sub(r"\S{300,}", lambda long: f"{long[0][:100]}...{long[0][-100:]}", printable(message, keep="\n"))
+    message = re.sub(
+        r"\S{300,}",
+        lambda long: f"{long[0][:100]}...{long[0][-100:]}",
+        printable(message, keep="\n"),
+    )
     with contextlib.suppress(OSError):  # stderr may be a file on the disk that is full
         print(f"error: {message}", file=sys.stderr, flush=True)
     return status

@@ -99,7 +99,9 @@ def _git(*arguments: str) -> str:
     import subprocess
 
     try:
-        done = subprocess.run(["git", *arguments], cwd=paths.ROOT, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(
+            ["git", *arguments], cwd=paths.ROOT, capture_output=True, text=True, timeout=30
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
@@ -128,7 +130,11 @@ def syntax_sha256(path: Path) -> str:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
                 node.body = node.body[1:] or [ast.Pass()]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
@@ -157,7 +163,9 @@ def code_sha256(digests: dict[str, str]) -> str:
 def is_code(digests: dict[str, str]) -> bool:
     """Whether the files here still have the `digests` of an earlier run."""
     files = {path: paths.ROOT / path for path in digests}
-    return all(file.is_file() and syntax_sha256(file) == digests[path] for path, file in files.items())
+    return all(
+        file.is_file() and syntax_sha256(file) == digests[path] for path, file in files.items()
+    )
 
 
 def describe(threads: int) -> dict:

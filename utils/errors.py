@@ -15,4 +15,7 @@ def printable(text: object, keep: str = "") -> str:
     Names of files come from outside. They may hold escape sequences, line ends, or bytes that are no
     UTF-8, which Python keeps as lone surrogates.
     """
-    return "".join(character if character.isprintable() or character in keep else "?" for character in str(text))
+    return "".join(
+        character if character.isprintable() or character in keep else "?"
+        for character in str(text)
+    )

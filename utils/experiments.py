@@ -26,7 +26,9 @@ def begin(run: Run, options: Options) -> "Experiment":
     if options.smoke:
         path = checkpoints.path_of(run.baseline, images.study, options)
         _make_smoke_baseline(run.baseline, options, path, lambda: checkpoints.is_of(path, images))
-    return sessions.Experiment(run, options, images, checkpoints.load_baseline(run, images, options))
+    return sessions.Experiment(
+        run, options, images, checkpoints.load_baseline(run, images, options)
+    )
 
 
 def _make_smoke_baseline(baseline: Run, options: Options, path: Path, is_of_these_images) -> None:
@@ -42,7 +44,11 @@ def _make_smoke_baseline(baseline: Run, options: Options, path: Path, is_of_thes
             return
         command = cli.command(baseline, options)
         progress.say(f"smoke: no baseline yet, making it: {command}")
-        alone = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+        alone = {
+            name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")
+        }
         words = [sys.executable, str(paths.ROOT / baseline.script), *cli.words(baseline, options)]
         if subprocess.run(words, env=alone).returncode:
-            raise UserError(f"making the FP32 baseline failed, see its error above. The command was: {command}")
+            raise UserError(
+                f"making the FP32 baseline failed, see its error above. The command was: {command}"
+            )

@@ -13,7 +13,9 @@ def classification(logits: np.ndarray, y: np.ndarray) -> dict[str, float | int]:
     from 0 to 1. All but `ece` are defined as in scikit-learn, with label 1 as the positive class.
     Raises `ValueError` if a logit is not finite.
     """
-    from sklearn import metrics as sk  # not at the top: 1 s, also for the processes that only run a network
+    from sklearn import (
+        metrics as sk,
+    )  # not at the top: 1 s, also for the processes that only run a network
 
     if not np.isfinite(logits).all():
         bad = int((~np.isfinite(logits)).any(axis=1).sum())
@@ -36,7 +38,10 @@ def classification(logits: np.ndarray, y: np.ndarray) -> dict[str, float | int]:
         "ece": ece(np.where(predicted == 1, probability, 1 - probability), predicted == y),
     }
     counts = {"tn": tn, "fp": fp, "fn": fn, "tp": tp}
-    return {name: value if isinstance(value, int) else float(value) for name, value in (scores | counts).items()}
+    return {
+        name: value if isinstance(value, int) else float(value)
+        for name, value in (scores | counts).items()
+    }
 
 
 def ece(confidence: np.ndarray, correct: np.ndarray, bins: int = ECE_BINS) -> float:
@@ -60,7 +65,9 @@ def sqnr_db(reference: np.ndarray, quantized: np.ndarray) -> float | None:
     """
     reference = reference.astype(np.float64)
     difference = reference - quantized
-    noise = np.vdot(difference, difference)  # 0.25 s for AlexNet's largest layer, squares and their sum 1.5 s
+    noise = np.vdot(
+        difference, difference
+    )  # 0.25 s for AlexNet's largest layer, squares and their sum 1.5 s
     return None if noise == 0 else float(10 * np.log10(np.vdot(reference, reference) / noise))
 
 

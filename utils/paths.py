@@ -51,7 +51,9 @@ def atomic(path: Path):
     path, temporary = Path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{_host()}.{os.getpid()}.", suffix=".tmp")
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.{_host()}.{os.getpid()}.", suffix=".tmp"
+        )
         os.close(handle)
         temporary = Path(name)
         yield temporary
@@ -93,7 +95,11 @@ def sweep(folder: Path) -> None:
 
     for path in folder.rglob(".*.tmp"):
         owner, *rest = path.name.rsplit(".", 3)
-        if owner.endswith(f".{_host()}") and rest[0].isdecimal() and not psutil.pid_exists(int(rest[0])):
+        if (
+            owner.endswith(f".{_host()}")
+            and rest[0].isdecimal()
+            and not psutil.pid_exists(int(rest[0]))
+        ):
             with suppress(OSError):
                 path.unlink(missing_ok=True)
 

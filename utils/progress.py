@@ -62,4 +62,6 @@ class Bar:
         elif (now := time.monotonic()) - self.last >= LOG_EVERY_S:
             self.last = now
             left = (now - self.started) / self.done * (self.total - self.done)
-            say(f"{self.what}: {self.done}/{self.total} {self.unit}, {left:.0f} s left{', ' + note if note else ''}")
+            say(
+                f"{self.what}: {self.done}/{self.total} {self.unit}, {left:.0f} s left{', ' + note if note else ''}"
+            )

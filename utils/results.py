@@ -75,7 +75,11 @@ def study_name(study: str, digest: str, results: Path) -> str:
     """
     paths = sorted((results / study / "runs").glob("*.json"))
     known = next(filter(None, map(readable, paths)), None)
-    return study if known is None or known["provenance"]["data_sha256"] == digest else f"{study}_{digest[:8]}"
+    return (
+        study
+        if known is None or known["provenance"]["data_sha256"] == digest
+        else f"{study}_{digest[:8]}"
+    )
 
 
 def is_dissertations(study: str) -> bool:
@@ -86,7 +90,9 @@ def is_dissertations(study: str) -> bool:
     return study.startswith(DISSERTATIONS)  # no other data set gets this name: see `layouts.find`
 
 
-def write(record: dict, logits: "np.ndarray", y: "np.ndarray", results: Path, names: "Sequence[str]" = ()) -> Path:
+def write(
+    record: dict, logits: "np.ndarray", y: "np.ndarray", results: Path, names: "Sequence[str]" = ()
+) -> Path:
     """Store a run, rebuild results.csv and return the JSON's path.
 
     An .npz beside the JSON holds `logits` float32 (n, 2) and `y` int64 (n,) of the test images in
@@ -125,7 +131,9 @@ def as_json(record: dict) -> str:
     Raises `ValueError` if a number is not finite.
     """
     text = json.dumps(record, indent=1, allow_nan=False)
-    return re.sub(r"\[\n[\s\d.,eE+-]+\]", lambda numbers: re.sub(r"\s+", " ", numbers[0]), text) + "\n"
+    return (
+        re.sub(r"\[\n[\s\d.,eE+-]+\]", lambda numbers: re.sub(r"\s+", " ", numbers[0]), text) + "\n"
+    )
 
 
 def read(path: Path) -> dict:
@@ -138,9 +146,13 @@ def read(path: Path) -> dict:
     try:
         record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); delete it and run its script again.") from None
+        raise UserError(
+            f"{path} is not valid JSON ({error}); delete it and run its script again."
+        ) from None
     if isinstance(record, dict) and record.get("format") != FORMAT:
-        raise UserError(f"{path} was written by another version of this code; move its study elsewhere, or delete it.")
+        raise UserError(
+            f"{path} was written by another version of this code; move its study elsewhere, or delete it."
+        )
     if why := schema.problem(record):
         raise UserError(f"{path} is no run ({why}); delete it and run its script again.")
     if path.stem != (name := run_id(record["run"])):
@@ -186,7 +198,9 @@ def rows_of(record: dict) -> list[dict]:
     rows = []
     for timing in record["timing"]:
         parts = {**record, "timing": timing}
-        rows.append({name: parts[section].get(name) for section, names in SECTIONS for name in names})
+        rows.append(
+            {name: parts[section].get(name) for section, names in SECTIONS for name in names}
+        )
     return rows
 
 
@@ -227,10 +241,17 @@ def describe(run: Run, study: str, backend: str, options: Options) -> dict:
     run = run.on(backend)
     names = {"study": study, "model": run.model, "method": run.method, "dtype": run.dtype}
     simulated = run.simulated_on(backend)
-    return names | {"backend": backend, "device": options.device, "simulated": simulated, "seed": options.seed}
+    return names | {
+        "backend": backend,
+        "device": options.device,
+        "simulated": simulated,
+        "seed": options.seed,
+    }
 
 
 def find(run: Run, study: str, backend: str, options: Options) -> dict | None:
     """The record of `run` on `backend`; None if it is missing, or cannot be used, which is said in a line."""
-    path = options.results / study / "runs" / f"{run_id(describe(run, study, backend, options))}.json"
+    path = (
+        options.results / study / "runs" / f"{run_id(describe(run, study, backend, options))}.json"
+    )
     return readable(path) if path.exists() else None

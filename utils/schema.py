@@ -67,7 +67,13 @@ ENVIRONMENT = {
     **_values(AMOUNT, "script_s"),
     "isa": {"type": "array", "items": {"type": "string"}},
 }
-HISTORY = {"type": "object", "properties": {"epoch": COUNT, **_values(NUMBER, "train_loss validation_loss validation_accuracy")}}
+HISTORY = {
+    "type": "object",
+    "properties": {
+        "epoch": COUNT,
+        **_values(NUMBER, "train_loss validation_loss validation_accuracy"),
+    },
+}
 TRAINING = {"training_dtype": TEXT, "history": {"type": "array", "items": HISTORY}}
 PROVENANCE = _values(DIGEST, "code_sha256 data_sha256 baseline_sha256 artifact_sha256")
 
@@ -84,7 +90,8 @@ REQUIRED = {
 
 def _schema() -> dict:
     sections = {
-        name: {"type": "object", "properties": rules, "required": REQUIRED.get(name, [])} for name, rules in SECTIONS.items()
+        name: {"type": "object", "properties": rules, "required": REQUIRED.get(name, [])}
+        for name, rules in SECTIONS.items()
     }
     sections["timing"] = {"type": "array", "minItems": 1, "items": sections["timing"]}
     layer = {"type": "object", "properties": {"layer": {"type": "string"}}, "required": ["layer"]}

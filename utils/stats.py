@@ -39,7 +39,10 @@ def difference(first: Sequence[float], second: Sequence[float]) -> tuple[float, 
     Donner 2008, "Construction of confidence limits about effect measures: a general approach".
     """
     (value, low, high), (other, other_low, other_high) = first, second
-    below, above = np.hypot(value - low, other_high - other), np.hypot(high - value, other - other_low)
+    below, above = (
+        np.hypot(value - low, other_high - other),
+        np.hypot(high - value, other - other_low),
+    )
     return float(value - other - below), float(value - other + above)
 
 
@@ -80,7 +83,9 @@ def crossed_interval(values: np.ndarray) -> tuple[float, float]:
     of_seeds, of_images = values.mean(1) - mean, values.mean(0) - mean
     between_seeds = images * (of_seeds**2).sum() / (seeds - 1)
     between_images = seeds * (of_images**2).sum() / (images - 1)
-    rest = ((values - mean - of_seeds[:, None] - of_images) ** 2).sum() / ((seeds - 1) * (images - 1))
+    rest = ((values - mean - of_seeds[:, None] - of_images) ** 2).sum() / (
+        (seeds - 1) * (images - 1)
+    )
     t, z = stats.t.ppf((1 + LEVEL) / 2, seeds - 1), stats.norm.ppf((1 + LEVEL) / 2)
     half = np.sqrt((t**2 * between_seeds + z**2 * max(between_images - rest, 0)) / values.size)
     return float(mean - half), float(mean + half)
@@ -106,7 +111,9 @@ def percentile_bound(latencies: np.ndarray, percentile: float) -> float | None:
     """
     n = len(latencies)
     counts = np.arange(1, n + 1)
-    allowed = int(counts[stats.binom.cdf(counts, n, 1 - percentile) <= CONFIDENCE_RISK].max(initial=0))
+    allowed = int(
+        counts[stats.binom.cdf(counts, n, 1 - percentile) <= CONFIDENCE_RISK].max(initial=0)
+    )
     return float(np.sort(latencies)[n - allowed]) if allowed else None
 
 
@@ -146,7 +153,9 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     An adjusted value below 0.05 is significant among all of them.
     """
     order = np.argsort(p_values)
-    stepped = np.maximum.accumulate(np.asarray(p_values)[order] * (len(order) - np.arange(len(order))))
+    stepped = np.maximum.accumulate(
+        np.asarray(p_values)[order] * (len(order) - np.arange(len(order)))
+    )
     adjusted = np.empty(len(order))
     adjusted[order] = np.minimum(stepped, 1.0)
     return adjusted

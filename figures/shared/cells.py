@@ -30,9 +30,13 @@ def percent(column: pd.Series) -> pd.Series:
     return text(100 * column)
 
 
-def with_interval(frame: pd.DataFrame, column: str, form: str, scale: float = 1, bounds: str = "") -> pd.Series:
+def with_interval(
+    frame: pd.DataFrame, column: str, form: str, scale: float = 1, bounds: str = ""
+) -> pd.Series:
     """Format `column` with its interval in `bounds`_ci_low and _high: "96.10 [95.16, 96.86]"."""
-    low, high = (text(scale * frame[f"{bounds or column}_ci_{end}"], form) for end in ("low", "high"))
+    low, high = (
+        text(scale * frame[f"{bounds or column}_ci_{end}"], form) for end in ("low", "high")
+    )
     both = text(scale * frame[column], form) + " [" + low + ", " + high + "]"
     return both.where(frame[column].notna(), "")
 

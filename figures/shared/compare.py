@@ -37,13 +37,22 @@ def gain(frame: pd.DataFrame, folder: Path) -> pd.DataFrame:
     rows = []
     for _, row in quantized.iterrows():
         same = row["device"], row["seed"]
-        sides = {method: names.get((method, row["dtype"], row["backend"], *same)) for method in ("ptq", "qat")}
+        sides = {
+            method: names.get((method, row["dtype"], row["backend"], *same))
+            for method in ("ptq", "qat")
+        }
         sides["control"] = names.get(("control", "fp32", "native", *same))
         for pair in PAIRS:
             if all(sides[side] for side in pair):
                 difference = " minus ".join(catalog.METHODS[side].label for side in pair)
                 first, second = (folder / f"{sides[side]}.npz" for side in pair)
-                rows.append({"variant": row["deployed"], "difference": difference, **decisions(first, second)})
+                rows.append(
+                    {
+                        "variant": row["deployed"],
+                        "difference": difference,
+                        **decisions(first, second),
+                    }
+                )
     return gain_cells(pd.DataFrame(rows)) if rows else pd.DataFrame()
 
 
@@ -65,14 +74,18 @@ def decisions(first: Path, second: Path) -> dict:
     """Accuracy of two runs, and how the decisions of the first compare with those of the second."""
     (logits, y), (other, other_y) = runs.answers(first), runs.answers(second)
     if not np.array_equal(y, other_y):
-        raise UserError(f"{first.name} and {second.name} are about other test images; run the older one's script again.")
+        raise UserError(
+            f"{first.name} and {second.name} are about other test images; run the older one's script again."
+        )
     right, other_right = logits.argmax(1) == y, other.argmax(1) == y
     return {"first": right.mean(), "second": other_right.mean()} | stats.against(right, other_right)
 
 
 def against_published(one: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     """Note and cells of the table with a row for each of the dissertation's rows."""
-    cells = pd.DataFrame([beside(row, published.match(row, one)) for _, row in published.load().iterrows()])
+    cells = pd.DataFrame(
+        [beside(row, published.match(row, one)) for _, row in published.load().iterrows()]
+    )
     counts = ", ".join(f"{n} {verdict}" for verdict, n in Counter(cells["verdict"]).most_common())
     note = (
         f"Verdicts on the {len(cells)} rows of the dissertation's tables: {counts}. Points: ours minus published; reproduced: "
@@ -140,15 +153,25 @@ def remarks(row: pd.Series, ours: pd.Series | None) -> list[str]:
     """
     if ours is None:
         variant = label(row, row["backend_here"])
-        reason = "TensorRT needs an NVIDIA GPU" if row["backend_here"] == "tensorrt" else f"{variant} is not in this study"
+        reason = (
+            "TensorRT needs an NVIDIA GPU"
+            if row["backend_here"] == "tensorrt"
+            else f"{variant} is not in this study"
+        )
         return [f"not run: {reason}"]
     speeds = row.filter(regex="latency|throughput|speedup").dropna().index
     fast = pd.notna(row["cpu_speedup"])
     says = {
         "ours: all of a model start from one FP32 network": ours["method"] == "fp32",
-        f"ours: {100 * ours['accuracy_difference']:+.2f} points to its FP32 ({ours['verdict']})": pd.notna(ours["verdict"]),
+        f"ours: {100 * ours['accuracy_difference']:+.2f} points to its FP32 ({ours['verdict']})": pd.notna(
+            ours["verdict"]
+        ),
         "the published speed is a GPU's": len(speeds) > 0 and speeds.str.startswith("gpu").all(),
     }
     known = {"simulated": "no speed, as simulated"}
-    notes = [words for words in caveats.of(plain(ours.to_dict())) if fast or words in caveats.ACCURACY]
-    return [text for text, true in says.items() if true] + [f"ours: {known.get(words, words)}" for words in notes]
+    notes = [
+        words for words in caveats.of(plain(ours.to_dict())) if fast or words in caveats.ACCURACY
+    ]
+    return [text for text, true in says.items() if true] + [
+        f"ours: {known.get(words, words)}" for words in notes
+    ]

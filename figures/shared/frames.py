@@ -14,10 +14,27 @@ from utils.errors import UserError
 RUN = ["model", "method", "dtype", "backend", "device", "seed"]  # columns that tell runs apart
 ORDER = RUN[:4]
 DEPLOYED = ORDER[1:]  # what models have in common
-TIMING = [name for section, names in results.SECTIONS if section == "timing" for name in names if name != "threads"]
-TEXTS = ("study", "negative_class", "positive_class")  # read as they are: a class may be called "NA" or "1"
-TYPES = dict.fromkeys(TEXTS, str) | {"batch_size": "Int64"}  # which is empty where nothing was timed
-NAMES = {"model": catalog.MODELS, "method": catalog.METHODS, "dtype": catalog.FORMATS, "backend": catalog.BACKENDS}
+TIMING = [
+    name
+    for section, names in results.SECTIONS
+    if section == "timing"
+    for name in names
+    if name != "threads"
+]
+TEXTS = (
+    "study",
+    "negative_class",
+    "positive_class",
+)  # read as they are: a class may be called "NA" or "1"
+TYPES = dict.fromkeys(TEXTS, str) | {
+    "batch_size": "Int64"
+}  # which is empty where nothing was timed
+NAMES = {
+    "model": catalog.MODELS,
+    "method": catalog.METHODS,
+    "dtype": catalog.FORMATS,
+    "backend": catalog.BACKENDS,
+}
 
 
 def read(path: Path) -> pd.DataFrame:
@@ -33,14 +50,20 @@ def read(path: Path) -> pd.DataFrame:
     dtype = frame["dtype"].map(_labels(catalog.FORMATS))
     method = frame["method"].astype(str).map(_labels(catalog.METHODS) | {"fp32": ""})
     unsaid = frame["simulated"] & (frame["backend"] != "simulated")
-    suffix = unsaid.map({True: " (simulated)", False: ""}) + frame["device"].map({"cuda": " on GPU"}).fillna("")
-    frame["series"] = (dtype + " " + method + " " + frame["backend"]).str.split().str.join(" ") + suffix
+    suffix = unsaid.map({True: " (simulated)", False: ""}) + frame["device"].map(
+        {"cuda": " on GPU"}
+    ).fillna("")
+    frame["series"] = (dtype + " " + method + " " + frame["backend"]).str.split().str.join(
+        " "
+    ) + suffix
     frame["deployment"] = dtype + " " + frame["backend"] + suffix
     frame["processor"] = processor_of_each(frame)
     baselines = frame[frame["method"] == "fp32"].drop_duplicates(["model", "device", "seed"])
     processor = baselines.set_index(["model", "device", "seed"])["processor"].to_dict()
     keys = zip(frame["model"], frame["device"], frame["seed"], strict=True)
-    frame["fp32_processor"] = pd.Series([processor.get(key) for key in keys], frame.index, dtype=object)
+    frame["fp32_processor"] = pd.Series(
+        [processor.get(key) for key in keys], frame.index, dtype=object
+    )
     return frame.sort_values(ORDER, kind="stable")
 
 
@@ -59,8 +82,13 @@ def _labels(entries: dict) -> dict[str, str]:
 def _table(path: Path) -> pd.DataFrame:
     """Read results.csv; raise `UserError` where it is missing, damaged or of another version."""
     if not path.exists():
-        studies = ", ".join(sorted(table.parent.name for table in path.parents[1].glob("*/results.csv"))) or "none yet"
-        raise UserError(f"there is no {path}. Run the scripts first, or give --study; studies there: {studies}.")
+        studies = (
+            ", ".join(sorted(table.parent.name for table in path.parents[1].glob("*/results.csv")))
+            or "none yet"
+        )
+        raise UserError(
+            f"there is no {path}. Run the scripts first, or give --study; studies there: {studies}."
+        )
     again = "any script of the study rebuilds it."
     try:
         frame = pd.read_csv(path, dtype=TYPES, na_values=dict.fromkeys(set(results.COLUMNS) - set(TEXTS), ""),
@@ -70,13 +98,17 @@ def _table(path: Path) -> pd.DataFrame:
         raise UserError(f"{path} is damaged ({reason}); {again}") from None
     missing = [name for name in results.COLUMNS if name not in frame]
     if missing:
-        raise UserError(f"{path} lacks the columns {', '.join(missing[:3])}{', ...' * (len(missing) > 3)}; {again}")
+        raise UserError(
+            f"{path} lacks the columns {', '.join(missing[:3])}{', ...' * (len(missing) > 3)}; {again}"
+        )
     if frame.empty:
         raise UserError(f"{path} holds no runs yet.")
     for column, known in NAMES.items():
         unknown = sorted(set(frame[column].astype(str)) - set(known))
         if unknown:
-            raise UserError(f"{path} names the {column} {', '.join(unknown)}, which utils/catalog.py does not have.")
+            raise UserError(
+                f"{path} names the {column} {', '.join(unknown)}, which utils/catalog.py does not have."
+            )
     return frame
 
 
@@ -92,8 +124,14 @@ def one_batch(frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
 def of_all_seeds(frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     """Select one row for each run, as `one_batch` does for the lowest seeds."""
     batch = frame["batch_size"].min()
-    timed = frame["threads"].eq(frame["threads"].max()) & frame["batch_size"].eq(batch).fillna(False)
-    frame = frame.assign(timed=timed).sort_values("timed", ascending=False, kind="stable").drop_duplicates(RUN)
+    timed = frame["threads"].eq(frame["threads"].max()) & frame["batch_size"].eq(batch).fillna(
+        False
+    )
+    frame = (
+        frame.assign(timed=timed)
+        .sort_values("timed", ascending=False, kind="stable")
+        .drop_duplicates(RUN)
+    )
     empty = {name: frame[name].where(frame["timed"]) for name in frame.columns.intersection(TIMING)}
     return frame.assign(**empty).drop(columns="timed").sort_values(ORDER, kind="stable"), batch
 
@@ -111,10 +149,15 @@ def usual(frame: pd.DataFrame) -> pd.DataFrame:
     """
     one, _ = one_batch(frame)
     kinds = zip(one["model"], one["method"], one["dtype"], strict=True)
-    order = [(*catalog.Run(*kind).backends, name).index(name) for kind, name in zip(kinds, one["backend"], strict=True)]
+    order = [
+        (*catalog.Run(*kind).backends, name).index(name)
+        for kind, name in zip(kinds, one["backend"], strict=True)
+    ]
     models = one.groupby(DEPLOYED, observed=True)["model"].transform("nunique")
     one = one.assign(models=-models, slowness=-speed(one), order=order)
-    one = one.sort_values(["models", "slowness", "order"], kind="stable").drop_duplicates(["model", "method", "dtype"])
+    one = one.sort_values(["models", "slowness", "order"], kind="stable").drop_duplicates(
+        ["model", "method", "dtype"]
+    )
     return one.drop(columns=["models", "slowness", "order"]).sort_values(ORDER, kind="stable")
 
 
@@ -125,12 +168,18 @@ def speed(one: pd.DataFrame) -> pd.Series:
     """
     ratios = np.log(one["speedup_vs_best_fp32"])
     timed = ratios.notna().groupby([one["method"], one["dtype"]], observed=True).transform("all")
-    return ratios.groupby([one[name] for name in DEPLOYED], observed=True).transform("mean").where(timed, 0.0)
+    return (
+        ratios.groupby([one[name] for name in DEPLOYED], observed=True)
+        .transform("mean")
+        .where(timed, 0.0)
+    )
 
 
 def quantized(frame: pd.DataFrame) -> pd.DataFrame:
     """Select the rows whose method quantizes."""
-    return frame[frame["method"].isin([name for name, method in catalog.METHODS.items() if method.quantizes])]
+    return frame[
+        frame["method"].isin([name for name, method in catalog.METHODS.items() if method.quantizes])
+    ]
 
 
 def present(frame: pd.DataFrame) -> list[str]:

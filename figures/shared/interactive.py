@@ -14,7 +14,9 @@ from figures.shared.cells import number
 from utils import catalog, results
 
 WIDTH, HEIGHT, LEFT, BOTTOM, EDGE = 760, 420, 62, 50, 14  # of the scatter, in units of its view box
-TICKS = [mantissa * 10**power for power in range(-3, 4) for mantissa in (1, 2, 5)]  # of the ratio of times
+TICKS = [
+    mantissa * 10**power for power in range(-3, 4) for mantissa in (1, 2, 5)
+]  # of the ratio of times
 STEPS = (0.5, 1, 2, 5, 10, 20)  # points of accuracy between two lines
 SHAPES = {  # markers of the catalog, as SVG paths around (0, 0)
     "o": "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0Z", "s": "M-4.5-4.5h9v9h-9Z", "^": "M0-5.6L5.6 4.6H-5.6Z", "D": "M0-6L6 0L0 6L-6 0Z",
@@ -32,7 +34,9 @@ def scatter(one: pd.DataFrame) -> dict | None:
         return None
     times, accuracies = 1 / timed["speedup_vs_best_fp32"], 100 * timed["accuracy"]
     low, high = math.log10(min(times.min(), 1)) - 0.08, math.log10(max(times.max(), 1)) + 0.08
-    step = next((step for step in STEPS if (accuracies.max() - accuracies.min()) / step <= 6), STEPS[-1])
+    step = next(
+        (step for step in STEPS if (accuracies.max() - accuracies.min()) / step <= 6), STEPS[-1]
+    )
     bottom = max(0, step * math.floor(accuracies.min() / step - 0.5))
     top = min(100, step * math.ceil(accuracies.max() / step + 0.5))
 
@@ -66,7 +70,11 @@ def shape(model: str) -> str:
 
 def look(row: pd.Series) -> dict:
     """Shape, colour and filling of a point, as in the figures."""
-    return {"shape": shape(row["model"]), "colour": style.colour(row), "hollow": not style.filled(row)}
+    return {
+        "shape": shape(row["model"]),
+        "colour": style.colour(row),
+        "hollow": not style.filled(row),
+    }
 
 
 def label(row: pd.Series) -> str:
@@ -93,7 +101,10 @@ def answers(one: pd.DataFrame, folder: Path) -> dict:
         labels = y if labels is None else labels
         if np.array_equal(labels, y):
             decided.append(
-                {"name": f"{catalog.MODELS[row['model']].label} {row['variant']}", "answers": digits(logits.argmax(1))}
+                {
+                    "name": f"{catalog.MODELS[row['model']].label} {row['variant']}",
+                    "answers": digits(logits.argmax(1)),
+                }
             )
     names = results.test_images(folder)
     return {

@@ -12,7 +12,11 @@ from figures.shared.cells import numeric
 
 SPECIAL = {character: f"\\{character}" for character in "&%$#_{}"}
 SPECIAL |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-SPECIAL |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}  # other characters in TeX's default font encoding
+SPECIAL |= {
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+}  # other characters in TeX's default font encoding
 LONG = 32  # characters of a cell beyond which its column is a paragraph, broken into lines
 PORTRAIT = 100  # characters of a row that fit on an upright page
 
@@ -21,8 +25,14 @@ def table(frame: pd.DataFrame, title: str, note: str, label: str) -> str:
     """Format a frame of strings for \\input; a wide one is small and on a landscape page."""
     widths = {name: max(map(len, (*name.split(), *frame[name]))) for name in frame}
     wide = sum(min(width, LONG) + 2 for width in widths.values()) > PORTRAIT
-    size, begin, end = (r"\tiny", "begin{landscape}", "end{landscape}") if wide else (r"\footnotesize", "begingroup", "endgroup")
-    names = " & ".join(stacked(name, width, "r" if numeric(frame[name]) else "l") for name, width in widths.items())
+    size, begin, end = (
+        (r"\tiny", "begin{landscape}", "end{landscape}")
+        if wide
+        else (r"\footnotesize", "begingroup", "endgroup")
+    )
+    names = " & ".join(
+        stacked(name, width, "r" if numeric(frame[name]) else "l") for name, width in widths.items()
+    )
     between = "\n\\addlinespace\n" if max(widths.values()) > LONG else "\n"
     head = rf"\toprule {names} \\ \midrule"
     lines = [

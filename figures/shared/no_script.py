@@ -4,5 +4,8 @@ import sys
 from pathlib import Path
 
 name = Path(sys.argv[0]).name
-print(f"error: figures/shared/{name} is no script; run one in figures/, such as: python figures/all.py", file=sys.stderr)
+print(
+    f"error: figures/shared/{name} is no script; run one in figures/, such as: python figures/all.py",
+    file=sys.stderr,
+)
 sys.exit(2)

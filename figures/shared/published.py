@@ -8,10 +8,28 @@ import pandas as pd
 from utils import catalog, paths, stats
 
 FIGURE = "published_vs_reproduced"  # name of the script that draws them, and of its picture
-METHODS = {method.label.lower(): name for name, method in catalog.METHODS.items()}  # as the dissertation names them
-FAKE_QUANT = ("qat", "int8", "fbgemm")  # the run whose network before conversion stands for the published "fake-quant"
+METHODS = {
+    method.label.lower(): name for name, method in catalog.METHODS.items()
+}  # as the dissertation names them
+FAKE_QUANT = (
+    "qat",
+    "int8",
+    "fbgemm",
+)  # the run whose network before conversion stands for the published "fake-quant"
 ELSE = "something else"  # that is not of what the row names
-KNOWN = ("study", "model", "method", "dtype", "backend", "device", "simulated", "seed", "n_test", "cpu", "series")
+KNOWN = (
+    "study",
+    "model",
+    "method",
+    "dtype",
+    "backend",
+    "device",
+    "simulated",
+    "seed",
+    "n_test",
+    "cpu",
+    "series",
+)
 
 
 def load() -> pd.DataFrame:
@@ -31,7 +49,15 @@ def match(published_row: pd.Series, one: pd.DataFrame) -> pd.Series | None:
     holds only afterwards.
     """
     fake = published_row["variant"] == "fake-quant"
-    key = FAKE_QUANT if fake else (METHODS[published_row["method"]], published_row["dtype"], published_row["backend_here"])
+    key = (
+        FAKE_QUANT
+        if fake
+        else (
+            METHODS[published_row["method"]],
+            published_row["dtype"],
+            published_row["backend_here"],
+        )
+    )
     runs = one[one["model"] == published_row["model"]]
     for column, value in zip(("method", "dtype", "backend"), key, strict=True):
         runs = runs[runs[column] == value]
@@ -46,7 +72,9 @@ def match(published_row: pd.Series, one: pd.DataFrame) -> pd.Series | None:
 def label(row: pd.Series, *more: str) -> str:
     """Name a published row by its number format and method, and what else is given, each once."""
     method = METHODS[row["method"]]
-    name = "" if method == "fp32" else catalog.METHODS[method].label  # FP32 says that it is the baseline
+    name = (
+        "" if method == "fp32" else catalog.METHODS[method].label
+    )  # FP32 says that it is the baseline
     return " ".join(dict.fromkeys(filter(None, (catalog.FORMATS[row["dtype"]].label, name, *more))))
 
 

@@ -41,7 +41,9 @@ POINTS_TO_FP32 = Quantity("accuracy_difference", "loses more", "loses less")
 SPEED = Quantity("speedup_vs_eager_fp32", "gains less speed", "gains more speed", ratio=True)
 
 
-def beside(here: pd.DataFrame, there: pd.DataFrame, name: str, other: str) -> tuple[str, pd.DataFrame]:
+def beside(
+    here: pd.DataFrame, there: pd.DataFrame, name: str, other: str
+) -> tuple[str, pd.DataFrame]:
     """Note and cells of the table that compares the study `here`, called `name`, with that `there`.
 
     Both are frames of `frames.read`. Raises `UserError` if they have no run in common.
@@ -49,9 +51,14 @@ def beside(here: pd.DataFrame, there: pd.DataFrame, name: str, other: str) -> tu
     (ours, _), (theirs, _) = frames.of_all_seeds(here), frames.of_all_seeds(there)
     both = ours.merge(theirs, on=frames.RUN, suffixes=("", "_there"))
     if both.empty:
-        raise UserError(f"{name} and {other} have no run in common: none of the same model, method, format, engine and seed.")
+        raise UserError(
+            f"{name} and {other} have no run in common: none of the same model, method, format, engine and seed."
+        )
     rows = both.to_dict("records")
-    outcomes = {quantity: [compared(row, quantity) for row in rows] for quantity in (ACCURACY, POINTS_TO_FP32, SPEED)}
+    outcomes = {
+        quantity: [compared(row, quantity) for row in rows]
+        for quantity in (ACCURACY, POINTS_TO_FP32, SPEED)
+    }
     sizes = [size_outcome(row) for row in rows]
     cells = table(both, outcomes, sizes)
     inside = {key: counted([outcome for _, outcome in outcomes[q]]) for key, q in
@@ -89,7 +96,13 @@ def size_outcome(row: dict) -> str | None:
     ours, theirs = row["size_mb"], row["size_mb_there"]
     if pd.isna(ours) or pd.isna(theirs):
         return None
-    return "" if abs(ours - theirs) <= SAME_SIZE * theirs else "larger file" if ours > theirs else "smaller file"
+    return (
+        ""
+        if abs(ours - theirs) <= SAME_SIZE * theirs
+        else "larger file"
+        if ours > theirs
+        else "smaller file"
+    )
 
 
 def counted(outcomes: list[str | None]) -> str:
@@ -100,8 +113,13 @@ def counted(outcomes: list[str | None]) -> str:
 
 def table(both: pd.DataFrame, outcomes: dict, sizes: list[str | None]) -> pd.DataFrame:
     """Cells of the table."""
-    words = zip(*([outcome for _, outcome in each] for each in outcomes.values()), sizes, strict=True)
-    differences = {quantity: pd.Series([cell for cell, _ in each], dtype=str) for quantity, each in outcomes.items()}
+    words = zip(
+        *([outcome for _, outcome in each] for each in outcomes.values()), sizes, strict=True
+    )
+    differences = {
+        quantity: pd.Series([cell for cell, _ in each], dtype=str)
+        for quantity, each in outcomes.items()
+    }
     seed = ", seed " + both["seed"].astype(str) if both["seed"].nunique() > 1 else ""
     return pd.DataFrame({
         "model": [catalog.MODELS[model].label for model in both["model"]],
@@ -124,12 +142,18 @@ def table(both: pd.DataFrame, outcomes: dict, sizes: list[str | None]) -> pd.Dat
 def missing(ours: pd.DataFrame, theirs: pd.DataFrame, where: str) -> str:
     """Say which runs are only `where`, "here" or "there"; nothing if none is."""
     frame, others = (ours, theirs) if where == "here" else (theirs, ours)
-    keys, known = (pd.MultiIndex.from_frame(each[frames.RUN].astype(str)) for each in (frame, others))
+    keys, known = (
+        pd.MultiIndex.from_frame(each[frames.RUN].astype(str)) for each in (frame, others)
+    )
     alone = frame[~keys.isin(known)]
     if alone.empty:
         return ""
     seed = " of seed " + alone["seed"].astype(str) if frame["seed"].nunique() > 1 else ""
-    labels = alone["model"].astype(str).map({name: model.label for name, model in catalog.MODELS.items()})
+    labels = (
+        alone["model"]
+        .astype(str)
+        .map({name: model.label for name, model in catalog.MODELS.items()})
+    )
     names = labels + " " + alone["series"] + seed
     more = f" and {len(alone) - 3} more" if len(alone) > 3 else ""
     return f"Only {where}: {', '.join(names.head(3))}{more}. "
@@ -138,11 +162,18 @@ def missing(ours: pd.DataFrame, theirs: pd.DataFrame, where: str) -> str:
 def differences(here: pd.DataFrame, there: pd.DataFrame) -> Iterator[str]:
     """Yield the settings in which two studies differ, "torch 2.13.0 here, 2.7.0 there"."""
     both = pd.concat([here, there], keys=["here", "there"])
-    both["processor"] = frames.processor_of_each(both)  # by both, because clouds call different ones by the same name
+    both["processor"] = frames.processor_of_each(
+        both
+    )  # by both, because clouds call different ones by the same name
     here, there = both.loc["here"], both.loc["there"]
     for column, label in SETTINGS.items():
-        ours, theirs = (sorted(frame[column].dropna().astype(str).unique()) for frame in (here, there))
+        ours, theirs = (
+            sorted(frame[column].dropna().astype(str).unique()) for frame in (here, there)
+        )
         if ours != theirs:
             short = 10 if column in ("data_sha256", "git_commit") else None  # enough of a hash
-            sides = [" and ".join(value[:short] for value in side) or "unknown" for side in (ours, theirs)]
+            sides = [
+                " and ".join(value[:short] for value in side) or "unknown"
+                for side in (ours, theirs)
+            ]
             yield f"{label} {sides[0]} here, {sides[1]} there"

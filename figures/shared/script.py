@@ -13,10 +13,16 @@ import pandas as pd
 from figures.shared import frames
 from utils import cli, paths
 
-Make = Callable[[pd.DataFrame, argparse.Namespace], None]  # draws a figure, or writes tables or the report
+Make = Callable[
+    [pd.DataFrame, argparse.Namespace], None
+]  # draws a figure, or writes tables or the report
 
 
-def run(make: Make, doc: str, add_options: Callable[[argparse.ArgumentParser], None] = lambda parser: None) -> None:
+def run(
+    make: Make,
+    doc: str,
+    add_options: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+) -> None:
     """Run a figure script; what the user can mend ends it with one line, as `cli.reporting` says.
 
     `add_options(parser)` declares what only this script understands.
@@ -26,11 +32,17 @@ def run(make: Make, doc: str, add_options: Callable[[argparse.ArgumentParser], N
         make(read(args), args)
 
 
-def parse(doc: str, add_options: Callable[[argparse.ArgumentParser], None] = lambda parser: None) -> argparse.Namespace:
+def parse(
+    doc: str, add_options: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+) -> argparse.Namespace:
     """Parse the command line; `out` is None where it was not given."""
     parser = cli.Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--study", default="drawn", help="folder in --results to read (default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=paths.RESULTS, metavar="DIR", help="default: results/")
+    parser.add_argument(
+        "--study", default="drawn", help="folder in --results to read (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=paths.RESULTS, metavar="DIR", help="default: results/"
+    )
     parser.add_argument(
         "--out",
         type=Path,

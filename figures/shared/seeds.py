@@ -13,7 +13,11 @@ from utils import results, stats
 from utils.errors import UserError
 
 KIND = ("model", "series", "method", "dtype", "backend")
-INTERVALS = [name + end for name in ("accuracy", "accuracy_difference") for end in ("", "_ci_low", "_ci_high")]
+INTERVALS = [
+    name + end
+    for name in ("accuracy", "accuracy_difference")
+    for end in ("", "_ci_low", "_ci_high")
+]
 
 
 def together(one: pd.DataFrame, folder: Path) -> pd.DataFrame:
@@ -32,21 +36,34 @@ def together(one: pd.DataFrame, folder: Path) -> pd.DataFrame:
             continue
         right = decided(folder, same["run"])
         kind = {name: same[name].iloc[0] for name in KIND}
-        row = kind | {"seeds": len(same), "std": right.mean(1).std(ddof=1)} | mean("accuracy", right, 0)
-        bases = [baselines.get((model, device, seed)) for device, seed in zip(same["device"], same["seed"], strict=True)]
+        row = (
+            kind
+            | {"seeds": len(same), "std": right.mean(1).std(ddof=1)}
+            | mean("accuracy", right, 0)
+        )
+        bases = [
+            baselines.get((model, device, seed))
+            for device, seed in zip(same["device"], same["seed"], strict=True)
+        ]
         if kind["method"] != "fp32" and all(bases):
             row |= mean("accuracy_difference", right - decided(folder, bases), -1)
-            row["verdict"] = stats.verdict(row["accuracy_difference_ci_low"], row["accuracy_difference_ci_high"])
+            row["verdict"] = stats.verdict(
+                row["accuracy_difference_ci_low"], row["accuracy_difference_ci_high"]
+            )
         rows.append(row)
     means = pd.DataFrame(rows, columns=[*KIND, "seeds", "std", *INTERVALS, "verdict"])
-    return means.astype({name: one[name].dtype for name in KIND})  # models and methods in the catalog's order
+    return means.astype(
+        {name: one[name].dtype for name in KIND}
+    )  # models and methods in the catalog's order
 
 
 def decided(folder: Path, names: list[str]) -> np.ndarray:
     """Return which test images the runs `names` decide rightly: 1.0 or 0.0, (runs, images)."""
     answers = [runs.answers(folder / f"{name}.npz") for name in names]
     if any(not np.array_equal(y, answers[0][1]) for _, y in answers):
-        raise UserError(f"the runs {', '.join(names)} are about different test images; run the scripts of the older ones again.")
+        raise UserError(
+            f"the runs {', '.join(names)} are about different test images; run the scripts of the older ones again."
+        )
     return np.array([logits.argmax(1) == y for logits, y in answers], float)
 
 

@@ -32,13 +32,29 @@ from matplotlib.transforms import Bbox
 from figures.shared import frames, script
 from utils import catalog, paths
 
-OUTLINE = [Stroke(linewidth=2.2, foreground="0.25"), withStroke(linewidth=0)]  # light lines stay visible in grey
-BESIDE = dict(fontsize=6.5, loc="center left", bbox_to_anchor=(1.02, 0.5), handlelength=4, title_fontsize=7)  # of a legend
-OFFSETS = [(x, y) for far in (9, 16, 23, 30) for y in (far, -far) for x in (0, -16, 16, -32, 32)]  # of texts, in points
-METADATA = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None, "Creator": None}}  # same data, same bytes
+OUTLINE = [
+    Stroke(linewidth=2.2, foreground="0.25"),
+    withStroke(linewidth=0),
+]  # light lines stay visible in grey
+BESIDE = dict(
+    fontsize=6.5, loc="center left", bbox_to_anchor=(1.02, 0.5), handlelength=4, title_fontsize=7
+)  # of a legend
+OFFSETS = [
+    (x, y) for far in (9, 16, 23, 30) for y in (far, -far) for x in (0, -16, 16, -32, 32)
+]  # of texts, in points
+METADATA = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+}  # same data, same bytes
 
-sns.set_theme(context="paper", style="whitegrid", rc={"axes.edgecolor": "0.3", "pdf.fonttype": 42, "savefig.dpi": 200})
-plt.rcParams["pdf.compression"] = 0  # by the zlib of the system, of which there are several: the bytes would depend on it
+sns.set_theme(
+    context="paper",
+    style="whitegrid",
+    rc={"axes.edgecolor": "0.3", "pdf.fonttype": 42, "savefig.dpi": 200},
+)
+plt.rcParams["pdf.compression"] = (
+    0  # by the zlib of the system, of which there are several: the bytes would depend on it
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +84,11 @@ def filled(row: pd.Series) -> bool:
 
 def methods(filled: bool) -> str:
     """Labels of the quantizing methods whose marks are filled, or of those whose marks are not."""
-    return ", ".join(method.label for method in catalog.METHODS.values() if method.quantizes and method.filled == filled)
+    return ", ".join(
+        method.label
+        for method in catalog.METHODS.values()
+        if method.quantizes and method.filled == filled
+    )
 
 
 def look(row: pd.Series) -> dict:
@@ -77,15 +97,23 @@ def look(row: pd.Series) -> dict:
     if filled(row):
         return dict(marker=marker, color=colour(row), markeredgecolor="black", ms=7)
     ring = [withStroke(linewidth=2.4, foreground="black")]
-    return dict(marker=marker, color="white", markeredgecolor=colour(row), mew=1.3, ms=6, path_effects=ring)
+    return dict(
+        marker=marker, color="white", markeredgecolor=colour(row), mew=1.3, ms=6, path_effects=ring
+    )
 
 
 def legend(frame: pd.DataFrame, *more: Line2D) -> list[Line2D]:
     """Legend entries for colours, filled and hollow marks, and what stands in `more`."""
     handles = [Line2D([], [], ls="", marker="D", mfc=dtype.colour, mec="black", label=dtype.label)
                for name, dtype in catalog.FORMATS.items() if name in set(frame["dtype"])]  # fmt: skip
-    fills = {f"filled: {methods(filled=True)}, FP32": "0.7", f"hollow: {methods(filled=False)}": "white"}
-    handles += [Line2D([], [], ls="", marker="D", mfc=fill, mec="black", label=text) for text, fill in fills.items()]
+    fills = {
+        f"filled: {methods(filled=True)}, FP32": "0.7",
+        f"hollow: {methods(filled=False)}": "white",
+    }
+    handles += [
+        Line2D([], [], ls="", marker="D", mfc=fill, mec="black", label=text)
+        for text, fill in fills.items()
+    ]
     return [*handles, *more]
 
 
@@ -98,12 +126,17 @@ def panels(
     """Make an empty dot plot for each model; return it with the model's part of the frame."""
     models = frames.present(frame)
     size = (2.2 + width * len(models), 1.3 + 0.27 * max(4, len(rows)))
-    figure, grid = plt.subplots(1, len(models), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    figure, grid = plt.subplots(
+        1, len(models), figsize=size, sharey=True, squeeze=False, layout="constrained"
+    )
     for axes, model in zip(grid[0], models, strict=True):
         axes.set_title(catalog.MODELS[model].label, fontsize=9)
         axes.set(yticks=range(len(rows)), ylim=(len(rows) - 0.5, -0.5))
     grid[0][0].set_yticklabels(rows)
-    return figure, [(axes, model, frame[frame["model"] == model]) for axes, model in zip(grid[0], models, strict=True)]
+    return figure, [
+        (axes, model, frame[frame["model"] == model])
+        for axes, model in zip(grid[0], models, strict=True)
+    ]
 
 
 def dots(axes: plt.Axes, runs: pd.DataFrame, rows: list[str], marks: Dots) -> None:
@@ -117,16 +150,28 @@ def dots(axes: plt.Axes, runs: pd.DataFrame, rows: list[str], marks: Dots) -> No
     for place, name in enumerate(rows):
         drawn = runs[runs[marks.by] == name].dropna(subset=marks.column)
         for n, (_, row) in enumerate(drawn.iterrows()):
-            x, y = marks.scale * row[marks.column], place + marks.shift + 0.12 * (n - (len(drawn) - 1) / 2)
-            low, high = (marks.scale * row[f"{marks.interval}_{end}"] if marks.interval else x for end in ("low", "high"))
+            x, y = (
+                marks.scale * row[marks.column],
+                place + marks.shift + 0.12 * (n - (len(drawn) - 1) / 2),
+            )
+            low, high = (
+                marks.scale * row[f"{marks.interval}_{end}"] if marks.interval else x
+                for end in ("low", "high")
+            )
             if marks.interval:
-                axes.errorbar(x, y, xerr=[[max(0, x - low)], [max(0, high - x)]], ecolor="0.4", capsize=2)
+                axes.errorbar(
+                    x, y, xerr=[[max(0, x - low)], [max(0, high - x)]], ecolor="0.4", capsize=2
+                )
             axes.plot(x, y, ls="", zorder=3, **look(row) | marks.look)
             if timing and pd.notna(row["contended"]) and row["contended"]:
-                axes.annotate("*", (max(x, high), y), (4, -3), textcoords="offset points", fontsize=9)
+                axes.annotate(
+                    "*", (max(x, high), y), (4, -3), textcoords="offset points", fontsize=9
+                )
 
 
-def gaps(axes: plt.Axes, runs: pd.DataFrame, rows: list[str], marks: Dots, prefix: str = "") -> None:
+def gaps(
+    axes: plt.Axes, runs: pd.DataFrame, rows: list[str], marks: Dots, prefix: str = ""
+) -> None:
     """Write "not run" in rows that a model lacks, and "not timed" where its runs lack a value."""
     size = 5.5 if marks.shift else 7
     for place, name in enumerate(rows):
@@ -174,7 +219,11 @@ def annotate(axes: plt.Axes, points: Iterable[tuple[float, float, str]]) -> None
                                   arrowprops=line, zorder=4)  # fmt: skip
             label.update_positions(axes.figure.canvas.get_renderer())
             box = Text.get_window_extent(label).padded(1)
-            inside = axes.bbox.containsx(box.x0) and axes.bbox.containsx(box.x1) and axes.bbox.containsy(box.y0)
+            inside = (
+                axes.bbox.containsx(box.x0)
+                and axes.bbox.containsx(box.x1)
+                and axes.bbox.containsy(box.y0)
+            )
             if inside and axes.bbox.containsy(box.y1) and not box.count_overlaps(taken):
                 taken.append(box)
                 break
@@ -188,13 +237,23 @@ def log_scale(axis: Axis) -> None:
     box = axis.axes.get_window_extent()
     inches = (box.width if axis.axis_name == "x" else box.height) / axis.axes.figure.dpi
     dense = math.log10(high / low) / inches  # decades an inch
-    steps = (1, 1.5, 2, 3, 5, 7) if dense < 0.5 else (1, 2, 5) if dense < 1.1 else (1, 3) if dense < 1.6 else (1,)
+    steps = (
+        (1, 1.5, 2, 3, 5, 7)
+        if dense < 0.5
+        else (1, 2, 5)
+        if dense < 1.1
+        else (1, 3)
+        if dense < 1.6
+        else (1,)
+    )
     axis.set_major_locator(LogLocator(subs=steps))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_locator(NullLocator())
 
 
-def grid(frame: pd.DataFrame, cell: float, columns: int = 8) -> tuple[plt.Figure, list[tuple[plt.Axes, pd.Series]]]:
+def grid(
+    frame: pd.DataFrame, cell: float, columns: int = 8
+) -> tuple[plt.Figure, list[tuple[plt.Axes, pd.Series]]]:
     """Make a block of small square panels for each model, one a series; return those of runs.
 
     The others say "not run".
@@ -203,7 +262,9 @@ def grid(frame: pd.DataFrame, cell: float, columns: int = 8) -> tuple[plt.Figure
     columns = min(columns, len(rows))
     deep = -(-len(rows) // columns)
     size = (0.7 + cell * columns, 0.7 + (cell + 0.27) * deep * len(models))
-    figure, squares = plt.subplots(deep * len(models), columns, figsize=size, squeeze=False, layout="constrained")
+    figure, squares = plt.subplots(
+        deep * len(models), columns, figsize=size, squeeze=False, layout="constrained"
+    )
     used = []
     for n, model in enumerate(models):
         runs = frame[frame["model"] == model].set_index("series", drop=False)
@@ -215,7 +276,16 @@ def grid(frame: pd.DataFrame, cell: float, columns: int = 8) -> tuple[plt.Figure
             if name in runs.index:
                 used.append((axes, runs.loc[name]))
             else:
-                axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center", va="center", color="0.4", fontsize=6)
+                axes.text(
+                    0.5,
+                    0.5,
+                    "not run",
+                    transform=axes.transAxes,
+                    ha="center",
+                    va="center",
+                    color="0.4",
+                    fontsize=6,
+                )
         for axes in block[len(rows) :]:
             axes.set_axis_off()
     return figure, used

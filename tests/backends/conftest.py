@@ -12,4 +12,4 @@ def model():
 @pytest.fixture(scope="module")
 def integers(request, model):
     """`model`, quantized as the engine of the module asks."""
-    return quantized(model, request.module.ENGINE.placement_by({"bits": 8}), images())
+    return quantized(model, request.module.ENGINE.qdq_config({"bits": 8}), images())

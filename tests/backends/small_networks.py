@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from utils.quantize import ptq
-from utils.quantize.placement import Placement
-from utils.quantize.quantized import Quantized
+from utils.quantize.network import Quantized
+from utils.quantize.qdq_config import QDQConfig
 
 RECIPE = {"activations": "minmax", "bias_correction": False}
 
@@ -17,12 +17,21 @@ class Mixed(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 16, 8, stride=8, bias=False), nn.BatchNorm2d(16), nn.Hardswish())
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 16, 8, stride=8, bias=False), nn.BatchNorm2d(16), nn.Hardswish()
+        )
         self.pool = nn.MaxPool2d(2)
-        self.depthwise = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False), nn.BatchNorm2d(16), nn.ReLU())
-        self.squeeze, self.gate = nn.AdaptiveAvgPool2d(1), nn.Sequential(nn.Conv2d(16, 16, 1), nn.Hardsigmoid())
+        self.depthwise = nn.Sequential(
+            nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False), nn.BatchNorm2d(16), nn.ReLU()
+        )
+        self.squeeze, self.gate = (
+            nn.AdaptiveAvgPool2d(1),
+            nn.Sequential(nn.Conv2d(16, 16, 1), nn.Hardsigmoid()),
+        )
         self.project = nn.Conv2d(16, 16, 1)
-        self.head = nn.Sequential(nn.Linear(16, 32), nn.Hardswish(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
+        self.head = nn.Sequential(
+            nn.Linear(16, 32), nn.Hardswish(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2)
+        )
 
     def forward(self, x):
         x = self.pool(self.stem(x))
@@ -63,10 +72,16 @@ def mixed() -> Mixed:
 def images(count: int = 4) -> torch.Tensor:
     """Noise around uneven means, in blobs of 8 x 8 pixels: float32 (count, 3, 224, 224)."""
     generator = torch.Generator().manual_seed(1)
-    noise = torch.randn(count, 3, 28, 28, generator=generator).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    noise = (
+        torch.randn(count, 3, 28, 28, generator=generator)
+        .repeat_interleave(8, 2)
+        .repeat_interleave(8, 3)
+    )
     return noise + torch.randn(count, 3, 1, 1, generator=generator)
 
 
-def quantized(model: nn.Module, placement: Placement, calibration: torch.Tensor, keep_fp32: tuple[str, ...] = ()) -> Quantized:
+def quantized(
+    model: nn.Module, config: QDQConfig, calibration: torch.Tensor, keep_fp32: tuple[str, ...] = ()
+) -> Quantized:
     """The quantized network of `model`, with ranges from `calibration`."""
-    return ptq.quantize(model, calibration, RECIPE | {"keep_fp32": keep_fp32}, placement)
+    return ptq.quantize(model, calibration, RECIPE | {"keep_fp32": keep_fp32}, config)

@@ -8,10 +8,17 @@ from torch import nn
 from utils import metrics
 from utils.backends import registry
 from utils.quantize import equalization, ptq
+from utils.quantize.exact import execute
 from utils.quantize.operators import ScaledHardswish
-from utils.quantize.reference import execute
 
-ENGINES = ("fbgemm", "x86", "onednn", "qnnpack", "onnxruntime", "xnnpack")  # those with one scale for each tensor
+ENGINES = (
+    "fbgemm",
+    "x86",
+    "onednn",
+    "qnnpack",
+    "onnxruntime",
+    "xnnpack",
+)  # those with one scale for each tensor
 SCALES = ("openvino", "inductor")  # those that can have a scale for each channel
 
 
@@ -36,7 +43,11 @@ class AfterBoth(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.relu, self.even = nn.Conv2d(3, 16, 8, stride=8), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=16)
+        self.stem, self.relu, self.even = (
+            nn.Conv2d(3, 16, 8, stride=8),
+            nn.ReLU(),
+            nn.Conv2d(16, 16, 3, groups=16),
+        )
         self.outlier = Outlier(nn.Conv2d(16, 16, 1), 1e4)
 
     def forward(self, x):
@@ -64,7 +75,7 @@ def test_the_engine_answers_as_the_exact_reference(model, name, tmp_path):
     engine, x = registry.get(name), images()
     if problem := engine.problem():
         pytest.skip(problem)
-    quantized = ptq.quantize(model, x, RECIPE | {"equalize": True}, engine.placement_by({"bits": 8}))
+    quantized = ptq.quantize(model, x, RECIPE | {"equalize": True}, engine.qdq_config({"bits": 8}))
     assert any(isinstance(module, ScaledHardswish) for module in quantized.network.modules())
     check(engine, quantized, model, x, tmp_path / f"file{engine.suffix}")
 
@@ -77,6 +88,9 @@ def test_one_scale_and_a_scale_for_each_channel_stand_in_one_file(name, tmp_path
         pytest.skip(problem)
     torch.manual_seed(0)
     model = AfterBoth().eval()
-    quantized = ptq.quantize(model, x, RECIPE | {"equalize": True}, engine.placement_by({"bits": 8}))
-    assert [quantized.input_scale(layer).numel() for layer in ("even", "outlier.depthwise")] == [1, 16]
+    quantized = ptq.quantize(model, x, RECIPE | {"equalize": True}, engine.qdq_config({"bits": 8}))
+    assert [quantized.input_scale(layer).numel() for layer in ("even", "outlier.depthwise")] == [
+        1,
+        16,
+    ]
     check(engine, quantized, model, x, tmp_path / f"file{engine.suffix}")

@@ -84,7 +84,12 @@ def test_the_loaded_file_answers_as_before(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "native"), [(("avx512_bf16", "avx2"), False), (("avx2", "avx512_fp16"), True), (("asimd", "asimdhp"), True)]
+    ("flags", "native"),
+    [
+        (("avx512_bf16", "avx2"), False),
+        (("avx2", "avx512_fp16"), True),
+        (("asimd", "asimdhp"), True),
+    ],
 )
 def test_a_cpu_has_fp16_arithmetic_or_not(monkeypatch, flags, native):
     monkeypatch.setattr(environment, "cpu", lambda: ("a processor", flags))
@@ -102,7 +107,8 @@ def test_what_is_watched_for_overflow_is_the_network_without_its_wrapper(model, 
 
 
 @pytest.mark.parametrize(
-    ("flags", "native"), [(("avx512_bf16",), True), (("asimd", "bf16"), True), (("avx2", "avx512_fp16"), False)]
+    ("flags", "native"),
+    [(("avx512_bf16",), True), (("asimd", "bf16"), True), (("avx2", "avx512_fp16"), False)],
 )
 @pytest.mark.parametrize("name", ["bfloat16", "amp_bf16"])
 def test_bf16_runs_where_the_cpu_has_its_arithmetic(monkeypatch, name, flags, native):

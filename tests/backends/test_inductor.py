@@ -10,11 +10,11 @@ import torch
 from small_networks import Mixed, Sum, images, quantized
 
 from utils import paths
-from utils.backends.inductor import ENGINES, FloatPair, for_inductor, kernels
+from utils.backends.inductor import ENGINES, FloatQDQ, for_inductor, kernels
 from utils.errors import UserError
 from utils.metrics import sqnr_db
-from utils.quantize.quantized import Pair
-from utils.quantize.reference import execute
+from utils.quantize.exact import execute
+from utils.quantize.modules import QDQ
 from utils.training import architectures
 
 pytest.importorskip("torchao")
@@ -53,13 +53,21 @@ def test_all_layers_but_the_depthwise_one_run_on_integers(artifact):
     assert counts == kernels(artifact)
     assert (counts["layers"], counts["integer_layers"]) == (Mixed.LAYERS, Mixed.LAYERS - 1)
     assert sum(counts["kernels"].values()) == Mixed.LAYERS
-    assert counts["kernels"]["_qconv_pointwise_tensor"] == counts["kernels"]["_qlinear_pointwise_tensor"] == 3
+    assert (
+        counts["kernels"]["_qconv_pointwise_tensor"]
+        == counts["kernels"]["_qlinear_pointwise_tensor"]
+        == 3
+    )
 
 
 def test_the_code_takes_the_number_of_threads_of_the_process_that_runs_it(artifact):
     """It was compiled with one thread, which would leave no parallel loops at all."""
     with zipfile.ZipFile(artifact) as package:
-        (kernel,) = (package.read(name).decode() for name in package.namelist() if name.endswith(".kernel.cpp"))
+        (kernel,) = (
+            package.read(name).decode()
+            for name in package.namelist()
+            if name.endswith(".kernel.cpp")
+        )
     assert "#pragma omp parallel" in kernel and "num_threads(" not in kernel
 
 
@@ -85,7 +93,9 @@ def test_a_fresh_process_runs_the_file_without_torchao_with_other_threads(artifa
     done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     logits = torch.load(artifact.with_name("logits.pt"))
-    torch.testing.assert_close(logits, ENGINE.load(artifact, "cpu")(images(3)), rtol=0.02, atol=0.01)
+    torch.testing.assert_close(
+        logits, ENGINE.load(artifact, "cpu")(images(3)), rtol=0.02, atol=0.01
+    )
 
 
 @pytest.mark.parametrize("factor", ["activations", "weights"])
@@ -93,57 +103,75 @@ def test_no_sum_overflows_on_this_cpu(tmp_path, factor):
     """All products are the largest ones: factors of 8 bits without VNNI give half the answer."""
     x = torch.full((1, 3, 224, 224), 2.0)
     path = tmp_path / f"sum{ENGINE.suffix}"
-    ENGINE.lower(quantized(Sum(), ENGINE.placement_by({"bits": 8, "seven_bits": factor}), x), path)
-    torch.testing.assert_close(ENGINE.load(path, "cpu")(x), torch.full((1, 2), 128.0), rtol=1e-3, atol=0)
+    ENGINE.lower(quantized(Sum(), ENGINE.qdq_config({"bits": 8, "seven_bits": factor}), x), path)
+    torch.testing.assert_close(
+        ENGINE.load(path, "cpu")(x), torch.full((1, 2), 128.0), rtol=1e-3, atol=0
+    )
     assert ENGINE.kernels(path)["integer_layers"] == 2
 
 
 @pytest.mark.parametrize("vnni", [True, False])
 def test_products_are_narrow_without_vnni(monkeypatch, vnni):
     monkeypatch.setattr("utils.environment.has_vnni", lambda: vnni)
-    assert ENGINE.placement(8).narrow is not vnni
+    assert ENGINE.default_config(8).narrow is not vnni
 
 
 def test_a_float_pair_gives_the_same_numbers_bit_for_bit():
     generator = torch.Generator().manual_seed(0)
-    pair = Pair(torch.uint8)
-    pair.assign(torch.tensor([0.1, 0.003, 2.0]), torch.tensor([0, 17, 255]))
+    qdq = QDQ(torch.uint8)
+    qdq.assign(torch.tensor([0.1, 0.003, 2.0]), torch.tensor([0, 17, 255]))
     x = 40 * torch.randn(2, 3, 50, 50, generator=generator)
     x[:, 2] = torch.round(x[:, 2]) + 1.0  # half of them in the middle between two numbers
-    rounded = FloatPair(pair)(x)
-    assert torch.equal(rounded, pair(x))
-    assert rounded[:, 0].min() == 0 and rounded[:, 1].max() == torch.tensor(238) * torch.tensor(0.003)
+    rounded = FloatQDQ(qdq)(x)
+    assert torch.equal(rounded, qdq(x))
+    assert rounded[:, 0].min() == 0 and rounded[:, 1].max() == torch.tensor(238) * torch.tensor(
+        0.003
+    )
 
 
 def test_the_network_for_inductor_has_the_same_answers_and_the_quantized_one_stays(integers):
     before = {name: value.clone() for name, value in integers.network.state_dict().items()}
     network = for_inductor(integers)
-    assert sum(isinstance(module, FloatPair) for module in network.modules()) == 1
+    assert sum(isinstance(module, FloatQDQ) for module in network.modules()) == 1
     with torch.no_grad():
-        torch.testing.assert_close(network(images()), integers.network(images()), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            network(images()), integers.network(images()), rtol=1e-5, atol=1e-6
+        )
     after = integers.network.state_dict()
-    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert before.keys() == after.keys() and all(
+        torch.equal(before[name], after[name]) for name in before
+    )
 
 
 def test_what_is_missing_is_named(monkeypatch):
     assert ENGINE.problem() is None
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert ENGINE.problem() == "Inductor needs a C++ compiler"
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torchao" else object())
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "torchao" else object()
+    )
     assert ENGINE.problem() == "not installed: torchao (pip install -r requirements-torchao.txt)"
 
 
 @pytest.mark.slow
 def test_what_is_kept_in_fp32_is_not_counted_as_integer(model, tmp_path):
     path = tmp_path / f"mixed{ENGINE.suffix}"
-    network = quantized(model, ENGINE.placement_by({"bits": 8}), images(), keep_fp32=("project", "head.4"))
+    network = quantized(
+        model, ENGINE.qdq_config({"bits": 8}), images(), keep_fp32=("project", "head.4")
+    )
     ENGINE.lower(network, path)
     counts = ENGINE.kernels(path)
     assert (counts["layers"], counts["integer_layers"]) == (Mixed.LAYERS, Mixed.LAYERS - 3)
-    assert sqnr_db(execute(network, images()).numpy(), ENGINE.load(path, "cpu")(images()).numpy()) > 35
+    assert (
+        sqnr_db(execute(network, images()).numpy(), ENGINE.load(path, "cpu")(images()).numpy()) > 35
+    )
 
 
-LAYERS = {"alexnet": (8, 8), "resnet18": (21, 21), "mobilenetv3": (54, 43)}  # all, and all but depthwise ones
+LAYERS = {
+    "alexnet": (8, 8),
+    "resnet18": (21, 21),
+    "mobilenetv3": (54, 43),
+}  # all, and all but depthwise ones
 
 
 @pytest.mark.slow
@@ -157,7 +185,7 @@ def test_networks_of_the_study_have_integer_kernels_and_every_weight_once(name, 
     x = torch.randn(4, 3, 224, 224)
     with torch.no_grad():
         network(x)
-    integers = quantized(network.eval(), ENGINE.placement_by({"bits": 8}), x)
+    integers = quantized(network.eval(), ENGINE.qdq_config({"bits": 8}), x)
     path = tmp_path / f"{name}{ENGINE.suffix}"
     ENGINE.lower(integers, path)
     counts = ENGINE.kernels(path)
@@ -169,7 +197,9 @@ def test_networks_of_the_study_have_integer_kernels_and_every_weight_once(name, 
 
 def test_a_compiler_without_room_is_told_in_a_line(integers, tmp_path, monkeypatch):
     compiler = tmp_path / "g++"
-    compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && exec g++ --version\necho "ld: error: no space left" >&2; exit 1\n')
+    compiler.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && exec g++ --version\necho "ld: error: no space left" >&2; exit 1\n'
+    )
     compiler.chmod(0o755)
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, str(compiler)))
     with pytest.raises(UserError, match=r"compiler failed.*no space left.*has room"):

@@ -12,7 +12,7 @@ from torch import nn
 from utils import environment, metrics
 from utils.backends import onnx_export, registry
 from utils.quantize import ptq
-from utils.quantize.reference import execute
+from utils.quantize.exact import execute
 from utils.training.checkpoints import Checkpoint
 
 ENGINE = registry.get("onnxruntime")
@@ -36,7 +36,9 @@ def lowered(model, images, tmp_path_factory):
     """The quantized networks of 8 and 16 bits, and their artifacts."""
     folder, networks = tmp_path_factory.mktemp("onnx"), {}
     for bits in (8, 16):
-        quantized = ptq.quantize(model, images, RECIPE | dict(bias_correction=True), ENGINE.placement_by({"bits": bits}))
+        quantized = ptq.quantize(
+            model, images, RECIPE | dict(bias_correction=True), ENGINE.qdq_config({"bits": bits})
+        )
         networks[bits] = quantized, folder / f"{bits}{ENGINE.suffix}"
         ENGINE.lower(*networks[bits])
     return networks
@@ -59,7 +61,9 @@ def test_a_float_network_answers_as_eager_fp32(model, images, tmp_path):
         assert logits.dtype == torch.float32 and logits.shape == (count, 2)
         torch.testing.assert_close(logits, model(x), rtol=1e-4, atol=1e-5)
     counts = ENGINE.kernels(tmp_path / "float.onnx")
-    assert counts.get("QLinearConv", 0) == counts.get("QuantizeLinear", 0) == 0 and counts["Gemm"] == 2
+    assert (
+        counts.get("QLinearConv", 0) == counts.get("QuantizeLinear", 0) == 0 and counts["Gemm"] == 2
+    )
 
 
 # ---- INT8
@@ -78,7 +82,9 @@ def test_the_batch_size_is_free(lowered, images):
     for quantized, path in lowered.values():
         whole = answers(path, images.split(24))
         for count in (1, 3):
-            assert (answers(path, images[:3].split(count)) - whole[:3]).abs().max() < 1e-4 * whole.abs().max()
+            assert (
+                answers(path, images[:3].split(count)) - whole[:3]
+            ).abs().max() < 1e-4 * whole.abs().max()
         assert whole.dtype == torch.float32 and len(quantized.layers) == LAYERS
 
 
@@ -97,11 +103,16 @@ def test_the_artifact_holds_integers(lowered):
     stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     for name, layer in quantized.layers.items():
         weight = stored[f"{name}.weight"]
-        assert weight.dtype == np.int8 and weight.tobytes() in (layer.weight.numpy().tobytes(), layer.weight.T.numpy().tobytes())
+        assert weight.dtype == np.int8 and weight.tobytes() in (
+            layer.weight.numpy().tobytes(),
+            layer.weight.T.numpy().tobytes(),
+        )
         biases = stored[f"{name}.bias_integers"]
         assert biases.dtype == np.int32 and np.array_equal(biases, layer.bias_integers.numpy())
         assert np.allclose(biases * stored[f"{name}.bias_scale"], layer.bias.numpy(), rtol=1e-6)
-    assert not any(array.size > 8 and array.dtype == np.float32 for array in stored.values())  # scales only
+    assert not any(
+        array.size > 8 and array.dtype == np.float32 for array in stored.values()
+    )  # scales only
 
 
 def extreme(layer: nn.Module) -> nn.Module:
@@ -130,24 +141,28 @@ def test_kernels_compute_what_the_integers_say(tmp_path, name, factor):
     images[:2] = images[:2].round()
     images[2] = 1
     model = nn.Sequential(extreme(EXTREME[name]), nn.MaxPool2d(4)).eval()
-    quantized = ptq.quantize(model, images, RECIPE, ENGINE.placement_by({"bits": 8, "seven_bits": factor}))
+    quantized = ptq.quantize(
+        model, images, RECIPE, ENGINE.qdq_config({"bits": 8, "seven_bits": factor})
+    )
     assert quantized.layers["0"].weight.abs().min() == quantized.layers["0"].high
     ENGINE.lower(quantized, tmp_path / "artifact.onnx")
     assert ENGINE.kernels(tmp_path / "artifact.onnx").get("QLinearConv") == 1
     difference = answers(tmp_path / "artifact.onnx", [images]) - execute(quantized, images)
-    assert difference.abs().max() < 1.01 * quantized.pair("pair__0").scale
+    assert difference.abs().max() < 1.01 * quantized.qdq("qdq__0").scale
 
 
 def test_modules_kept_in_fp32_compute_between_integers(model, images, tmp_path):
     """ONNX Runtime quantizes float weights between pairs by default, with one scale."""
     recipe = RECIPE | dict(keep_fp32=("conv", "norm", "reduce", "fc"))
-    quantized = ptq.quantize(model, images, recipe, ENGINE.placement_by({"bits": 8}))
+    quantized = ptq.quantize(model, images, recipe, ENGINE.qdq_config({"bits": 8}))
     ENGINE.lower(quantized, tmp_path / "artifact.onnx")
     counts = ENGINE.kernels(tmp_path / "artifact.onnx")
     assert (counts["QLinearConv"], counts["QGemm"]) == (4, 1)
     assert counts.get("Conv", 0) + counts.get("FusedConv", 0) == 2 and counts["Gemm"] == 1
     exact = execute(quantized, images)
-    assert metrics.sqnr_db(exact.numpy(), answers(tmp_path / "artifact.onnx", [images]).numpy()) > 70
+    assert (
+        metrics.sqnr_db(exact.numpy(), answers(tmp_path / "artifact.onnx", [images]).numpy()) > 70
+    )
 
 
 # ---- FP16
@@ -157,7 +172,10 @@ def test_fp16_answers_as_fp32_within_its_resolution(model, images, tmp_path):
     deployed = ENGINE.quantize(model, None, {})
     assert {numbers.bits for numbers in deployed.stored} == {16} and deployed.quantized is None
     deployed.save(path := tmp_path / "half.onnx")
-    stored = {onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in onnx.load(path).graph.initializer}
+    stored = {
+        onnx.TensorProto.DataType.Name(tensor.data_type)
+        for tensor in onnx.load(path).graph.initializer
+    }
     assert stored - {"INT64"} == {"FLOAT16"}
     with torch.inference_mode():
         assert metrics.sqnr_db(model(images).numpy(), ENGINE.load(path, "cpu")(images).numpy()) > 50
@@ -171,7 +189,10 @@ def test_qat_of_fp16_deploys_what_was_rounded_in_training(model, images, tmp_pat
         expected = network(images)
     trained = Checkpoint(tmp_path, network.eval(), "", {})
     ENGINE.convert(trained, model, images, {}).save(tmp_path / "artifact.onnx")
-    assert metrics.sqnr_db(expected.numpy(), answers(tmp_path / "artifact.onnx", [images]).numpy()) > 40
+    assert (
+        metrics.sqnr_db(expected.numpy(), answers(tmp_path / "artifact.onnx", [images]).numpy())
+        > 40
+    )
 
 
 # ---- INT16
@@ -179,8 +200,11 @@ def test_qat_of_fp16_deploys_what_was_rounded_in_training(model, images, tmp_pat
 
 def test_int16_answers_as_its_exact_execution(lowered, images):
     quantized, path = lowered[16]
-    assert quantized.placement.activation is torch.int16
-    assert metrics.sqnr_db(execute(quantized, images).numpy(), answers(path, images.split(24)).numpy()) > 70
+    assert quantized.config.activation is torch.int16
+    assert (
+        metrics.sqnr_db(execute(quantized, images).numpy(), answers(path, images.split(24)).numpy())
+        > 70
+    )
 
 
 # ---- the backend
@@ -189,22 +213,29 @@ def test_int16_answers_as_its_exact_execution(lowered, images):
 @pytest.mark.parametrize("vnni", [True, False])
 def test_products_are_narrow_without_vnni(monkeypatch, vnni):
     monkeypatch.setattr(environment, "has_vnni", lambda: vnni)
-    assert ENGINE.placement(8).narrow is not vnni
-    assert not ENGINE.placement(16).narrow  # between its pairs it computes in FP32
+    assert ENGINE.default_config(8).narrow is not vnni
+    assert not ENGINE.default_config(16).narrow  # between its pairs it computes in FP32
 
 
 def test_a_missing_package_is_named(monkeypatch):
     assert ENGINE.problem() is None
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("onnxruntime", "onnxscript") else find(name))
-    assert ENGINE.problem() == "not installed: onnxruntime, onnxscript (pip install -r requirements.txt)"
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name: None if name in ("onnxruntime", "onnxscript") else find(name),
+    )
+    assert (
+        ENGINE.problem()
+        == "not installed: onnxruntime, onnxscript (pip install -r requirements.txt)"
+    )
 
 
 def test_torch_runs_nothing_of_what_is_deployed(model, images):
     deployed = ENGINE.quantize(model, images[:2], RECIPE | dict(bits=8))
     assert deployed.predict is None and deployed.network is None and deployed.quantized is not None
     assert deployed.facts["quantized"] == sorted(deployed.quantized.layers)
-    assert deployed.facts["placement"] == ENGINE.placement_by({"bits": 8}).describe()
+    assert deployed.facts["placement"] == ENGINE.qdq_config({"bits": 8}).describe()
 
 
 def test_a_session_has_the_threads_of_this_process(lowered):
@@ -212,6 +243,8 @@ def test_a_session_has_the_threads_of_this_process(lowered):
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            assert ENGINE.session(lowered[8][1]).get_session_options().intra_op_num_threads == threads
+            assert (
+                ENGINE.session(lowered[8][1]).get_session_options().intra_op_num_threads == threads
+            )
     finally:
         torch.set_num_threads(before)

@@ -23,7 +23,9 @@ def test_backends_run_on_the_devices_of_the_catalog():
 
 
 def test_an_engine_that_is_missing_neither_stops_the_others_nor_goes_unsaid(monkeypatch, capsys):
-    monkeypatch.setattr(torch_ao.TorchAO, "problem", lambda self: "not today" if self.name == "qnnpack" else None)
+    monkeypatch.setattr(
+        torch_ao.TorchAO, "problem", lambda self: "not today" if self.name == "qnnpack" else None
+    )
     names = [backend.name for backend in registry.select(Options(("qnnpack", "fbgemm")))]
     assert names == ["fbgemm"] and "qnnpack: not today" in capsys.readouterr().out
     with pytest.raises(UserError, match="qnnpack: not today"):
@@ -32,7 +34,10 @@ def test_an_engine_that_is_missing_neither_stops_the_others_nor_goes_unsaid(monk
 
 def test_an_engine_says_what_it_lacks(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnx" else name)
-    assert registry.problem("onnxruntime", "cpu") == "not installed: onnx (pip install -r requirements.txt)"
+    assert (
+        registry.problem("onnxruntime", "cpu")
+        == "not installed: onnx (pip install -r requirements.txt)"
+    )
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert registry.problem("compile", "cpu") == "torch.compile needs a C++ compiler"

@@ -16,18 +16,21 @@ import torch
 from onnx import TensorProto, numpy_helper
 from torch import nn
 
-from utils import metrics, sealed
+from utils import checksums, metrics
 from utils.backends import onnx_export, tensorrt
 from utils.backends.tensorrt import TensorRT
 from utils.errors import UserError
-from utils.quantize import ptq, reference
+from utils.quantize import exact, ptq
 from utils.quantize.operators import folded
-from utils.quantize.placement import Placement
+from utils.quantize.qdq_config import QDQConfig
 from utils.timing import worker
 from utils.training import architectures
 
 RTX = "tensorrt_rtx"
-FP32, FP16 = (TensorRT(name, rest, RTX) for name, rest in (("tensorrt", torch.float32), ("tensorrt_fp16", torch.float16)))
+FP32, FP16 = (
+    TensorRT(name, rest, RTX)
+    for name, rest in (("tensorrt", torch.float32), ("tensorrt_fp16", torch.float16))
+)
 RECIPE = dict(activations="minmax", bits=8)
 IMAGES = torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(0))
 FLOAT = {torch.float32: TensorProto.FLOAT, torch.float16: TensorProto.FLOAT16}
@@ -40,13 +43,19 @@ class Small(nn.Module):
         super().__init__()
         self.stem, self.bn, self.act = nn.Conv2d(3, 8, 3, stride=8), nn.BatchNorm2d(8), nn.ReLU()
         self.depthwise, self.hardswish = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Hardswish()
-        self.squeeze, self.excite, self.gate = nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1), nn.Hardsigmoid()
+        self.squeeze, self.excite, self.gate = (
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(8, 8, 1),
+            nn.Hardsigmoid(),
+        )
         self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(8, 2)
 
     def forward(self, x):
         x = self.act(self.bn(self.stem(x)))
         y = self.hardswish(self.depthwise(x))
-        return self.head(torch.flatten(self.pool(x + y * self.gate(self.excite(self.squeeze(y)))), 1))
+        return self.head(
+            torch.flatten(self.pool(x + y * self.gate(self.excite(self.squeeze(y)))), 1)
+        )
 
 
 def trained(model):
@@ -67,7 +76,7 @@ def small():
 
 @pytest.fixture(scope="module")
 def quantized(small):
-    return ptq.quantize(small, IMAGES, RECIPE, FP32.placement(8))
+    return ptq.quantize(small, IMAGES, RECIPE, FP32.default_config(8))
 
 
 @pytest.fixture
@@ -86,7 +95,10 @@ def graphs(monkeypatch):
 def formats(graph):
     """How many operators of each type compute in each number format, by the type of their first output."""
     inferred = onnx.shape_inference.infer_shapes(graph, strict_mode=True, data_prop=True).graph
-    types = {value.name: value.type.tensor_type.elem_type for value in (*inferred.value_info, *inferred.output)}
+    types = {
+        value.name: value.type.tensor_type.elem_type
+        for value in (*inferred.value_info, *inferred.output)
+    }
     return Counter((node.op_type, types[node.output[0]]) for node in graph.graph.node)
 
 
@@ -97,7 +109,9 @@ def answers(graph):
     options = onnxruntime.SessionOptions()
     # Its optimizer multiplies two scales in FP16, where their product is nearly 0.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     return session.run(None, {"images": IMAGES.numpy()})[0]
 
 
@@ -109,9 +123,15 @@ def test_a_float_network_is_in_the_format_of_its_engine(engine, small, graphs, t
     pytest.importorskip(RTX)
     engine.lower_half(folded(small), tmp_path / "plan")
     (graph,) = graphs
-    computing = {kind: count for kind, count in formats(graph).items() if kind[0] in ("Conv", "Gemm", "Relu", "HardSwish", "Add")}
+    computing = {
+        kind: count
+        for kind, count in formats(graph).items()
+        if kind[0] in ("Conv", "Gemm", "Relu", "HardSwish", "Add")
+    }
     assert {kind[1] for kind in computing} == {FLOAT[engine.rest]} and sum(computing.values()) == 7
-    outer = [value.type.tensor_type.elem_type for value in (*graph.graph.input, *graph.graph.output)]
+    outer = [
+        value.type.tensor_type.elem_type for value in (*graph.graph.input, *graph.graph.output)
+    ]
     assert outer == [TensorProto.FLOAT, TensorProto.FLOAT]
     with torch.inference_mode():
         expected = small(IMAGES).numpy()
@@ -120,18 +140,26 @@ def test_a_float_network_is_in_the_format_of_its_engine(engine, small, graphs, t
 
 
 @pytest.mark.parametrize("engine", [FP32, FP16], ids=lambda engine: engine.name)
-def test_a_quantized_network_has_integers_in_its_layers_and_floats_elsewhere(engine, quantized, graphs, tmp_path):
+def test_a_quantized_network_has_integers_in_its_layers_and_floats_elsewhere(
+    engine, quantized, graphs, tmp_path
+):
     pytest.importorskip(RTX)
     engine.lower(quantized, tmp_path / "plan")
     (graph,) = graphs
     kinds, rest = formats(graph), FLOAT[engine.rest]
     assert kinds["QuantizeLinear", TensorProto.INT8] == 4  # one for each layer's input
-    assert kinds["DequantizeLinear", rest] == 8 and kinds["Conv", rest] == 3 and kinds["Gemm", rest] == 1
+    assert (
+        kinds["DequantizeLinear", rest] == 8
+        and kinds["Conv", rest] == 3
+        and kinds["Gemm", rest] == 1
+    )
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
     weights = [value for value in constants.values() if value.dtype == np.int8 and value.ndim > 1]
     layers = [layer.weight.numpy() for layer in quantized.layers.values()]
-    assert len(weights) == 4 and all(any(np.array_equal(layer, weight) for weight in weights) for layer in layers)
-    expected = reference.execute(quantized, IMAGES).numpy()
+    assert len(weights) == 4 and all(
+        any(np.array_equal(layer, weight) for weight in weights) for layer in layers
+    )
+    expected = exact.execute(quantized, IMAGES).numpy()
     assert metrics.sqnr_db(expected, answers(graph)) > (60 if engine is FP32 else 30)
 
 
@@ -150,18 +178,27 @@ def test_scales_too_small_for_fp16_change_the_integers_and_keep_the_weights(quan
 
 def test_layers_kept_in_fp32_have_no_pairs(small, graphs, tmp_path):
     pytest.importorskip(RTX)
-    FP32.lower(ptq.quantize(small, IMAGES, RECIPE | {"keep_fp32": ("stem", "excite")}, FP32.placement(8)), tmp_path / "plan")
+    FP32.lower(
+        ptq.quantize(
+            small, IMAGES, RECIPE | {"keep_fp32": ("stem", "excite")}, FP32.default_config(8)
+        ),
+        tmp_path / "plan",
+    )
     assert formats(graphs[0])["QuantizeLinear", TensorProto.INT8] == 2
 
 
 @pytest.mark.parametrize(
     "placement",
-    [Placement("inputs"), Placement("inputs", torch.int8), Placement("inputs", torch.int8, symmetric=True, scales="needed")],
+    [
+        QDQConfig("inputs"),
+        QDQConfig("inputs", torch.int8),
+        QDQConfig("inputs", torch.int8, symmetric=True, scales="needed"),
+    ],
     ids=["unsigned", "shifted", "a scale for each channel"],
 )
-def test_a_network_quantized_for_others_is_refused(placement, small, tmp_path):
+def test_a_network_quantized_for_others_is_refused(config, small, tmp_path):
     with pytest.raises(UserError, match="breaks TensorRT's rules"):
-        FP32.lower(ptq.quantize(small, IMAGES, RECIPE, placement), tmp_path / "plan")
+        FP32.lower(ptq.quantize(small, IMAGES, RECIPE, config), tmp_path / "plan")
     assert not list(tmp_path.iterdir())
 
 
@@ -169,8 +206,15 @@ def test_a_refusal_of_tensorrt_is_told(tmp_path):
     pytest.importorskip(RTX)
     images = onnx.helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n", 3, 224, 224])
     logits = onnx.helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 3])
-    graph = onnx.helper.make_graph([onnx.helper.make_node("Det", ["images"], ["logits"])], "odd", [images], [logits])
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10), tmp_path / "graph")
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Det", ["images"], ["logits"])], "odd", [images], [logits]
+    )
+    onnx.save(
+        onnx.helper.make_model(
+            graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10
+        ),
+        tmp_path / "graph",
+    )
     with pytest.raises(UserError, match=r"refuses the network: .*operator: Det") as refusal:
         tensorrt.build(RTX, tmp_path / "graph")
     assert "\n" not in str(refusal.value)
@@ -185,7 +229,7 @@ def network():
         if name not in made:
             torch.manual_seed(0)
             model = trained(architectures.build(name))
-            made[name] = model, ptq.quantize(model, IMAGES, RECIPE, FP32.placement(8))
+            made[name] = model, ptq.quantize(model, IMAGES, RECIPE, FP32.default_config(8))
         return made[name]
 
     return of
@@ -197,7 +241,10 @@ STUDY = [(name, layers, form) for name, layers in (("alexnet", 8), ("resnet18", 
 
 @pytest.mark.parametrize(
     ("name", "layers", "form"),
-    [pytest.param(*case, marks=[pytest.mark.slow] if case[0] == "mobilenetv3" else []) for case in STUDY],
+    [
+        pytest.param(*case, marks=[pytest.mark.slow] if case[0] == "mobilenetv3" else [])
+        for case in STUDY
+    ],
 )
 def test_the_networks_of_the_study_build(name, layers, form, network, graphs, tmp_path):
     pytest.importorskip(RTX)
@@ -218,7 +265,9 @@ def test_the_networks_of_the_study_build(name, layers, form, network, graphs, tm
 
 def test_what_is_missing_is_said_in_one_line(monkeypatch):
     engine = TensorRT("tensorrt", torch.float32)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "tensorrt" else name)
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "tensorrt" else name
+    )
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     install = "not installed: tensorrt (pip install -r requirements-tensorrt.txt)"
     assert engine.problem() == f"no NVIDIA GPU that this build of torch can use; {install}"
@@ -272,8 +321,14 @@ def gpu(monkeypatch):
             self.log.log("WARNING", "a warning")
             return SimpleNamespace(create_execution_context=Context) if content == b"plan" else None
 
-    logger = type("ILogger", (), {"Severity": SimpleNamespace(INTERNAL_ERROR="INTERNAL", ERROR="ERROR")})
-    monkeypatch.setitem(sys.modules, "noted_tensorrt", SimpleNamespace(__version__="11.4", Runtime=Runtime, ILogger=logger))
+    logger = type(
+        "ILogger", (), {"Severity": SimpleNamespace(INTERNAL_ERROR="INTERNAL", ERROR="ERROR")}
+    )
+    monkeypatch.setitem(
+        sys.modules,
+        "noted_tensorrt",
+        SimpleNamespace(__version__="11.4", Runtime=Runtime, ILogger=logger),
+    )
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     current = ["default"]
     faked = {
@@ -309,7 +364,9 @@ def test_on_a_stream_of_the_caller_a_plan_stays_there_as_a_capture_wants(gpu, tm
     gpu.current[0] = "captured"
     gpu.events.clear()
     plan(x)
-    assert {name for name in gpu.events if isinstance(name, str)} == {"captured waits for captured"}  # and no new shape
+    assert {name for name in gpu.events if isinstance(name, str)} == {
+        "captured waits for captured"
+    }  # and no new shape
     assert [event[0] for event in gpu.events if not isinstance(event, str)] == ["runs on captured"]
 
 
@@ -325,7 +382,10 @@ def test_what_a_plan_cannot_do_is_said(gpu, tmp_path):
         plan_of(tmp_path)(torch.zeros(65, 3, 1, 1))
     with pytest.raises(RuntimeError, match="could not start"):
         plan_of(tmp_path)(torch.zeros(13, 3, 1, 1))
-    with pytest.raises(UserError, match=r"TensorRT 11.4 cannot load this plan here \(wrong magic number in detail\)") as refusal:
+    with pytest.raises(
+        UserError,
+        match=r"TensorRT 11.4 cannot load this plan here \(wrong magic number in detail\)",
+    ) as refusal:
         plan_of(tmp_path, b"the plan of another version")
     assert "runs only with the version and on the model of GPU" in str(refusal.value)
 
@@ -334,7 +394,9 @@ def test_file_names_and_records_name_the_gpu_and_the_version(gpu, quantized):
     engine = TensorRT("tensorrt_fp16", torch.float16, "noted_tensorrt")
     assert engine.suffix == ".tensorrt_fp16.nvidia-rtx-4090-tm.11.4.plan"
     facts = engine.deploy(quantized).facts
-    assert (facts["gpu"], facts["tensorrt"]) == ("NVIDIA RTX 4090 (TM)", "11.4") and len(facts["quantized"]) == 4
+    assert (facts["gpu"], facts["tensorrt"]) == ("NVIDIA RTX 4090 (TM)", "11.4") and len(
+        facts["quantized"]
+    ) == 4
 
 
 def test_the_plan_of_an_fp32_checkpoint_is_built_once(small, tmp_path, monkeypatch):
@@ -344,14 +406,16 @@ def test_the_plan_of_an_fp32_checkpoint_is_built_once(small, tmp_path, monkeypat
     monkeypatch.setattr(onnx_export, "of_checkpoint", lambda path: path.with_suffix(".onnx"))
     plan = FP32._fp32_plan(checkpoint)
     written = plan.stat().st_mtime_ns
-    assert plan.name == f"x.{sealed.sha256_of(checkpoint)[:8]}.tensorrt.plan"
+    assert plan.name == f"x.{checksums.sha256_of(checkpoint)[:8]}.tensorrt.plan"
     assert FP32._fp32_plan(checkpoint) == plan and plan.stat().st_mtime_ns == written
 
 
 # ---- on a GPU
 
 
-@pytest.mark.skipif(TensorRT("tensorrt", torch.float32).problem() is not None, reason="needs TensorRT and a GPU")
+@pytest.mark.skipif(
+    TensorRT("tensorrt", torch.float32).problem() is not None, reason="needs TensorRT and a GPU"
+)
 @pytest.mark.parametrize("graph", [False, True], ids=["called", "captured"])
 @pytest.mark.parametrize(("name", "kind", "least"), [
     ("tensorrt", "float", 80), ("tensorrt_fp16", "float", 40), ("tensorrt", "int8", 25), ("tensorrt_fp16", "int8", 20),
@@ -364,8 +428,12 @@ def test_a_plan_answers_as_its_network(name, kind, least, graph, small, quantize
             expected = small(IMAGES).numpy()
     else:
         engine.lower(quantized, tmp_path / "x.plan")
-        expected = reference.execute(quantized, IMAGES).numpy()
-    plan, x, logits = engine.load(tmp_path / "x.plan", "cuda"), torch.zeros_like(IMAGES, device="cuda"), []
+        expected = exact.execute(quantized, IMAGES).numpy()
+    plan, x, logits = (
+        engine.load(tmp_path / "x.plan", "cuda"),
+        torch.zeros_like(IMAGES, device="cuda"),
+        [],
+    )
     run = lambda: logits.append(plan(x))  # noqa: E731
     if graph:
         run = worker._captured(run)

@@ -13,8 +13,8 @@ from utils import environment, metrics, paths
 from utils.backends import registry, torch_ao
 from utils.measure import footprint
 from utils.quantize import layers, ptq
-from utils.quantize.placement import Placement
-from utils.quantize.reference import execute, round_to
+from utils.quantize.exact import execute, round_to
+from utils.quantize.qdq_config import QDQConfig
 from utils.training import architectures
 
 ENGINES = [name for name in torch_ao.ENGINES if name in torch.backends.quantized.supported_engines]
@@ -47,7 +47,8 @@ def steps_apart(deployed, x):
     """The largest difference from exact execution, in steps of the last pair."""
     quantized = deployed.quantized
     return (
-        (answers(deployed, x) - execute(quantized, x)).abs().max() / quantized.pair(list(quantized.pairs.source)[-1]).scale
+        (answers(deployed, x) - execute(quantized, x)).abs().max()
+        / quantized.qdq(list(quantized.qdqs.source)[-1]).scale
     ).item()
 
 
@@ -68,15 +69,18 @@ def called(deployed):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_layer_has_exactly_the_integers_and_scales_of_the_quantized_network(deployed, engine):
     network, quantized = deployed[engine].predict, deployed[engine].quantized
-    pairs = {layer: f"pair_{layer}" for layer in quantized.layers}
+    qdqs = {layer: f"qdq_{layer}" for layer in quantized.layers}
     for name, layer in quantized.layers.items():
         packed = network.get_submodule(name)
         weight = packed.weight()
         assert weight.qscheme() == torch.per_channel_affine and weight.q_per_channel_axis() == 0
-        assert torch.equal(weight.int_repr(), layer.weight) and not weight.q_per_channel_zero_points().any()
+        assert (
+            torch.equal(weight.int_repr(), layer.weight)
+            and not weight.q_per_channel_zero_points().any()
+        )
         assert torch.equal(weight.q_per_channel_scales().float(), layer.scale)
         assert torch.equal(packed.bias(), layer.bias)
-        after = quantized.pair(pairs[name])
+        after = quantized.qdq(qdqs[name])
         assert (packed.scale, packed.zero_point) == (after.scale.item(), after.zero_point.item())
 
 
@@ -87,7 +91,9 @@ def test_everything_is_computed_on_integers_from_the_image_to_the_logits(deploye
         "Linear", "hardswish", "Linear", "dequantize",
     ]  # fmt: skip
     kinds = {
-        type(module).__module__.split(".")[-4] for module in deployed["fbgemm"].predict.modules() if hasattr(module, "scale")
+        type(module).__module__.split(".")[-4]
+        for module in deployed["fbgemm"].predict.modules()
+        if hasattr(module, "scale")
     }
     assert kinds <= {"quantized", "nn", "intrinsic"}
 
@@ -98,7 +104,11 @@ class Fused(nn.Module):
     def __init__(self):
         super().__init__()
         self.left, self.right, self.relu = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.ReLU()
-        self.pool, self.hidden, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(4, 8), nn.Linear(8, 2)
+        self.pool, self.hidden, self.head = (
+            nn.AdaptiveAvgPool2d(1),
+            nn.Linear(4, 8),
+            nn.Linear(8, 2),
+        )
 
     def forward(self, x):
         x = self.relu(self.left(x)), self.right(x)
@@ -119,12 +129,16 @@ def test_relu_is_computed_together_with_what_it_follows(engine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_relu6_is_computed_on_integers_between_pairs_of_one_scale(engine):
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU6(), nn.Conv2d(8, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU6(), nn.Conv2d(8, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ).eval()
     with torch.no_grad():
         model[0].weight *= 20  # so that ReLU6 clips
     deployed = registry.get(engine).quantize(model, IMAGES, RECIPE)
-    first, second = (deployed.quantized.pair(name) for name in ("pair__0", "pair__1"))
-    assert first.numbers == second.numbers and first.scale == pytest.approx(6 / deployed.quantized.placement.levels, rel=1e-3)
+    first, second = (deployed.quantized.qdq(name) for name in ("qdq__0", "qdq__1"))
+    assert first.numbers == second.numbers and first.scale == pytest.approx(
+        6 / deployed.quantized.config.levels, rel=1e-3
+    )
     assert steps_apart(deployed, IMAGES) <= 1
     assert called(deployed).count("dequantize") == 1  # of the logits
 
@@ -135,7 +149,10 @@ def test_a_network_that_has_everything_answers_as_its_exact_execution(everything
     exact = execute(deployed[engine].quantized, x).numpy()
     assert metrics.sqnr_db(exact, answers(deployed[engine], x).numpy()) > 40
     with torch.inference_mode():
-        assert metrics.sqnr_db(everything(IMAGES).numpy(), answers(deployed[engine], IMAGES).numpy()) > 30
+        assert (
+            metrics.sqnr_db(everything(IMAGES).numpy(), answers(deployed[engine], IMAGES).numpy())
+            > 30
+        )
 
 
 # ---- kernels, where sums are large
@@ -155,7 +172,9 @@ def test_kernels_compute_what_the_integers_say(engine, groups, bias, factor):
     images = torch.rand(4, 16, 12, 12).to(memory_format=torch.channels_last)
     images[:2] = images[:2].round()
     images[2] = 1
-    network = registry.get(engine).quantize(nn.Sequential(conv), images, RECIPE | dict(seven_bits=factor))
+    network = registry.get(engine).quantize(
+        nn.Sequential(conv), images, RECIPE | dict(seven_bits=factor)
+    )
     assert network.quantized.layers["0"].weight.abs().min() == network.quantized.layers["0"].high
     assert steps_apart(network, images) < 1.01
 
@@ -170,7 +189,9 @@ def test_linear_kernels_compute_what_the_integers_say(engine, factor):
     linear.weight[0] = 1
     images = torch.rand(6, 512).round()
     images[0] = 1
-    network = registry.get(engine).quantize(nn.Sequential(linear), images, RECIPE | dict(seven_bits=factor))
+    network = registry.get(engine).quantize(
+        nn.Sequential(linear), images, RECIPE | dict(seven_bits=factor)
+    )
     assert steps_apart(network, images) < 1.01
 
 
@@ -189,10 +210,16 @@ OPERATORS = {
 def test_an_operator_answers_as_its_exact_execution_within_a_step(engine, name):
     torch.manual_seed(0)
     operator = OPERATORS[name]
-    moving = isinstance(operator, nn.MaxPool2d | nn.AdaptiveAvgPool2d)  # computed on integers behind others only
-    model = (nn.Sequential(nn.Conv2d(3, 3, 1), operator) if moving else nn.Sequential(operator)).eval()
+    moving = isinstance(
+        operator, nn.MaxPool2d | nn.AdaptiveAvgPool2d
+    )  # computed on integers behind others only
+    model = (
+        nn.Sequential(nn.Conv2d(3, 3, 1), operator) if moving else nn.Sequential(operator)
+    ).eval()
     network = registry.get(engine).quantize(model, IMAGES, RECIPE)
-    images = round_to(network.quantized.pair(next(iter(network.quantized.pairs.source))), 1.5 * IMAGES).float()
+    images = round_to(
+        network.quantized.qdq(next(iter(network.quantized.qdqs.source))), 1.5 * IMAGES
+    ).float()
     assert steps_apart(network, images) < 1.01
     assert called(network)[0] == "quantize_per_tensor" and called(network).count("dequantize") == 1
 
@@ -202,15 +229,17 @@ def test_an_operator_answers_as_its_exact_execution_within_a_step(engine, name):
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("vnni", [True, False])
-def test_a_factor_keeps_to_seven_bits_where_products_would_saturate(monkeypatch, everything, engine, vnni):
+def test_a_factor_keeps_to_seven_bits_where_products_would_saturate(
+    monkeypatch, everything, engine, vnni
+):
     monkeypatch.setattr(environment, "has_vnni", lambda: vnni)
     for factor, highest, levels in (("weights", 64, 255), ("activations", 127, 127)):
         highest, levels = (127, 255) if vnni or engine == "qnnpack" else (highest, levels)
-        placement = registry.get(engine).placement_by(RECIPE | dict(bits=8, seven_bits=factor))
-        network = ptq.quantize(everything, IMAGES, RECIPE, placement)
+        config = registry.get(engine).qdq_config(RECIPE | dict(bits=8, seven_bits=factor))
+        network = ptq.quantize(everything, IMAGES, RECIPE, config)
         assert max(layer.weight.abs().max().item() for layer in network.layers.values()) == highest
         expected = (IMAGES.max() - IMAGES.min()).item() / levels
-        assert network.pair("pair_x").scale.item() == pytest.approx(expected, rel=1e-6)
+        assert network.qdq("qdq_x").scale.item() == pytest.approx(expected, rel=1e-6)
         # fbgemm's depthwise kernels are narrow on every processor.
         depthwise = 64 if engine == "fbgemm" and vnni else highest
         assert network.layers["depthwise"].weight.abs().max().item() == depthwise
@@ -218,21 +247,25 @@ def test_a_factor_keeps_to_seven_bits_where_products_would_saturate(monkeypatch,
 
 @pytest.mark.parametrize("engine", [engine for engine in ENGINES if engine != "qnnpack"])
 @pytest.mark.parametrize("factor", ["weights", "activations"])
-def test_a_recipe_can_ask_for_the_seven_bits_of_processors_without_vnni(monkeypatch, engine, factor):
+def test_a_recipe_can_ask_for_the_seven_bits_of_processors_without_vnni(
+    monkeypatch, engine, factor
+):
     recipe, backend = dict(bits=8, seven_bits=factor), registry.get(engine)
     monkeypatch.setattr(environment, "has_vnni", lambda: False)
-    without = backend.placement_by(recipe)
+    without = backend.qdq_config(recipe)
     monkeypatch.setattr(environment, "has_vnni", lambda: True)
-    assert backend.placement_by(recipe | dict(narrow=True)) == without != backend.placement_by(recipe)
+    assert backend.qdq_config(recipe | dict(narrow=True)) == without != backend.qdq_config(recipe)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_scales_that_torch_fixes_are_known_to_the_method(deployed, engine):
-    placement, quantized = registry.get(engine).placement_by({"bits": 8}), deployed[engine].quantized
-    assert not placement.float_logits and "pair_head" in quantized.pairs.source  # torch's layers give integers only
-    assert quantized.pair("pair_gate").numbers == torch_ao.GATE
-    assert quantized.pair("pair_squeeze").numbers == quantized.pair("pair_swish_1").numbers
-    assert deployed[engine].facts["placement"] == placement.describe()
+    config, quantized = registry.get(engine).qdq_config({"bits": 8}), deployed[engine].quantized
+    assert (
+        not config.float_logits and "qdq_head" in quantized.qdqs.source
+    )  # torch's layers give integers only
+    assert quantized.qdq("qdq_gate").numbers == torch_ao.GATE
+    assert quantized.qdq("qdq_squeeze").numbers == quantized.qdq("qdq_swish_1").numbers
+    assert deployed[engine].facts["placement"] == config.describe()
 
 
 # ---- FP32 between integers
@@ -275,8 +308,12 @@ ISLANDS = [
 def test_modules_kept_in_fp32_compute_between_integers(engine, keep_fp32):
     model = small(Blocks)
     network = registry.get(engine).quantize(model, IMAGES, RECIPE | dict(keep_fp32=keep_fp32))
-    sqnr = metrics.sqnr_db(execute(network.quantized, IMAGES).numpy(), answers(network, IMAGES).numpy())
-    assert sqnr is None or sqnr > 35  # a value that falls to the other side in qnnpack's convolutions
+    sqnr = metrics.sqnr_db(
+        execute(network.quantized, IMAGES).numpy(), answers(network, IMAGES).numpy()
+    )
+    assert (
+        sqnr is None or sqnr > 35
+    )  # a value that falls to the other side in qnnpack's convolutions
     for name in layers.weighted(model):
         kept = any(f"{name}.".startswith(f"{module}.") for module in keep_fp32)
         assert (name in network.facts["quantized"]) != kept
@@ -292,7 +329,12 @@ class Between(nn.Module):
     def __init__(self, operator):
         super().__init__()
         torch.manual_seed(0)
-        self.conv, self.operator, self.pool, self.fc = nn.Conv2d(3, 4, 3), operator, nn.AdaptiveAvgPool2d(1), nn.Linear(4, 2)
+        self.conv, self.operator, self.pool, self.fc = (
+            nn.Conv2d(3, 4, 3),
+            operator,
+            nn.AdaptiveAvgPool2d(1),
+            nn.Linear(4, 2),
+        )
         self.relu = nn.ReLU()
 
     def forward(self, x):
@@ -311,7 +353,9 @@ IN_FP32 = {
 @pytest.mark.parametrize("engine", ENGINES)
 def test_what_an_engine_lacks_is_computed_in_fp32_and_rounded(engine, name):
     network = registry.get(engine).quantize(Between(IN_FP32[name]).eval(), IMAGES, RECIPE)
-    assert called(network).count("quantize_per_tensor") == 2  # of the image, and behind the operator
+    assert (
+        called(network).count("quantize_per_tensor") == 2
+    )  # of the image, and behind the operator
     assert steps_apart(network, IMAGES) < 1.01
 
 
@@ -319,8 +363,8 @@ def test_what_an_engine_lacks_is_computed_in_fp32_and_rounded(engine, name):
 @torch.inference_mode()
 def test_means_and_gates_with_other_scales_are_computed_in_fp32_and_rounded(engine, everything):
     """As of a placement that fixes neither: torch's operators would give them the scales they always have."""
-    levels = registry.get(engine).placement_by({"bits": 8}).levels
-    quantized = ptq.quantize(everything, IMAGES, RECIPE, Placement("outputs", levels=levels))
+    levels = registry.get(engine).qdq_config({"bits": 8}).levels
+    quantized = ptq.quantize(everything, IMAGES, RECIPE, QDQConfig("outputs", levels=levels))
     network = registry.get(engine).integers(quantized)
     assert metrics.sqnr_db(execute(quantized, IMAGES).numpy(), network(IMAGES).numpy()) > 40
     names = [getattr(node.target, "__name__", node.target) for node in network.graph.nodes]
@@ -328,7 +372,12 @@ def test_means_and_gates_with_other_scales_are_computed_in_fp32_and_rounded(engi
 
 
 def test_flattening_by_any_name_is_computed_on_integers():
-    for flatten in (lambda x: x.flatten(1), lambda x: x.view(x.size(0), -1), lambda x: x.reshape(x.shape[0], 4), nn.Flatten()):
+    for flatten in (
+        lambda x: x.flatten(1),
+        lambda x: x.view(x.size(0), -1),
+        lambda x: x.reshape(x.shape[0], 4),
+        nn.Flatten(),
+    ):
         model = Between(lambda _, x: x)
         model.forward = lambda x, net=model, flatten=flatten: net.fc(flatten(net.pool(net.conv(x))))
         network = registry.get("qnnpack").quantize(model.eval(), IMAGES, RECIPE)
@@ -342,7 +391,9 @@ def test_flattening_by_any_name_is_computed_on_integers():
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("keep_fp32", [(), ("stem", "pointwise")])
 def test_all_numbers_are_counted(engine, keep_fp32):
-    network = registry.get(engine).quantize(small_depthwise(), IMAGES, RECIPE | dict(keep_fp32=keep_fp32))
+    network = registry.get(engine).quantize(
+        small_depthwise(), IMAGES, RECIPE | dict(keep_fp32=keep_fp32)
+    )
     quantized = [name for name in WEIGHTS if not name.startswith(keep_fp32 or "-")]
     assert network.facts["quantized"] == sorted(quantized)
     counts = footprint.of_numbers(network.stored)
@@ -350,7 +401,10 @@ def test_all_numbers_are_counted(engine, keep_fp32):
     assert counts["parameters"] == sum(WEIGHTS.values()) + sum(BIASES.values())
     integers = sum(WEIGHTS[name] for name in quantized)
     assert counts["quantized_share"] == integers / counts["parameters"]  # biases stay in FP32
-    assert counts["theoretical_mb"] == (integers + 4 * (counts["parameters"] - integers)) / environment.MIB
+    assert (
+        counts["theoretical_mb"]
+        == (integers + 4 * (counts["parameters"] - integers)) / environment.MIB
+    )
 
 
 LOADER = """
@@ -366,9 +420,13 @@ for name in sys.argv[2:]:
 """
 
 
-def test_artifacts_loaded_in_a_fresh_process_answer_the_same_to_the_bit(tmp_path, everything, deployed):
+def test_artifacts_loaded_in_a_fresh_process_answer_the_same_to_the_bit(
+    tmp_path, everything, deployed
+):
     kept = {
-        f"{name}": registry.get(name).quantize(everything, IMAGES, RECIPE | dict(keep_fp32=("reduce", "conv")))
+        f"{name}": registry.get(name).quantize(
+            everything, IMAGES, RECIPE | dict(keep_fp32=("reduce", "conv"))
+        )
         for name in ENGINES
     }
     x = 3 * noise(5, 64, seed=5)
@@ -378,7 +436,9 @@ def test_artifacts_loaded_in_a_fresh_process_answer_the_same_to_the_bit(tmp_path
         for name, network in networks.items():
             torch.backends.quantized.engine = name
             network.save(folder / f"{name}{network.backend.suffix}")
-        subprocess.run([sys.executable, "-c", LOADER, folder, *networks], check=True, cwd=paths.ROOT)
+        subprocess.run(
+            [sys.executable, "-c", LOADER, folder, *networks], check=True, cwd=paths.ROOT
+        )
         for name, network in networks.items():
             expected = answers(network, x.to(memory_format=torch.channels_last))
             assert expected.dtype == torch.float32 and expected.shape == (5, 2)
@@ -398,9 +458,13 @@ def test_every_layer_of_mobilenet_is_quantized():
     model = architectures.build("mobilenetv3").eval()
     network = registry.get("fbgemm").quantize(model, torch.randn(2, 3, 64, 64), RECIPE)
     counts = footprint.of_numbers(network.stored)
-    assert counts["weight_modules"] == counts["quantized_modules"] == len(layers.weighted(model)) == 54
+    assert (
+        counts["weight_modules"] == counts["quantized_modules"] == len(layers.weighted(model)) == 54
+    )
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     # BatchNorm's two numbers for each channel become one, the bias of the convolution before it.
     folded = sum(norm.num_features for norm in norms)
-    assert counts["parameters"] == sum(parameter.numel() for parameter in model.parameters()) - folded
+    assert (
+        counts["parameters"] == sum(parameter.numel() for parameter in model.parameters()) - folded
+    )
     assert called(network).count("quantize_per_tensor") == called(network).count("dequantize") == 1

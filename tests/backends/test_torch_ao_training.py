@@ -33,13 +33,24 @@ class Small(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv1, self.bn1, self.relu = nn.Conv2d(3, 8, 3, stride=2, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True)
+        self.conv1, self.bn1, self.relu = (
+            nn.Conv2d(3, 8, 3, stride=2, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(inplace=True),
+        )
         self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
-        self.act, self.pool, self.dropout, self.fc = nn.Hardswish(), nn.AdaptiveAvgPool2d(1), nn.Dropout(), nn.Linear(8, 2)
+        self.act, self.pool, self.dropout, self.fc = (
+            nn.Hardswish(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Dropout(),
+            nn.Linear(8, 2),
+        )
 
     def forward(self, x):
         x = self.relu(self.bn1(self.conv1(x)))
-        return self.fc(self.dropout(torch.flatten(self.pool(self.act(x + self.bn2(self.conv2(x)))), 1)))
+        return self.fc(
+            self.dropout(torch.flatten(self.pool(self.act(x + self.bn2(self.conv2(x)))), 1))
+        )
 
 
 @pytest.fixture(scope="module")
@@ -87,28 +98,41 @@ def test_training_starts_from_the_float_model(model, images):
 def test_training_starts_where_reconstruction_ends(model, images, monkeypatch):
     monkeypatch.setattr(reconstruction, "STEPS", 3)
     backend, recipe = registry.get(ENGINES[0]), RECIPE | dict(reconstruct=True)
-    prepared = qat.convert(backend.prepare(model, images, recipe), recipe, backend.placement_by(recipe))
+    prepared = qat.convert(
+        backend.prepare(model, images, recipe), recipe, backend.qdq_config(recipe)
+    )
     assert prepared.digest() == backend.quantized(model, images, recipe).digest()
     assert prepared.digest() != backend.quantized(model, images, RECIPE).digest()
 
 
 def test_weights_biases_and_ranges_learn(model, images, data):
     network = registry.get("fbgemm").prepare(model, images, RECIPE)
-    before = {name: value.clone() for name, value in network.named_parameters() if value.requires_grad}
+    before = {
+        name: value.clone() for name, value in network.named_parameters() if value.requires_grad
+    }
     assert {name.rpartition(".")[2] for name in before} == {"weight", "bias", "stretch", "shift"}
     loop.Training(network, data, TRAINING, SETUP).epoch()
-    stayed = {name.rpartition(".")[2] for name, value in before.items() if torch.equal(network.get_parameter(name), value)}
+    stayed = {
+        name.rpartition(".")[2]
+        for name, value in before.items()
+        if torch.equal(network.get_parameter(name), value)
+    }
     assert stayed <= {"shift"}  # of a range beyond which nothing lies
 
 
 def test_training_learns_the_classes(trained, model, data):
     x, y = next(data.train.batches(len(data.train)))
-    before, after = (F.cross_entropy(torch.from_numpy(answers(network, x)), y) for network in (model, trained.model))
+    before, after = (
+        F.cross_entropy(torch.from_numpy(answers(network, x)), y)
+        for network in (model, trained.model)
+    )
     assert after < before
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_the_artifact_of_every_engine_answers_as_the_trained_network(trained, model, images, data, engine, tmp_path):
+def test_the_artifact_of_every_engine_answers_as_the_trained_network(
+    trained, model, images, data, engine, tmp_path
+):
     backend = registry.get(engine)
     deployed = backend.convert(trained, model, images, RECIPE)
     assert deployed.fake_quant is trained.model
@@ -117,12 +141,15 @@ def test_the_artifact_of_every_engine_answers_as_the_trained_network(trained, mo
     x = next(data.test.batches(12))[0]
     rounded, integers = answers(trained.model, x), answers(deployed.predict, x, engine)
     sqnr = metrics.sqnr_db(rounded, integers)
-    assert sqnr is None or sqnr > 25  # float sums and integer kernels round some values to different sides
+    assert (
+        sqnr is None or sqnr > 25
+    )  # float sums and integer kernels round some values to different sides
     assert np.array_equal(rounded.argmax(1), integers.argmax(1))
     deployed.save(tmp_path / "artifact")
     noise = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     assert np.array_equal(
-        answers(deployed.predict, noise, engine), answers(backend.load(tmp_path / "artifact", "cpu"), noise, engine)
+        answers(deployed.predict, noise, engine),
+        answers(backend.load(tmp_path / "artifact", "cpu"), noise, engine),
     )
 
 
@@ -131,18 +158,23 @@ def test_layers_kept_in_fp32_stay_as_they_are(model, images, data, tmp_path):
     checkpoint = fitted(backend.prepare(model, images, recipe), data, tmp_path, epochs=1)
     deployed = backend.convert(checkpoint, model, images, recipe)
     assert deployed.facts["quantized"] == ["conv2", "fc"]
-    assert torch.equal(checkpoint.model.conv1.weight, deployed.reference.conv1.weight)
+    assert torch.equal(checkpoint.model.conv1.weight, deployed.fp32.conv1.weight)
     x = next(data.test.batches(12))[0]
     sqnr = metrics.sqnr_db(answers(checkpoint.model, x), answers(deployed.predict, x))
     assert sqnr is None or sqnr > 25
 
 
 def test_engines_share_a_training_exactly_where_they_round_alike(monkeypatch):
-    for vnni, shared in ((True, {"x86", "onednn", "qnnpack"}), (False, {"fbgemm", "x86", "onednn"})):
+    for vnni, shared in (
+        (True, {"x86", "onednn", "qnnpack"}),
+        (False, {"fbgemm", "x86", "onednn"}),
+    ):
         monkeypatch.setattr(environment, "has_vnni", lambda vnni=vnni: vnni)
         trainings = {name: registry.get(name).training(RECIPE) for name in torch_ao.ENGINES}
         assert {name for name in trainings if trainings[name] == trainings["x86"]} == shared
-        assert len({tag for tag, _ in trainings.values()}) == 2  # else they would overwrite each other
+        assert (
+            len({tag for tag, _ in trainings.values()}) == 2
+        )  # else they would overwrite each other
 
 
 def test_onnxruntime_shares_the_training_of_torchs_engines():

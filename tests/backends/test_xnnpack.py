@@ -12,15 +12,15 @@ from helpers import saved, small_depthwise
 from small_networks import Mixed, images, quantized
 from torch import nn
 
-from utils import paths, sealed
-from utils.backends import exported, xnnpack
+from utils import checksums, paths
+from utils.backends import torch_export, xnnpack
 from utils.errors import UserError
 from utils.metrics import sqnr_db
 from utils.quantize import ptq
+from utils.quantize.exact import execute
+from utils.quantize.modules import OPS
 from utils.quantize.operators import folded
-from utils.quantize.placement import Placement
-from utils.quantize.quantized import OPS
-from utils.quantize.reference import execute
+from utils.quantize.qdq_config import QDQConfig
 from utils.training import architectures
 
 pytest.importorskip("executorch")
@@ -41,14 +41,19 @@ def artifact(integers, tmp_path_factory):
 @pytest.fixture(scope="module")
 def floats(model, tmp_path_factory):
     path = tmp_path_factory.mktemp("fp32") / "mixed.pte"
-    xnnpack.write(exported.program(xnnpack.for_xnnpack(folded(model)), xnnpack.LARGEST, ENGINE.layout), path)
+    xnnpack.write(
+        torch_export.program(xnnpack.for_xnnpack(folded(model)), xnnpack.LARGEST, ENGINE.layout),
+        path,
+    )
     return path
 
 
 def test_without_executorch_it_says_how_to_install_it(monkeypatch):
     assert ENGINE.problem() is None
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert ENGINE.problem() == "not installed: executorch (pip install -r requirements-executorch.txt)"
+    assert (
+        ENGINE.problem() == "not installed: executorch (pip install -r requirements-executorch.txt)"
+    )
 
 
 def test_fp32_answers_as_torch_for_any_batch_size_and_layout(model, floats):
@@ -58,7 +63,9 @@ def test_fp32_answers_as_torch_for_any_batch_size_and_layout(model, floats):
         with torch.no_grad():
             expected = model(x)
         for layout in (torch.contiguous_format, torch.channels_last):
-            torch.testing.assert_close(predict(x.contiguous(memory_format=layout)), expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(
+                predict(x.contiguous(memory_format=layout)), expected, rtol=1e-4, atol=1e-4
+            )
 
 
 def test_a_batch_over_the_largest_runs_in_parts(model, floats):
@@ -89,19 +96,45 @@ def test_int8_answers_as_the_exact_reference_for_any_batch_size(integers, artifa
 def test_every_operator_computes_on_integers(artifact):
     kernels = ENGINE.kernels(artifact)
     assert kernels["layers"] == kernels["integer_layers"] == Mixed.LAYERS
-    assert kernels["outside"] == {} and kernels["float"] == {"XNNConvert": 2}  # the images, and the logits
-    names = ("XNNHardswish", "XNNMaxPooling2d", "XNNGlobalAvgPooling2d", "XNNMultiply", "XNNAdd", "XNNStaticReshape")
-    assert kinds(kernels, *names) == [Mixed.HARDSWISHES, 1, 2, 1, 2, 1]  # a gate is an addition, too
+    assert kernels["outside"] == {} and kernels["float"] == {
+        "XNNConvert": 2
+    }  # the images, and the logits
+    names = (
+        "XNNHardswish",
+        "XNNMaxPooling2d",
+        "XNNGlobalAvgPooling2d",
+        "XNNMultiply",
+        "XNNAdd",
+        "XNNStaticReshape",
+    )
+    assert kinds(kernels, *names) == [
+        Mixed.HARDSWISHES,
+        1,
+        2,
+        1,
+        2,
+        1,
+    ]  # a gate is an addition, too
 
 
 def test_fp32_is_not_counted_as_integer(floats):
     kernels = ENGINE.kernels(floats)
-    assert (kernels["layers"], kernels["integer_layers"], kernels["integer"]) == (Mixed.LAYERS, 0, {})
-    assert kernels["outside"] == {} and kernels["float"]["XNNAdd"] == 1 and "XNNDiv" not in kernels["float"]
+    assert (kernels["layers"], kernels["integer_layers"], kernels["integer"]) == (
+        Mixed.LAYERS,
+        0,
+        {},
+    )
+    assert (
+        kernels["outside"] == {}
+        and kernels["float"]["XNNAdd"] == 1
+        and "XNNDiv" not in kernels["float"]
+    )
 
 
 def test_what_is_kept_in_fp32_is_not_counted_as_integer_and_answers_right(model, tmp_path):
-    kept = quantized(model, ENGINE.placement(8), images(), keep_fp32=("depthwise", "gate", "head.4"))
+    kept = quantized(
+        model, ENGINE.default_config(8), images(), keep_fp32=("depthwise", "gate", "head.4")
+    )
     ENGINE.lower(kept, tmp_path / "artifact.pte")
     kernels = ENGINE.kernels(tmp_path / "artifact.pte")
     assert (kernels["layers"], kernels["integer_layers"]) == (Mixed.LAYERS, Mixed.LAYERS - 3)
@@ -113,18 +146,24 @@ def test_weights_are_in_the_file_once(integers, artifact):
     content = artifact.read_bytes()
     for name, layer in integers.layers.items():
         if name != "depthwise.0":  # XNNPACK wants its positions before its channels
-            weight = layer.weight if layer.weight.ndim == 2 else layer.weight.permute(0, 2, 3, 1).contiguous()
+            weight = (
+                layer.weight
+                if layer.weight.ndim == 2
+                else layer.weight.permute(0, 2, 3, 1).contiguous()
+            )
             assert content.count(weight.numpy().tobytes()) == 1
 
 
 def test_the_program_of_a_checkpoint_is_made_once_and_beside_it(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(architectures, "rebuild", lambda content: small_depthwise())  # MobileNetV3-Small would take 17 s
+    monkeypatch.setattr(
+        architectures, "rebuild", lambda content: small_depthwise()
+    )  # MobileNetV3-Small would take 17 s
     baseline = saved(tmp_path / "mobilenetv3_fp32_seed0.pt", small_depthwise())
     capfd.readouterr()
     predict, x = ENGINE.load(baseline.path, "cpu"), torch.randn(2, 3, 224, 224)
     assert capfd.readouterr() == ("", "")
     (file,) = tmp_path.glob("*.pte")
-    assert file.name == f"mobilenetv3_fp32_seed0.{sealed.sha256_of(baseline.path)[:8]}.pte"
+    assert file.name == f"mobilenetv3_fp32_seed0.{checksums.sha256_of(baseline.path)[:8]}.pte"
     before = file.stat().st_mtime_ns
     kernels = ENGINE.kernels(baseline.path)
     assert file.stat().st_mtime_ns == before
@@ -132,7 +171,9 @@ def test_the_program_of_a_checkpoint_is_made_once_and_beside_it(tmp_path, monkey
     with torch.no_grad():
         expected = baseline.model(x)
     assert expected.abs().max() > 1e-3
-    torch.testing.assert_close(predict(x), expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+    torch.testing.assert_close(
+        predict(x), expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item()
+    )
 
 
 # ---- a hardsigmoid leaves its division to the layer before it
@@ -143,16 +184,21 @@ def test_the_forms_for_xnnpack_change_no_answer(kind, model, integers):
     network = folded(model) if kind == "float" else integers.network
     changed = xnnpack.for_xnnpack(network)
     types = [type(module) for module in changed.modules()]
-    assert nn.Hardsigmoid not in types and (nn.Hardtanh if kind == "float" else xnnpack.ShiftedGate) in types
-    assert any(isinstance(module, nn.Hardsigmoid) for module in network.modules())  # the original stays
+    assert (
+        nn.Hardsigmoid not in types
+        and (nn.Hardtanh if kind == "float" else xnnpack.ShiftedGate) in types
+    )
+    assert any(
+        isinstance(module, nn.Hardsigmoid) for module in network.modules()
+    )  # the original stays
     with torch.no_grad():
         torch.testing.assert_close(changed(images()), network(images()), rtol=1e-5, atol=1e-5)
 
 
 def test_a_gate_that_may_exceed_one_is_left_as_it_is(model):
-    wide = quantized(model, Placement("outputs", torch.int8, bias="int32"), images())
-    name = next(name for name, source in wide.pairs.source.items() if source == "gate.1")
-    wide.pair(name).assign(torch.tensor(1 / 100), torch.tensor(-128))
+    wide = quantized(model, QDQConfig("outputs", torch.int8, bias="int32"), images())
+    name = next(name for name, source in wide.qdqs.source.items() if source == "gate.1")
+    wide.qdq(name).assign(torch.tensor(1 / 100), torch.tensor(-128))
     changed = xnnpack.for_xnnpack(wide.network)
     assert any(isinstance(module, nn.Hardsigmoid) for module in changed.modules())
     with torch.no_grad():
@@ -162,7 +208,7 @@ def test_a_gate_that_may_exceed_one_is_left_as_it_is(model):
 # ---- the bounds of scales, and what XNNPACK itself says
 
 
-def pair(x, scale, zero_point=0, dtype=torch.int8):
+def qdq(x, scale, zero_point=0, dtype=torch.int8):
     low, high = (-128, 127) if dtype == torch.int8 else (0, 255)
     numbers = (scale, zero_point, low, high, dtype)
     return OPS.dequantize_per_tensor.default(OPS.quantize_per_tensor.default(x, *numbers), *numbers)
@@ -182,28 +228,32 @@ class Bound(nn.Module):
         self.register_buffer("bias", torch.zeros(4))
 
     def forward(self, x):
-        x = pair(F.max_pool2d(x, 8, 8), self.STEP)
+        x = qdq(F.max_pool2d(x, 8, 8), self.STEP)
         output = self.STEP / self.ratio
         match self.case:
             case "layer":
-                weight = OPS.dequantize_per_channel.default(self.weight, self.scale, self.zero_point, 0, -127, 127, torch.int8)
-                return pair(torch.relu(F.conv2d(x, weight, self.bias, stride=8)), self.STEP**2 / self.ratio)
+                weight = OPS.dequantize_per_channel.default(
+                    self.weight, self.scale, self.zero_point, 0, -127, 127, torch.int8
+                )
+                return qdq(
+                    torch.relu(F.conv2d(x, weight, self.bias, stride=8)), self.STEP**2 / self.ratio
+                )
             case "sum":
-                return pair(x + pair(torch.tanh(x), output), output)
+                return qdq(x + qdq(torch.tanh(x), output), output)
             case "product":
-                return pair(x * pair(torch.tanh(x), self.STEP), self.STEP**2 / self.ratio)
+                return qdq(x * qdq(torch.tanh(x), self.STEP), self.STEP**2 / self.ratio)
             case "pooling":
-                return pair(F.max_pool2d(x, 2), output)
+                return qdq(F.max_pool2d(x, 2), output)
             case "zero-point":
-                return pair(F.max_pool2d(x, 2), self.STEP, 1)
+                return qdq(F.max_pool2d(x, 2), self.STEP, 1)
             case "flattening":
-                return pair(x.reshape(-1, 3 * 28 * 28), output)
+                return qdq(x.reshape(-1, 3 * 28 * 28), output)
             case "mean":
-                return pair(x.mean((2, 3), keepdim=True), output)
+                return qdq(x.mean((2, 3), keepdim=True), output)
             case "unsigned":
-                return pair(F.hardswish(x), self.STEP, 0, torch.uint8)
+                return qdq(F.hardswish(x), self.STEP, 0, torch.uint8)
             case "one float input":
-                return pair(F.hardswish(x), self.STEP) + pair(x + torch.tanh(x), self.STEP)
+                return qdq(F.hardswish(x), self.STEP) + qdq(x + torch.tanh(x), self.STEP)
 
 
 GOOD = [
@@ -218,7 +268,10 @@ BAD = {
     ("product", 256.0): "mul: a step of its input is 256 steps of its output, not 1.5e-05 to 256",
     ("product", 2.0**-17): "mul: a step of its input is 7.629e-06 steps",
     ("pooling", 1.01): "max_pool2d_1 changes scale and zero-point",
-    ("zero-point", 1.0): "max_pool2d_1 changes scale and zero-point from (0.03125, 0) to (0.03125, 1)",
+    (
+        "zero-point",
+        1.0,
+    ): "max_pool2d_1 changes scale and zero-point from (0.03125, 0) to (0.03125, 1)",
     ("flattening", 0.5): "reshape changes scale and zero-point from (0.03125, 0) to (0.0625, 0)",
     ("unsigned", 1.0): "hardswish is quantized to uint8",
 }
@@ -227,26 +280,34 @@ REFUSED = [("layer", 256.0), ("pooling", 1.01), ("zero-point", 1.0)]  # by XNNPA
 
 @pytest.mark.parametrize("case", GOOD, ids=str)
 def test_scales_within_the_bounds_are_no_violation(case):
-    assert xnnpack.violations(exported.program(Bound(*case))) == []
+    assert xnnpack.violations(torch_export.program(Bound(*case))) == []
 
 
 @pytest.mark.parametrize("case", BAD, ids=str)
 def test_scales_beyond_the_bounds_are_named(case):
-    (line,) = xnnpack.violations(exported.program(Bound(*case)))
+    (line,) = xnnpack.violations(torch_export.program(Bound(*case)))
     assert line.startswith(BAD[case])
 
 
 def test_a_scale_for_each_channel_is_named(model):
-    network = quantized(model, Placement("inputs", torch.int8, scales="needed"), images()).network
-    lines = xnnpack.violations(exported.program(network))  # before max pooling and, again, behind it
-    assert len(lines) == 2 and lines[1] == "max_pool2d has a scale for each channel; XNNPACK wants one for each tensor"
+    network = quantized(model, QDQConfig("inputs", torch.int8, scales="needed"), images()).network
+    lines = xnnpack.violations(
+        torch_export.program(network)
+    )  # before max pooling and, again, behind it
+    assert (
+        len(lines) == 2
+        and lines[1] == "max_pool2d has a scale for each channel; XNNPACK wants one for each tensor"
+    )
 
 
 def test_a_network_that_xnnpack_would_refuse_is_not_lowered(model, tmp_path):
-    wrong = quantized(model, ENGINE.placement(8), images())
+    wrong = quantized(model, ENGINE.default_config(8), images())
     layer = wrong.layers["project"]
     layer.scale = layer.scale * 1e6
-    with pytest.raises(UserError, match=r"XNNPACK would refuse this network: project\.weight: a step of its input is"):
+    with pytest.raises(
+        UserError,
+        match=r"XNNPACK would refuse this network: project\.weight: a step of its input is",
+    ):
         ENGINE.lower(wrong, tmp_path / "artifact.pte")
     assert list(tmp_path.iterdir()) == []
 
@@ -267,9 +328,14 @@ else:
 
 def outcome(network: nn.Module, folder: Path) -> tuple[str, torch.Tensor | None]:
     """Load and run a network in another process, which XNNPACK may end: "ran" with the answer, "refused" or "ended"."""
-    xnnpack.write(exported.program(network, xnnpack.LARGEST, ENGINE.layout), folder / "a.pte")
+    xnnpack.write(torch_export.program(network, xnnpack.LARGEST, ENGINE.layout), folder / "a.pte")
     torch.save(images(), folder / "x.pt")
-    command = [sys.executable, "-c", LOAD, *(str(folder / name) for name in ("a.pte", "x.pt", "y.pt"))]
+    command = [
+        sys.executable,
+        "-c",
+        LOAD,
+        *(str(folder / name) for name in ("a.pte", "x.pt", "y.pt")),
+    ]
     environment = os.environ | {"PYTHONPATH": str(paths.ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     said = done.stdout.strip() if done.returncode == 0 else "ended"
@@ -282,9 +348,16 @@ def test_xnnpack_runs_what_breaks_no_bound(case, tmp_path):
     network = Bound(*case).eval()
     said, answer = outcome(network, tmp_path)
     assert said == "ran"
-    scale = {"layer": Bound.STEP**2 / case[1], "product": Bound.STEP**2 / case[1]}.get(case[0], Bound.STEP / case[1])
+    scale = {"layer": Bound.STEP**2 / case[1], "product": Bound.STEP**2 / case[1]}.get(
+        case[0], Bound.STEP / case[1]
+    )
     # Halves are rounded to either side.
-    torch.testing.assert_close(answer, network(images()), rtol=0, atol=1.001 * scale * (2 if case[0] == "one float input" else 1))
+    torch.testing.assert_close(
+        answer,
+        network(images()),
+        rtol=0,
+        atol=1.001 * scale * (2 if case[0] == "one float input" else 1),
+    )
 
 
 @pytest.mark.slow
@@ -297,7 +370,9 @@ def test_xnnpack_does_not_run_what_breaks_a_bound(case, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "layers"), [("alexnet", 8), ("resnet18", 21), ("mobilenetv3", 54)])
+@pytest.mark.parametrize(
+    ("name", "layers"), [("alexnet", 8), ("resnet18", 21), ("mobilenetv3", 54)]
+)
 def test_a_study_model_runs_on_integers_as_the_reference(name, layers, tmp_path):
     """Random weights amplify a halved step to about 30 dB, so the noise is compared with that of torch in FP32."""
     torch.manual_seed(0)
@@ -309,10 +384,14 @@ def test_a_study_model_runs_on_integers_as_the_reference(name, layers, tmp_path)
     with torch.no_grad():
         model(x)
     model.eval()
-    result = ptq.quantize(model, x, {"activations": "minmax"}, ENGINE.placement(8))
+    result = ptq.quantize(model, x, {"activations": "minmax"}, ENGINE.default_config(8))
     ENGINE.lower(result, tmp_path / "artifact.pte")
     kernels = ENGINE.kernels(tmp_path / "artifact.pte")
-    assert (kernels["layers"], kernels["integer_layers"], kernels["outside"]) == (layers, layers, {})
+    assert (kernels["layers"], kernels["integer_layers"], kernels["outside"]) == (
+        layers,
+        layers,
+        {},
+    )
     predict, exact = ENGINE.load(tmp_path / "artifact.pte", "cpu"), execute(result, x)
     with torch.no_grad():
         simulated = sqnr_db(exact.numpy(), result.network(x).numpy())

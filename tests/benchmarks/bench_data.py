@@ -41,7 +41,9 @@ def data_loading(settings: paired.Settings) -> Iterator[paired.Row]:
     split = pictures.cached(root, settings.folder / "images")
 
     def epoch(settings: dict | None) -> paired.Turn:
-        return paired.turn(lambda: consume(split.shuffled(BATCH, next(seeds), augmentation=settings)), EPOCHS)
+        return paired.turn(
+            lambda: consume(split.shuffled(BATCH, next(seeds), augmentation=settings)), EPOCHS
+        )
 
     for what, ours, theirs in (("not augmented", None, []), ("augmented", AUGMENT, AUGMENTED)):
         what = f"second epoch, {what}, times faster than ImageFolder"
@@ -69,7 +71,14 @@ def image_folder(root: Path, augmenting: list) -> DataLoader:
         transforms.Normalize(augmentation.MEAN, augmentation.STD),
     ]
     images = ImageFolder(str(root), transforms.Compose(steps))
-    return DataLoader(images, BATCH, shuffle=True, drop_last=True, num_workers=paired.THREADS, persistent_workers=True)
+    return DataLoader(
+        images,
+        BATCH,
+        shuffle=True,
+        drop_last=True,
+        num_workers=paired.THREADS,
+        persistent_workers=True,
+    )
 
 
 def second_epoch(loader: DataLoader) -> paired.Turn:

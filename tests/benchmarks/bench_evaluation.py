@@ -7,7 +7,7 @@ import paired
 import pictures
 
 from utils import metrics, stats
-from utils.data.splits import Split
+from utils.data.dataset import Split
 from utils.timing.worker import EVAL_BATCH, Worker
 from utils.training import architectures, checkpoints
 
@@ -24,9 +24,16 @@ def evaluation(settings: paired.Settings) -> Iterator[paired.Row]:
     few = pictures.prepared(settings, 2 * EVAL_BATCH)
     for name, count in IMAGES.items():
         count = EVAL_BATCH if settings.smoke else count
-        split = Split(few.images, few.labels, few.names, np.resize(np.random.default_rng(0).permutation(len(few)), count))
+        split = Split(
+            few.images,
+            few.labels,
+            few.names,
+            np.resize(np.random.default_rng(0).permutation(len(few)), count),
+        )
         path = settings.folder / f"{name}.pt"
-        checkpoints.save(path, name, architectures.build(name), pictures.as_data(split), {"fingerprint": name})
+        checkpoints.save(
+            path, name, architectures.build(name), pictures.as_data(split), {"fingerprint": name}
+        )
         with Worker("native", path, "cpu", paired.THREADS) as worker:
             worker.call("hold", split, EVAL_BATCH)
             worker.call("time", 2)  # the first runs are slower

@@ -13,9 +13,13 @@ def help(settings: paired.Settings) -> Iterator[paired.Row]:
     """Time one of the scripts, which are alike, and the one that runs them all."""
     for script in ("models/resnet18_fp32.py", "reproduce.py"):
         what = f"{script} --help, over python -c pass"
-        yield paired.cost(what, starts([script, "--help"]), starts(["-c", "pass"]), 5, 1 if settings.smoke else 10)
+        yield paired.cost(
+            what, starts([script, "--help"]), starts(["-c", "pass"]), 5, 1 if settings.smoke else 10
+        )
 
 
 def starts(words: list[str]) -> paired.Turn:
     command = [sys.executable, *words]
-    return paired.turn(lambda: subprocess.run(command, cwd=paths.ROOT, stdout=subprocess.DEVNULL, check=True), 5)
+    return paired.turn(
+        lambda: subprocess.run(command, cwd=paths.ROOT, stdout=subprocess.DEVNULL, check=True), 5
+    )

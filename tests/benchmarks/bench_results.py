@@ -28,13 +28,17 @@ def study(folder: Path, count: int) -> Path:
     """Write a study of `count` runs that differ only in their seed."""
     given = record(batches=BATCHES)
     samples = [[round(1 + number / 7, 4) for number in range(RUNS)]] * ROUNDS
-    given["timing"] = [entry | {"samples_ms": samples, "eager_samples_ms": samples} for entry in given["timing"]]
+    given["timing"] = [
+        entry | {"samples_ms": samples, "eager_samples_ms": samples} for entry in given["timing"]
+    ]
     text = results.as_json({"format": results.FORMAT, **given})
     before, after = text.split('"seed": 0')
     (folder / "runs").mkdir(parents=True)
     for seed in range(count):
         name = results.run_id(given["run"] | {"seed": seed})
-        (folder / "runs" / f"{name}.json").write_text(f'{before}"seed": {seed}{after}', encoding="utf-8")
+        (folder / "runs" / f"{name}.json").write_text(
+            f'{before}"seed": {seed}{after}', encoding="utf-8"
+        )
     return folder
 
 

@@ -25,7 +25,9 @@ def training_step(settings: paired.Settings) -> Iterator[paired.Row]:
     recipe = RECIPE["pretrained"] | ({"batch_size": 4} if settings.smoke else {})
     split = pictures.prepared(settings, 2 * recipe["batch_size"])
     torch.manual_seed(0)
-    training = Training(architectures.build("resnet18"), pictures.as_data(split), recipe, Setup(set(), 0, "cpu"))
+    training = Training(
+        architectures.build("resnet18"), pictures.as_data(split), recipe, Setup(set(), 0, "cpu")
+    )
     training.network.train()
     x, y = next(split.shuffled(recipe["batch_size"], 0, augmentation=recipe["augment"]))
     ours, theirs = paired.turn(lambda: training.step(x, y)), paired.turn(plain(x.contiguous(), y))
@@ -46,9 +48,15 @@ def qat_step(settings: paired.Settings) -> Iterator[paired.Row]:
         model = architectures.build(name).eval()
         network = registry.get("fbgemm").prepare(model, split.calibration(8), quantized)
         data, setup = pictures.as_data(split), Setup(set(), 0, "cpu")
-        qat = Training(network, data, quantized["training"], dataclasses.replace(setup, teacher=model))
+        qat = Training(
+            network, data, quantized["training"], dataclasses.replace(setup, teacher=model)
+        )
         fp32 = Training(architectures.build(name), data, plain, setup)
-        x, y = next(split.shuffled(4 if settings.smoke else plain["batch_size"], 0, augmentation=plain["augment"]))
+        x, y = next(
+            split.shuffled(
+                4 if settings.smoke else plain["batch_size"], 0, augmentation=plain["augment"]
+            )
+        )
         sides = [paired.turn(functools.partial(training.step, x, y)) for training in (qat, fp32)]
         for training, turn in zip((qat, fp32), sides, strict=True):
             training.network.train()

@@ -49,7 +49,10 @@ class Row:
     @property
     def met(self) -> str:
         """Whether the whole interval meets the goal: yes, no or unclear."""
-        reached = [value >= self.goal if self.sign == ">=" else value <= self.goal for value in (self.low, self.high)]
+        reached = [
+            value >= self.goal if self.sign == ">=" else value <= self.goal
+            for value in (self.low, self.high)
+        ]
         return "yes" if all(reached) else "unclear" if any(reached) else "no"
 
     def __str__(self) -> str:

@@ -11,8 +11,8 @@ import numpy as np
 from paired import Settings
 from PIL import Image
 
-from utils.data import cache, drawn, layouts, loading
-from utils.data.splits import Data, Split
+from utils.data import cache, layouts, loading, synthetic
+from utils.data.dataset import Data, Split
 from utils.errors import UserError
 from utils.training import architectures
 
@@ -39,7 +39,7 @@ def files(settings: Settings, count: int) -> Path:
 
 def _drawn(count: int) -> Iterator[tuple[int, str, bytes]]:
     for number in range(count):
-        pixels, label = drawn.draw(loading.DRAWN_SEED, number)
+        pixels, label = synthetic.draw(loading.DRAWN_SEED, number)
         stream = io.BytesIO()
         Image.fromarray(pixels).resize(PHOTOGRAPH).save(stream, "JPEG", quality=90)
         yield label, ".jpg", stream.getvalue()
@@ -50,7 +50,9 @@ def _taken(folder: Path, each: int) -> Iterator[tuple[int, str, bytes]]:
     for label in (0, 1):
         chosen = list(islice(_usable(image for image in images if image.label == label), each))
         if len(chosen) < each:
-            raise UserError(f"--data {folder}: too few images. Give a folder with at least {each} readable ones of each class.")
+            raise UserError(
+                f"--data {folder}: too few images. Give a folder with at least {each} readable ones of each class."
+            )
         yield from chosen
 
 

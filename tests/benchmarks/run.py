@@ -32,12 +32,31 @@ BENCHMARKS = {  # name of the function -> its module
 
 
 def parse() -> argparse.Namespace:
-    parser = cli.Parser("tests/benchmarks/run.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"benchmarks to run (default: all): {' '.join(BENCHMARKS)}")
-    parser.add_argument("--data", type=Path, metavar="PATH", help="folder of images; default: drawn ones")
-    parser.add_argument("--init", metavar="FILE", help="weights for `engines`; {model} in its name stands for the model")
+    parser = cli.Parser(
+        "tests/benchmarks/run.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"benchmarks to run (default: all): {' '.join(BENCHMARKS)}",
+    )
+    parser.add_argument(
+        "--data", type=Path, metavar="PATH", help="folder of images; default: drawn ones"
+    )
+    parser.add_argument(
+        "--init",
+        metavar="FILE",
+        help="weights for `engines`; {model} in its name stands for the model",
+    )
     parser.add_argument("--list", action="store_true", help="print the names and measure nothing")
-    parser.add_argument("--smoke", action="store_true", help="do as little as possible: checks that each works, measures nothing")
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="do as little as possible: checks that each works, measures nothing",
+    )
     args = parser.parse_intermixed_args()
     for name in args.names:
         if name not in BENCHMARKS:
@@ -51,7 +70,9 @@ def main(args: argparse.Namespace) -> None:
     if args.list:
         print("\n".join(BENCHMARKS))
         return
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it warns of quantize_per_tensor at every start
+    os.environ.setdefault(
+        "TORCH_CPP_LOG_LEVEL", "ERROR"
+    )  # it warns of quantize_per_tensor at every start
     import paired  # imports NumPy and scipy: only after --help has answered
 
     print(paired.HEAD, flush=True)

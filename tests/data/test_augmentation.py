@@ -19,7 +19,9 @@ def test_normalisation_by_hand(layout):
 
 def augmented(images, crop, degrees, *uniform):
     """Augment by numbers from 0 to 1: side, angle, mirror (0 mirrors), shifts right and down."""
-    return augment(images, torch.tensor([uniform] * len(images), dtype=torch.float32), crop, degrees)
+    return augment(
+        images, torch.tensor([uniform] * len(images), dtype=torch.float32), crop, degrees
+    )
 
 
 def draws(n):
@@ -49,7 +51,9 @@ def test_mirroring_is_left_to_right(marked):
 
 @pytest.mark.parametrize(("draw", "turns"), [(0.0, -1), (0.5, 0), (1.0, 1)])
 def test_rotation_reaches_the_degrees_on_both_sides(marked, draw, turns):
-    assert torch.allclose(augmented(marked, 1, 90, 0, draw, 0.9, 0, 0), marked.rot90(turns, (2, 3)), atol=1e-4)
+    assert torch.allclose(
+        augmented(marked, 1, 90, 0, draw, 0.9, 0, 0), marked.rot90(turns, (2, 3)), atol=1e-4
+    )
 
 
 def test_image_is_rotated_before_it_is_mirrored(marked):
@@ -62,7 +66,10 @@ def test_small_rotation_moves_a_mark_along_a_circle():
     image[:, :, 32, 52] = 1  # 20 to the right of the centre
     spot = augmented(image, 1, 30, 0, 1.0, 0.9, 0, 0)[0, 0]
     weight = spot / spot.sum()
-    row, column = (weight.sum(1) * torch.arange(65)).sum() - 32, (weight.sum(0) * torch.arange(65)).sum() - 32
+    row, column = (
+        (weight.sum(1) * torch.arange(65)).sum() - 32,
+        (weight.sum(0) * torch.arange(65)).sum() - 32,
+    )
     assert column.item() == pytest.approx(20 * math.cos(math.radians(30)), abs=0.2)
     assert abs(row.item()) == pytest.approx(20 * math.sin(math.radians(30)), abs=0.2)
 
@@ -71,7 +78,9 @@ def test_small_rotation_moves_a_mark_along_a_circle():
 def test_smallest_crop_reaches_each_corner(marked, right, down):
     result = augmented(marked, 0.5, 0, 0, 0, 0.9, right, down)
     corner = marked[:, :, 16 * down : 16 * down + 16, 16 * right : 16 * right + 16]
-    enlarged = torch.nn.functional.interpolate(corner, scale_factor=2, mode="bilinear", align_corners=False)
+    enlarged = torch.nn.functional.interpolate(
+        corner, scale_factor=2, mode="bilinear", align_corners=False
+    )
     # pixels of the border are interpolated with neighbours outside the corner
     assert torch.allclose(result[:, :, 1:-1, 1:-1], enlarged[:, :, 1:-1, 1:-1], atol=1e-4)
 
@@ -84,13 +93,17 @@ def test_pixels_stay_in_the_range_of_their_image(marked):
     images = (0.3 + 0.4 * marked[:1]).expand(50, -1, -1, -1)
     result = augment(images, draws(len(images)), crop=0.6, degrees=45)
     assert result.shape == images.shape
-    assert images.min() - 1e-5 <= result.min() and result.max() <= images.max() + 1e-5  # nothing is filled with black
+    assert (
+        images.min() - 1e-5 <= result.min() and result.max() <= images.max() + 1e-5
+    )  # nothing is filled with black
     assert len({image.sum().item() for image in result}) == 50  # each image has its random numbers
 
 
 def test_a_smaller_size_is_the_same_image_with_fewer_pixels(marked):
     numbers = draws(len(marked))
-    smooth = torch.nn.functional.interpolate(marked[:, :, :8, :8], size=128, mode="bilinear", align_corners=False)
+    smooth = torch.nn.functional.interpolate(
+        marked[:, :, :8, :8], size=128, mode="bilinear", align_corners=False
+    )
     whole, small = (augment(smooth, numbers, crop=0.6, degrees=20, size=size) for size in (128, 64))
     assert small.shape == (2, 3, 64, 64)
     assert torch.allclose(small, torch.nn.functional.avg_pool2d(whole, 2), atol=0.05)

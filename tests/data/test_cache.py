@@ -19,7 +19,7 @@ from filelock import FileLock
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from utils import sealed
+from utils import checksums
 from utils.data import cache, layouts
 from utils.errors import UserError
 from utils.paths import ROOT
@@ -29,7 +29,9 @@ Usage = namedtuple("Usage", "total used free")
 
 
 def noise(seed, width=40, height=30):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    )
 
 
 def encoded(image, kind="JPEG", **options):
@@ -140,7 +142,9 @@ def test_damaged_exif_data_is_ignored():
     assert np.array_equal(pixels, cache.decode(encoded(image)))
     text = PngInfo()
     text.add_text("Raw profile type exif", "\nexif\n4\nno hexadecimal digits")
-    assert np.array_equal(cache.decode(encoded(image, "PNG", pnginfo=text)), cache.decode(encoded(image, "PNG")))
+    assert np.array_equal(
+        cache.decode(encoded(image, "PNG", pnginfo=text)), cache.decode(encoded(image, "PNG"))
+    )
 
 
 def halves(mode, left, right):
@@ -165,15 +169,36 @@ def grey16(left, right):
     [
         pytest.param(encoded(halves("1", 0, 1), "PNG"), BLACK, WHITE, id="1 bit"),
         pytest.param(encoded(halves("L", 40, 200)), (40,) * 3, (200,) * 3, id="grey JPEG"),
-        pytest.param(encoded(halves("LA", (0, 255), (0, 128)), "PNG"), BLACK, (127,) * 3, id="grey and alpha"),
-        pytest.param(encoded(halves("L", 0, 90), "PNG", transparency=0), WHITE, (90,) * 3, id="grey, one transparent"),
+        pytest.param(
+            encoded(halves("LA", (0, 255), (0, 128)), "PNG"), BLACK, (127,) * 3, id="grey and alpha"
+        ),
+        pytest.param(
+            encoded(halves("L", 0, 90), "PNG", transparency=0),
+            WHITE,
+            (90,) * 3,
+            id="grey, one transparent",
+        ),
         pytest.param(encoded(halves("RGBA", (*RED, 255), (*RED, 0)), "PNG"), RED, WHITE, id="RGBA"),
-        pytest.param(encoded(halves("RGB", RED, BLUE), "PNG", transparency=BLUE), RED, WHITE, id="RGB, one transparent"),
+        pytest.param(
+            encoded(halves("RGB", RED, BLUE), "PNG", transparency=BLUE),
+            RED,
+            WHITE,
+            id="RGB, one transparent",
+        ),
         pytest.param(palette(), BLUE, RED, id="palette"),
         pytest.param(palette(transparency=0), WHITE, RED, id="palette, one transparent"),
-        pytest.param(palette(transparency=b"\x80\xff"), (127, 127, 255), RED, id="palette with alpha"),
-        pytest.param(encoded(halves("CMYK", (0, 255, 255, 0), (0, 0, 0, 255))), RED, BLACK, id="CMYK JPEG"),
-        pytest.param(encoded(halves("CMYK", (255, 255, 0, 0), (0, 0, 0, 0)), "TIFF"), BLUE, WHITE, id="CMYK TIFF"),
+        pytest.param(
+            palette(transparency=b"\x80\xff"), (127, 127, 255), RED, id="palette with alpha"
+        ),
+        pytest.param(
+            encoded(halves("CMYK", (0, 255, 255, 0), (0, 0, 0, 255))), RED, BLACK, id="CMYK JPEG"
+        ),
+        pytest.param(
+            encoded(halves("CMYK", (255, 255, 0, 0), (0, 0, 0, 0)), "TIFF"),
+            BLUE,
+            WHITE,
+            id="CMYK TIFF",
+        ),
         pytest.param(encoded(grey16(256, 32896), "PNG"), (1,) * 3, (128,) * 3, id="16 bit PNG"),
         pytest.param(encoded(grey16(0, 65535), "TIFF"), BLACK, WHITE, id="16 bit TIFF"),
     ],
@@ -251,9 +276,13 @@ def test_large_images_are_decoded_one_at_a_time(monkeypatch):
 
 
 def test_decompression_bombs_are_broken_and_nothing_warns(pets, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow warns above this and raises above its double
+    monkeypatch.setattr(
+        Image, "MAX_IMAGE_PIXELS", 1000
+    )  # Pillow warns above this and raises above its double
     (pets / "cat" / "9.jpg").write_bytes(encoded(noise(1, 60, 50)))
-    (pets / "dog" / "9.jpg").write_bytes(encoded(noise(1), exif=b"Exif\x00\x00II*\x00\x08\x00\x00\x00\xff\xff\x12\x01"))
+    (pets / "dog" / "9.jpg").write_bytes(
+        encoded(noise(1), exif=b"Exif\x00\x00II*\x00\x08\x00\x00\x00\xff\xff\x12\x01")
+    )
     with pytest.warns(Image.DecompressionBombWarning):
         cache.decode(pets / "cat" / "0.jpg")
     with warnings.catch_warnings(record=True) as caught:
@@ -283,15 +312,21 @@ def test_round_trip(pets, tmp_path, monkeypatch, capsys):
     assert result.labels.dtype == np.int64
     assert result.labels.tolist() == [image.label for image in good] == [0] * 4 + [1] * 5
     assert result.splits == (None,) * 9
-    assert result.hashes == tuple(hashlib.sha256(image.path.read_bytes()).hexdigest() for image in good)
+    assert result.hashes == tuple(
+        hashlib.sha256(image.path.read_bytes()).hexdigest() for image in good
+    )
     assert isinstance(result.images, np.memmap)
     assert not result.images.flags.writeable
     check_pixels(result, pets)
     assert [name for name, _ in result.broken] == ["cat/1.jpg", "cat/2a.jpg"]
     line = cache.summary(folder, result)
-    assert line.startswith("9 images (cat 4, dog 5), 2 broken and skipped: cat/1.jpg (empty file), cat/2a.jpg (")
+    assert line.startswith(
+        "9 images (cat 4, dog 5), 2 broken and skipped: cat/1.jpg (empty file), cat/2a.jpg ("
+    )
     assert line.endswith("; 1 other file ignored")
-    stored = np.load(tmp_path / "cache" / result.digest[:16] / "images.npy")  # a file like any other
+    stored = np.load(
+        tmp_path / "cache" / result.digest[:16] / "images.npy"
+    )  # a file like any other
     assert np.array_equal(stored, result.images)
 
     no_decoding(monkeypatch)
@@ -354,7 +389,9 @@ def test_class_without_a_readable_image(pets, tmp_path):
     for file in (pets / "dog").iterdir():
         file.write_bytes(b"")
     for _ in range(2):
-        with pytest.raises(UserError, match=r"none of the dog images can be read\.\ndog/0\.jpg: empty file"):
+        with pytest.raises(
+            UserError, match=r"none of the dog images can be read\.\ndog/0\.jpg: empty file"
+        ):
             opened(pets, tmp_path / "cache")
     for file in (pets / "cat").iterdir():
         file.write_bytes(b"")
@@ -469,7 +506,9 @@ def change_index(old, new):
 
 
 def another_index(home):
-    sealed.write(home / "index", json.dumps({"digest": "0" * 64, "images": [], "broken": []}).encode())
+    checksums.write(
+        home / "index", json.dumps({"digest": "0" * 64, "images": [], "broken": []}).encode()
+    )
 
 
 DAMAGE = {
@@ -483,7 +522,9 @@ DAMAGE = {
     "index of other images": another_index,
     "index gone": lambda home: (home / "index").unlink(),
     "a label changed": change_index(b", 0, ", b", 1, "),
-    "shortcuts no JSON": lambda home: [file.write_text("{") for file in (home.parent / "known").iterdir()],
+    "shortcuts no JSON": lambda home: [
+        file.write_text("{") for file in (home.parent / "known").iterdir()
+    ],
     "cache gone": shutil.rmtree,
 }
 
@@ -515,7 +556,9 @@ def test_disk_that_fills_up_meanwhile(pets, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(cache.os, "fsync", fsync)
-        with pytest.raises(UserError, match=f"{10 * 224 * 224 * 3} bytes, in .*cache: No space left on device"):
+        with pytest.raises(
+            UserError, match=f"{10 * 224 * 224 * 3} bytes, in .*cache: No space left on device"
+        ):
             opened(pets, tmp_path / "cache")
     assert [file.suffix for file in (tmp_path / "cache").iterdir()] == [".lock"]
     check_pixels(opened(pets, tmp_path / "cache"), pets)
@@ -557,8 +600,18 @@ print(result.digest, len(result.names))
 
 def program(pets, tmp_path, accident):
     """Start a process that opens a cache and meets an `accident`: a signal's number or "wait"."""
-    command = [sys.executable, "-c", PROGRAM, pets, tmp_path / "cache", tmp_path / "log", str(accident)]
-    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command = [
+        sys.executable,
+        "-c",
+        PROGRAM,
+        pets,
+        tmp_path / "cache",
+        tmp_path / "log",
+        str(accident),
+    ]
+    return subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
 
 
 def test_two_processes_at_once(pets, tmp_path):
@@ -587,7 +640,9 @@ def test_killed_while_building(pets, tmp_path):
     assert process.returncode == -9, errors
     directory = tmp_path / "cache"
     [left] = directory.glob("*.building")
-    shutil.copytree(left, directory / "0123456789abcdef.building")  # from the build of another data set
+    shutil.copytree(
+        left, directory / "0123456789abcdef.building"
+    )  # from the build of another data set
     shutil.copytree(left, directory / "fedcba9876543210.building")  # being built now
     with FileLock(directory / "fedcba9876543210.lock"):
         result = opened(pets, directory)
@@ -635,7 +690,8 @@ def test_drawn_images(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("seed", "counts", "version"), [(6, COUNTS, 1), (5, {"train": 4, "val": 2, "test": 1}, 1), (5, COUNTS, 2)]
+    ("seed", "counts", "version"),
+    [(6, COUNTS, 1), (5, {"train": 4, "val": 2, "test": 1}, 1), (5, COUNTS, 2)],
 )
 def test_other_drawings_have_other_digests(tmp_path, seed, counts, version):
     first = cache.open_drawn(5, COUNTS, tmp_path, draw, version=1)

@@ -39,7 +39,11 @@ def refused(path, classes=None):
 
 @pytest.mark.parametrize("doubled", [False, True])
 def test_kaggle_cat_and_dog(tmp_path, doubled):
-    train, test = ("training_set/training_set", "test_set/test_set") if doubled else ("training_set", "test_set")
+    train, test = (
+        ("training_set/training_set", "test_set/test_set")
+        if doubled
+        else ("training_set", "test_set")
+    )
     root = tree(
         tmp_path / "archive",
         f"{train}/cats/cat.1.jpg",
@@ -57,7 +61,9 @@ def test_kaggle_cat_and_dog(tmp_path, doubled):
     }
     assert [image.name for image in folder.images] == sorted(labelled(folder))
     assert [image.label for image in folder.images] == [0, 1, 0, 1]
-    assert all(image.path == root / image.name and image.path.is_absolute() for image in folder.images)
+    assert all(
+        image.path == root / image.name and image.path.is_absolute() for image in folder.images
+    )
     assert (folder.layout, folder.study) == ("Kaggle Cat and Dog", "cats_and_dogs")
     assert (folder.root, folder.classes, folder.ignored) == (root, ("cat", "dog"), 1)
 
@@ -82,26 +88,47 @@ def test_the_dissertations_download(tmp_path, inside, classes):
 
 
 def test_stray_folder_beside_the_splits_is_ignored(tmp_path):
-    names = [f"{split}/{kind}s/{kind}.1.jpg" for split in ("training_set", "test_set") for kind in ("cat", "dog")]
+    names = [
+        f"{split}/{kind}s/{kind}.1.jpg"
+        for split in ("training_set", "test_set")
+        for kind in ("cat", "dog")
+    ]
     folder = layouts.find(tree(tmp_path, *names, "single_prediction/cat_or_dog_1.jpg"))
     assert sorted(labelled(folder)) == sorted(names)
     assert (folder.layout, folder.ignored) == ("Kaggle Cat and Dog", 1)
 
 
-COMPETITION = ("train/cat.0.jpg", "train/cat.1.jpg", "train/dog.0.jpg", "test1/1.jpg", "test1/2.jpg", "sample.csv")
+COMPETITION = (
+    "train/cat.0.jpg",
+    "train/cat.1.jpg",
+    "train/dog.0.jpg",
+    "test1/1.jpg",
+    "test1/2.jpg",
+    "sample.csv",
+)
 
 
 @pytest.mark.parametrize("doubled", [False, True])
 def test_kaggle_competition(tmp_path, doubled):
-    names = [re.sub(r"^(train|test1)/", r"\1/\1/", name) if doubled else name for name in COMPETITION]
+    names = [
+        re.sub(r"^(train|test1)/", r"\1/\1/", name) if doubled else name for name in COMPETITION
+    ]
     folder = layouts.find(tree(tmp_path / "dogs-vs-cats", *names))
     assert list(labelled(folder).values()) == [("cat", "train"), ("cat", "train"), ("dog", "train")]
-    assert (folder.layout, folder.study, folder.ignored) == ("Kaggle Dogs vs. Cats", "dogs_vs_cats", 3)
+    assert (folder.layout, folder.study, folder.ignored) == (
+        "Kaggle Dogs vs. Cats",
+        "dogs_vs_cats",
+        3,
+    )
 
 
 def test_flat_folder_of_the_kaggle_competition(tmp_path):
     folder = layouts.find(tree(tmp_path, *COMPETITION) / "train")
-    assert labelled(folder) == {"cat.0.jpg": ("cat", None), "cat.1.jpg": ("cat", None), "dog.0.jpg": ("dog", None)}
+    assert labelled(folder) == {
+        "cat.0.jpg": ("cat", None),
+        "cat.1.jpg": ("cat", None),
+        "dog.0.jpg": ("dog", None),
+    }
     assert (folder.layout, folder.study, folder.ignored) == ("Kaggle Dogs vs. Cats", "train", 0)
 
 
@@ -125,7 +152,9 @@ ALIASES = {
 }
 
 
-@pytest.mark.parametrize(("split", "alias"), [(split, alias) for split, names in ALIASES.items() for alias in names])
+@pytest.mark.parametrize(
+    ("split", "alias"), [(split, alias) for split, names in ALIASES.items() for alias in names]
+)
 def test_split_aliases(tmp_path, split, alias):
     other = {"train": "val", "val": "train", "test": "train"}[split]
     names = [f"{part}/{kind}/1.jpg" for part in (alias, other) for kind in ("Cats", "DOG")]
@@ -150,7 +179,9 @@ def test_innermost_split_counts(tmp_path):
 
 
 def test_class_folders_beside_a_test_folder_are_for_training(tmp_path):
-    folder = layouts.find(tree(tmp_path, "cat/1.jpg", "dog/1.jpg", "test/cat/1.jpg", "test/dog/1.jpg"))
+    folder = layouts.find(
+        tree(tmp_path, "cat/1.jpg", "dog/1.jpg", "test/cat/1.jpg", "test/dog/1.jpg")
+    )
     assert [image.split for image in folder.images] == ["train", "train", "test", "test"]
 
 
@@ -164,8 +195,13 @@ def test_other_classes_keep_their_names_in_lower_case(tmp_path):
 
 
 def test_file_names_count_where_one_folder_holds_all(tmp_path):
-    folder = layouts.find(tree(tmp_path, "images/cat_1.jpg", "images/Dog12.png", "images/readme.txt"))
-    assert labelled(folder) == {"images/Dog12.png": ("dog", None), "images/cat_1.jpg": ("cat", None)}
+    folder = layouts.find(
+        tree(tmp_path, "images/cat_1.jpg", "images/Dog12.png", "images/readme.txt")
+    )
+    assert labelled(folder) == {
+        "images/Dog12.png": ("dog", None),
+        "images/cat_1.jpg": ("cat", None),
+    }
     assert (folder.layout, folder.ignored) == ("Kaggle Dogs vs. Cats", 1)
 
 
@@ -183,7 +219,12 @@ def test_file_names_do_not_overrule_three_folders(tmp_path):
 @pytest.mark.parametrize("split", ["train/", ""])
 def test_three_folders_of_files_named_cat_and_dog_are_three_classes(tmp_path, split):
     kinds = {"husky": 3, "fox": 2, "wolf": 1}
-    names = [f"{kind}/{file}.{n}.jpg" for kind, count in kinds.items() for n in range(count) for file in ("cat", "dog")]
+    names = [
+        f"{kind}/{file}.{n}.jpg"
+        for kind, count in kinds.items()
+        for n in range(count)
+        for file in ("cat", "dog")
+    ]
     message = refused(tree(tmp_path, *(split + name for name in names)))
     assert message == (
         f"{tmp_path}: found 3 classes: husky (6 images), fox (4 images), wolf (2 images).\n"
@@ -194,30 +235,59 @@ def test_three_folders_of_files_named_cat_and_dog_are_three_classes(tmp_path, sp
 
 
 def test_two_folders_of_files_named_cat_and_dog(tmp_path):
-    folder = layouts.find(tree(tmp_path, "fox/cat.1.jpg", "fox/dog.1.jpg", "wolf/cat.1.jpg", "wolf/dog.1.jpg"))
+    folder = layouts.find(
+        tree(tmp_path, "fox/cat.1.jpg", "fox/dog.1.jpg", "wolf/cat.1.jpg", "wolf/dog.1.jpg")
+    )
     assert [kind for kind, _ in labelled(folder).values()] == ["fox", "fox", "wolf", "wolf"]
     assert folder.layout == "class folders"
 
 
 def test_three_classes_of_file_names(tmp_path):
-    tree(tmp_path, "images/cat.1.jpg", "images/cat.2.jpg", "images/dog.1.jpg", "images/dog.2.jpg", "images/fox.1.jpg")
+    tree(
+        tmp_path,
+        "images/cat.1.jpg",
+        "images/cat.2.jpg",
+        "images/dog.1.jpg",
+        "images/dog.2.jpg",
+        "images/fox.1.jpg",
+    )
     for path in (tmp_path, tmp_path / "images"):
         assert "found 3 classes" in refused(path)
         assert "--classes cat dog" in refused(path)
-        assert [kind for kind, _ in labelled(layouts.find(path, ("fox", "dog"))).values()] == ["dog", "dog", "fox"]
+        assert [kind for kind, _ in labelled(layouts.find(path, ("fox", "dog"))).values()] == [
+            "dog",
+            "dog",
+            "fox",
+        ]
 
 
 # ---- two chosen classes
 
 
-ANIMALS = ("fox/1.jpg", "fox/2.jpg", "Wolf/1.jpg", "cats/1.jpg", "cats/2.jpg", "cats/3.jpg", "readme.txt")
+ANIMALS = (
+    "fox/1.jpg",
+    "fox/2.jpg",
+    "Wolf/1.jpg",
+    "cats/1.jpg",
+    "cats/2.jpg",
+    "cats/3.jpg",
+    "readme.txt",
+)
 
 
 @pytest.mark.parametrize("classes", [("fox", "wolf"), ("WOLF", "Fox")])
 def test_chosen_classes(tmp_path, classes):
     folder = layouts.find(tree(tmp_path / "Animals", *ANIMALS), classes)
-    assert labelled(folder) == {"Wolf/1.jpg": ("wolf", None), "fox/1.jpg": ("fox", None), "fox/2.jpg": ("fox", None)}
-    assert (folder.classes, folder.study, folder.ignored) == (("fox", "wolf"), "animals_fox_wolf", 4)
+    assert labelled(folder) == {
+        "Wolf/1.jpg": ("wolf", None),
+        "fox/1.jpg": ("fox", None),
+        "fox/2.jpg": ("fox", None),
+    }
+    assert (folder.classes, folder.study, folder.ignored) == (
+        ("fox", "wolf"),
+        "animals_fox_wolf",
+        4,
+    )
 
 
 def test_chosen_cats_are_the_class_cat(tmp_path):
@@ -233,7 +303,14 @@ def test_choosing_the_only_classes_changes_nothing(tmp_path):
 
 
 def test_splits_are_those_of_the_chosen_classes(tmp_path):
-    tree(tmp_path / "zoo", "cat/1.jpg", "dog/1.jpg", "test/fox/1.jpg", "train/fox/1.jpg", "train/wolf/1.jpg")
+    tree(
+        tmp_path / "zoo",
+        "cat/1.jpg",
+        "dog/1.jpg",
+        "test/fox/1.jpg",
+        "train/fox/1.jpg",
+        "train/wolf/1.jpg",
+    )
     folder = layouts.find(tmp_path / "zoo", ("cat", "dog"))
     assert labelled(folder) == {"cat/1.jpg": ("cat", None), "dog/1.jpg": ("dog", None)}
     assert (folder.study, folder.ignored) == ("zoo_cat_dog", 3)
@@ -243,12 +320,23 @@ def test_splits_are_those_of_the_chosen_classes(tmp_path):
 def test_chosen_classes_in_file_names(tmp_path):
     root = tree(tmp_path / "fruit", "photos/apple_1.jpg", "photos/pear_1.jpg", "photos/kiwi_1.jpg")
     folder = layouts.find(root, ("pear", "apple"))
-    assert labelled(folder) == {"photos/apple_1.jpg": ("apple", None), "photos/pear_1.jpg": ("pear", None)}
-    assert (folder.study, folder.layout, folder.ignored) == ("fruit_apple_pear", "files named by class", 1)
+    assert labelled(folder) == {
+        "photos/apple_1.jpg": ("apple", None),
+        "photos/pear_1.jpg": ("pear", None),
+    }
+    assert (folder.study, folder.layout, folder.ignored) == (
+        "fruit_apple_pear",
+        "files named by class",
+        1,
+    )
 
 
 def test_cats_and_dogs_chosen_from_more_are_not_the_dissertations(tmp_path):
-    names = [f"{split}/{kind}/1.jpg" for split in ("training_set", "test_set") for kind in ("cats", "dogs", "fox")]
+    names = [
+        f"{split}/{kind}/1.jpg"
+        for split in ("training_set", "test_set")
+        for kind in ("cats", "dogs", "fox")
+    ]
     folder = layouts.find(tree(tmp_path / "cats_and", *names), ("cats", "dogs"))
     assert (folder.layout, folder.study) == ("split and class folders", "cats_and_cat_dog")
     folder = layouts.find(tree(tmp_path / "cats_and_dogs", *names), ("cats", "dogs"))
@@ -258,7 +346,10 @@ def test_cats_and_dogs_chosen_from_more_are_not_the_dissertations(tmp_path):
 def test_absent_class(tmp_path):
     root = tree(tmp_path / "animals", *ANIMALS)
     there = "only of cat (3 images), fox (2 images), wolf (1 image)."
-    assert refused(root, ("Fox", "Bear")) == f"--classes Fox Bear: {root} has no images of Bear, {there}"
+    assert (
+        refused(root, ("Fox", "Bear"))
+        == f"--classes Fox Bear: {root} has no images of Bear, {there}"
+    )
     assert refused(root, ("polar bear", "elk")) == (
         f"--classes 'polar bear' elk: {root} has no images of polar bear or elk, {there}"
     )
@@ -270,7 +361,14 @@ def test_one_class_twice(tmp_path):
 
 
 def test_offered_classes_are_quoted_for_the_shell(tmp_path):
-    root = tree(tmp_path / "animals", "polar bear/1.jpg", "polar bear/2.jpg", "elk/1.jpg", "elk/2.jpg", "fox/1.jpg")
+    root = tree(
+        tmp_path / "animals",
+        "polar bear/1.jpg",
+        "polar bear/2.jpg",
+        "elk/1.jpg",
+        "elk/2.jpg",
+        "fox/1.jpg",
+    )
     message = refused(root)
     assert message.endswith("for example --classes elk 'polar bear'")
     assert layouts.find(root, ("elk", "polar bear")).study == "animals_elk_polar_bear"
@@ -282,7 +380,13 @@ def test_offered_classes_are_quoted_for_the_shell(tmp_path):
 def test_suffixes_and_hidden_files(tmp_path):
     images = [f"{kind}/1{suffix}" for kind in ("cat", "dog") for suffix in layouts.SUFFIXES]
     images += ["cat/2.JPG", "dog/2.JpEg"]
-    hidden = [".git/cat/1.jpg", "cat/._1.jpg", "dog/.hidden/2.jpg", "__MACOSX/cat/1.jpg", ".DS_Store"]
+    hidden = [
+        ".git/cat/1.jpg",
+        "cat/._1.jpg",
+        "dog/.hidden/2.jpg",
+        "__MACOSX/cat/1.jpg",
+        ".DS_Store",
+    ]
     folder = layouts.find(tree(tmp_path, *images, *hidden, "cat/1.jpg.txt", "cat/jpg"))
     assert sorted(labelled(folder)) == sorted(images)
     assert folder.ignored == 2
@@ -301,7 +405,12 @@ def test_links(tmp_path):
     (root / "train" / "cats" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     (tmp_path / "link").symlink_to(root)
     folder = layouts.find(tmp_path / "link")
-    assert sorted(labelled(folder)) == ["test/cats/1.jpg", "test/dogs/1.jpg", "train/cats/1.jpg", "train/dogs/1.jpg"]
+    assert sorted(labelled(folder)) == [
+        "test/cats/1.jpg",
+        "test/dogs/1.jpg",
+        "train/cats/1.jpg",
+        "train/dogs/1.jpg",
+    ]
     assert folder.study == "link"
     assert folder.ignored == 3  # self, and gone.jpg by two ways
 
@@ -376,7 +485,9 @@ def test_no_labels(tmp_path, classes):
 
 
 def test_one_class_and_many(tmp_path):
-    assert "found 1 class: cat (2 images)" in refused(tree(tmp_path / "one", "cats/1.jpg", "cats/2.jpg"))
+    assert "found 1 class: cat (2 images)" in refused(
+        tree(tmp_path / "one", "cats/1.jpg", "cats/2.jpg")
+    )
     many = tree(tmp_path / "many", *(f"kind{number:02}/1.jpg" for number in range(28)))
     assert "found 28 classes: " in refused(many)
     assert " and 23 more." in refused(many)
@@ -412,12 +523,17 @@ def test_unreadable_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["\x1b[31mdog", "dog\nerror: all is lost", "dog\u202egod"])
 def test_a_class_that_would_command_a_terminal_is_refused(tmp_path, name):
     message = refused(tree(tmp_path, "cat/1.jpg", f"{name}/1.jpg"))
-    assert "characters that cannot be printed. Rename its folder" in message and printable(message, keep="\n") == message
+    assert (
+        "characters that cannot be printed. Rename its folder" in message
+        and printable(message, keep="\n") == message
+    )
 
 
 def test_folders_without_end_are_refused(tmp_path):
     """No more of them than can be removed again: pytest removes its folders by recursion."""
-    tree(tmp_path, "cat/1.jpg", "dog/1.jpg", "/".join(["folder"] * (layouts.DEEPEST + 50)) + "/1.jpg")
+    tree(
+        tmp_path, "cat/1.jpg", "dog/1.jpg", "/".join(["folder"] * (layouts.DEEPEST + 50)) + "/1.jpg"
+    )
     assert "more than 100 folders in one another" in refused(tmp_path)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.records import record
 from utils import cli, data, progress, results
-from utils.data import cache, drawn, layouts, loading
+from utils.data import cache, layouts, loading, synthetic
 from utils.errors import UserError
 from utils.paths import ROOT
 
@@ -69,7 +69,12 @@ def test_broken_images_are_counted(tmp_path):
 
 def test_smoke_run_takes_a_few_images_of_each_part(tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "SMOKE_COUNTS", {"train": 6, "val": 2, "test": 2})
-    names = [f"{part}/{kind}/{n}.png" for part in ("train", "val", "test") for kind in ("cat", "dog") for n in range(4)]
+    names = [
+        f"{part}/{kind}/{n}.png"
+        for part in ("train", "val", "test")
+        for kind in ("cat", "dog")
+        for n in range(4)
+    ]
     images = data.load(options_for(tmp_path, folder_of(tmp_path / "pets", *names), smoke=True))
     assert images.study == "pets_smoke"
     parts = {"train": images.train, "val": images.validation, "test": images.test}
@@ -84,7 +89,11 @@ def test_smoke_run_takes_a_few_images_of_each_part(tmp_path, monkeypatch):
 def test_source_has_the_images_of_load(tmp_path):
     options = options_for(tmp_path, folder_of(tmp_path / "pets", *PETS))
     source, images = loading.open_source(options), data.load(options)
-    assert (source.study, source.classes, source.digest) == (images.study, images.classes, images.digest)
+    assert (source.study, source.classes, source.digest) == (
+        images.study,
+        images.classes,
+        images.digest,
+    )
     parts = {"train": images.train, "val": images.validation, "test": images.test}
     assert {name: rows.tolist() for name, rows in source.index.items()} == {
         name: part.index.tolist() for name, part in parts.items()
@@ -102,7 +111,9 @@ def test_chosen_classes(tmp_path):
 
 
 def test_find_opens_nothing(tmp_path):
-    folder = loading.find(options_for(tmp_path, folder_of(tmp_path / "pets", *PETS), classes=("dog", "cat")))
+    folder = loading.find(
+        options_for(tmp_path, folder_of(tmp_path / "pets", *PETS), classes=("dog", "cat"))
+    )
     assert isinstance(folder, layouts.Folder) and len(folder.images) == 20
     assert loading.find(options_for(tmp_path)) is None
     assert not (tmp_path / "checkpoints").exists()
@@ -186,7 +197,7 @@ def test_first_line_of_a_smoke_run_on_drawn_images(tmp_path, monkeypatch, capsys
     write_run(tmp_path / "results", "drawn", A)
     write_run(tmp_path / "results", "drawn_smoke", A)  # runs of other images do not matter
     source = loading.open_source(options_for(tmp_path, smoke=True))
-    assert (source.study, source.classes) == ("drawn_smoke", drawn.CLASSES)
+    assert (source.study, source.classes) == ("drawn_smoke", synthetic.CLASSES)
     assert capsys.readouterr().out.splitlines()[:2] == [
         f"data: study drawn_smoke, results in {tmp_path / 'results' / 'drawn_smoke'}",
         "data: 8 drawn images (train 4, val 2, test 2)",
@@ -225,7 +236,11 @@ def without_torch(tmp_path, folder):
 @pytest.mark.parametrize(
     ("names", "empty", "message"),
     [
-        ([f"{kind}/1.png" for kind in ("fox", "wolf", "cats")], (), "found 3 classes: cat (1 image), fox (1 image), wolf (1"),
+        (
+            [f"{kind}/1.png" for kind in ("fox", "wolf", "cats")],
+            (),
+            "found 3 classes: cat (1 image), fox (1 image), wolf (1",
+        ),
         ([*PETS[:10], "dog/1.png"], ("dog/1.png",), "none of the dog images can be read."),
         (["cat/1.png", *PETS[10:]], (), "the train part has 7 usable images and not both classes."),
     ],
@@ -240,11 +255,16 @@ def test_bad_data_are_refused_without_torch(tmp_path, names, empty, message):
 
 
 def test_good_data_are_opened_without_torch(tmp_path):
-    assert without_torch(tmp_path, folder_of(tmp_path / "pets", *PETS)) == ["imported: torch"]  # by `load`
+    assert without_torch(tmp_path, folder_of(tmp_path / "pets", *PETS)) == [
+        "imported: torch"
+    ]  # by `load`
 
 
 def test_part_without_one_of_the_classes_is_refused(tmp_path):
-    names = [*(f"dog/dog.{n}.png" for n in range(10)), "cat/cat.1.png"]  # the only cat goes to the test part
+    names = [
+        *(f"dog/dog.{n}.png" for n in range(10)),
+        "cat/cat.1.png",
+    ]  # the only cat goes to the test part
     with pytest.raises(UserError, match="the train part has 7 usable images and not both classes"):
         data.load(options_for(tmp_path, folder_of(tmp_path / "pets", *names)))
 
@@ -267,12 +287,18 @@ def test_missing_gpu_is_reported_before_anything_is_decoded(tmp_path, monkeypatc
         data.load(options_for(tmp_path, tmp_path / "nowhere", device="cuda"))
 
 
-@pytest.mark.parametrize(("installed", "reason"), [(False, "pip install kagglehub"), (True, "no route to host")])
+@pytest.mark.parametrize(
+    ("installed", "reason"), [(False, "pip install kagglehub"), (True, "no route to host")]
+)
 def test_failed_download_says_why_and_what_to_do(monkeypatch, installed, reason):
     def fail(_dataset):
         raise ConnectionError("no route to host\nand many more lines")
 
-    monkeypatch.setitem(sys.modules, "kagglehub", types.SimpleNamespace(dataset_download=fail) if installed else None)
+    monkeypatch.setitem(
+        sys.modules,
+        "kagglehub",
+        types.SimpleNamespace(dataset_download=fail) if installed else None,
+    )
     with pytest.raises(UserError, match=reason) as caught:
         loading.download()
     assert "\n" not in str(caught.value)
@@ -281,17 +307,28 @@ def test_failed_download_says_why_and_what_to_do(monkeypatch, installed, reason)
 def test_kaggle_downloads_the_dissertations_data_set(tmp_path, monkeypatch):
     names = [f"dataset/{part}/{kind}s/{kind}.{n}.png" for part in ("training_set", "test_set")
              for kind in ("cat", "dog") for n in range(10)]  # fmt: skip
-    root, asked = folder_of(tmp_path / "versions" / "1", *names, "dataset/single_prediction/cat_or_dog_1.png"), []
+    root, asked = (
+        folder_of(
+            tmp_path / "versions" / "1", *names, "dataset/single_prediction/cat_or_dog_1.png"
+        ),
+        [],
+    )
 
     def dataset_download(name):
         asked.append(name)
         return str(root)
 
-    monkeypatch.setitem(sys.modules, "kagglehub", types.SimpleNamespace(dataset_download=dataset_download))
+    monkeypatch.setitem(
+        sys.modules, "kagglehub", types.SimpleNamespace(dataset_download=dataset_download)
+    )
     source = loading.open_source(options_for(tmp_path, "kaggle"))
     assert asked == ["d4rklucif3r/cat-and-dogs"]
     assert source.study == "cats_and_dogs"
-    assert {name: len(rows) for name, rows in source.index.items()} == {"train": 16, "val": 4, "test": 20}
+    assert {name: len(rows) for name, rows in source.index.items()} == {
+        "train": 16,
+        "val": 4,
+        "test": 20,
+    }
 
 
 def test_names_that_are_no_utf8_are_read(tmp_path):

@@ -16,23 +16,36 @@ def split(names=NAMES, labels=LABELS, splits=None, hashes=None):
     """Return the parts as sets of file names without their folders."""
     splits, hashes = splits or [None] * len(names), hashes or [f"hash of {name}" for name in names]
     parts = partition.split(names, labels, splits, hashes)
-    assert all(rows.dtype == np.int64 and np.array_equal(rows, np.unique(rows)) for rows in parts.values())
+    assert all(
+        rows.dtype == np.int64 and np.array_equal(rows, np.unique(rows)) for rows in parts.values()
+    )
     return {part: {names[i].rsplit("/")[-1] for i in rows} for part, rows in parts.items()}
 
 
 def count(names):
     """Return the numbers of cats and dogs."""
-    return sum(name.startswith("cat") for name in names), sum(name.startswith("dog") for name in names)
+    return sum(name.startswith("cat") for name in names), sum(
+        name.startswith("dog") for name in names
+    )
 
 
 def test_without_folders_a_share_of_each_class_tests_and_validates():
     parts = split()
-    assert {name: count(names) for name, names in parts.items()} == {"train": (27, 41), "val": (5, 7), "test": (8, 12)}
-    assert sorted(name for names in parts.values() for name in names) == sorted(name.rsplit("/")[-1] for name in NAMES)
+    assert {name: count(names) for name, names in parts.items()} == {
+        "train": (27, 41),
+        "val": (5, 7),
+        "test": (8, 12),
+    }
+    assert sorted(name for names in parts.values() for name in names) == sorted(
+        name.rsplit("/")[-1] for name in NAMES
+    )
 
 
 def test_test_images_have_the_lowest_hashes_of_names():
-    cats = sorted((f"cat.{n}.jpg" for n in range(CATS)), key=lambda name: hashlib.sha256(f"0:{name}".encode()).hexdigest())
+    cats = sorted(
+        (f"cat.{n}.jpg" for n in range(CATS)),
+        key=lambda name: hashlib.sha256(f"0:{name}".encode()).hexdigest(),
+    )
     assert {name for name in split()["test"] if name.startswith("cat")} == set(cats[:8])
 
 
@@ -48,7 +61,10 @@ def test_names_of_folders_do_not_matter(folder):
 
 
 def test_classes_with_the_same_file_names_are_split_alike():
-    names, labels = [f"{kind}/{n}.jpg" for kind in ("Cat", "Dog") for n in range(20)], [0] * 20 + [1] * 20
+    names, labels = (
+        [f"{kind}/{n}.jpg" for kind in ("Cat", "Dog") for n in range(20)],
+        [0] * 20 + [1] * 20,
+    )
     test = partition.split(names, labels, [None] * 40, names)["test"]
     assert np.array_equal(test[:4] + 20, test[4:])
     assert len(test) == 8
@@ -56,7 +72,11 @@ def test_classes_with_the_same_file_names_are_split_alike():
 
 def test_class_of_three_images_is_in_every_part():
     parts = split([*NAMES[:3], *NAMES[CATS:]], [0] * 3 + LABELS[CATS:])
-    assert {name: count(names)[0] for name, names in parts.items()} == {"train": 1, "val": 1, "test": 1}
+    assert {name: count(names)[0] for name, names in parts.items()} == {
+        "train": 1,
+        "val": 1,
+        "test": 1,
+    }
 
 
 TENTH_TESTS = ["test" if n % 10 == 0 else "train" for n in range(100)]

@@ -17,11 +17,24 @@ RUNS = (
     ("resnet18", "fp32", "fp32", "native"), ("resnet18", "control", "fp32", "native"), ("resnet18", "ptq", "int8", "fbgemm"),
     ("resnet18", "qat", "int8", "fbgemm"),
 )  # fmt: skip
-COMPARED = {"published_vs_reproduced.png", "published_vs_reproduced.pdf", "published.csv", "published.tex"}
+COMPARED = {
+    "published_vs_reproduced.png",
+    "published_vs_reproduced.pdf",
+    "published.csv",
+    "published.tex",
+}
 
 
 def render(root, folder, study, *options):
-    command = [sys.executable, root / "figures/all.py", "--results", folder / "results", "--study", study, *options]
+    command = [
+        sys.executable,
+        root / "figures/all.py",
+        "--results",
+        folder / "results",
+        "--study",
+        study,
+        *options,
+    ]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
 
 
@@ -33,7 +46,11 @@ def code_with_one_figure(tmp_path):
     """Copy the code, of the figures only size.py."""
     root = tmp_path / "code"
     for folder in ("figures", "utils"):
-        shutil.copytree(paths.ROOT / folder, root / folder, ignore=shutil.ignore_patterns("cats_and_dogs*", "__pycache__"))
+        shutil.copytree(
+            paths.ROOT / folder,
+            root / folder,
+            ignore=shutil.ignore_patterns("cats_and_dogs*", "__pycache__"),
+        )
     for path in (root / "figures").glob("*.py"):
         if path.stem not in ("__init__", "all", "tables", "report", "size"):
             path.unlink()
@@ -46,20 +63,37 @@ def write_study(folder, study, **changes):
 
 
 def test_every_script_is_run_without_a_list():
-    drawn = {path.stem for path in paths.FIGURES.glob("*.py") if "style.save(" in path.read_text(encoding="utf-8")}
+    drawn = {
+        path.stem
+        for path in paths.FIGURES.glob("*.py")
+        if "style.save(" in path.read_text(encoding="utf-8")
+    }
     assert set(everything.names()) == drawn and {"speedup", "layer_sqnr"} < drawn
 
 
 def test_make_renders_by_it():
-    done = subprocess.run(["make", "--dry-run", "render", "STUDY=pets"], cwd=paths.ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        ["make", "--dry-run", "render", "STUDY=pets"],
+        cwd=paths.ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert "figures/all.py --study pets" in done.stdout
 
 
 @pytest.mark.parametrize(
     ("study", "theirs"),
-    [("pets", False), ("drawn", False), ("cats_and_dogs", True), ("cats_and_dogs_1a2b3c4d", True), ("cats_and_dogs_smoke", True)],
+    [
+        ("pets", False),
+        ("drawn", False),
+        ("cats_and_dogs", True),
+        ("cats_and_dogs_1a2b3c4d", True),
+        ("cats_and_dogs_smoke", True),
+    ],
 )
-def test_the_dissertation_is_compared_with_its_data_set_only(monkeypatch, capsys, tmp_path, study, theirs):
+def test_the_dissertation_is_compared_with_its_data_set_only(
+    monkeypatch, capsys, tmp_path, study, theirs
+):
     monkeypatch.setattr(everything, "names", lambda: ["published_vs_reproduced", "size"])
     write_study(tmp_path, study)
     out = tmp_path / "out"
@@ -72,10 +106,14 @@ def test_the_dissertation_is_compared_with_its_data_set_only(monkeypatch, capsys
     said = capsys.readouterr()
     assert said.err == ""
     assert files(out) & COMPARED == (COMPARED if theirs else kept)
-    page, tables = ((out / name).read_text(encoding="utf-8") for name in ("report.html", "tables.md"))
+    page, tables = (
+        (out / name).read_text(encoding="utf-8") for name in ("report.html", "tables.md")
+    )
     assert ("issertation" in page) == ("issertation" in tables) == theirs
     written = re.findall(r"^written: (.*)", said.out, re.M)
-    assert "tables.md" in written[0] and "size.png" in said.out and written[-1].endswith("report.html")
+    assert (
+        "tables.md" in written[0] and "size.png" in said.out and written[-1].endswith("report.html")
+    )
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
@@ -91,7 +129,9 @@ def test_a_script_that_fails_is_named_and_keeps_no_other_away(tmp_path, context)
     )
     if context == "spawn":  # as on Windows, where no process can be forked
         script = figures / "all.py"
-        script.write_text(script.read_text().replace("multiprocessing.get_all_start_methods()", "['spawn']"))
+        script.write_text(
+            script.read_text().replace("multiprocessing.get_all_start_methods()", "['spawn']")
+        )
     write_study(tmp_path, "pets")
     done = render(root, tmp_path, "pets", "--out", tmp_path / "out")
     assert done.returncode == 1
@@ -100,13 +140,20 @@ def test_a_script_that_fails_is_named_and_keeps_no_other_away(tmp_path, context)
         "error: figures/crashes.py: ZeroDivisionError: division by zero",
         "error: figures/refuses.py: nothing to draw.",
     ]
-    assert {"size.png", "anew.png", "anew.pdf", "tables.md", "report.html"} <= files(tmp_path / "out")
+    assert {"size.png", "anew.png", "anew.pdf", "tables.md", "report.html"} <= files(
+        tmp_path / "out"
+    )
 
 
 def test_a_worker_that_dies_is_named(tmp_path):
     root = code_with_one_figure(tmp_path)
-    (root / "figures/zombie.py").write_text("import os\n\n\ndef make(frame, args):\n    os._exit(9)\n")
+    (root / "figures/zombie.py").write_text(
+        "import os\n\n\ndef make(frame, args):\n    os._exit(9)\n"
+    )
     write_study(tmp_path, "pets")
     done = render(root, tmp_path, "pets", "--out", tmp_path / "out")
-    assert done.returncode == 1 and done.stderr == "error: figures/zombie.py: its process died; is there enough memory?\n"
+    assert (
+        done.returncode == 1
+        and done.stderr == "error: figures/zombie.py: its process died; is there enough memory?\n"
+    )
     assert {"size.png", "tables.md", "report.html"} <= files(tmp_path / "out")

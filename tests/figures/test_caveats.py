@@ -37,7 +37,10 @@ ROW = dict(
         (dict(n_test=200, margin=None, tn=100, fp=0, fn=0, tp=100), []),
         (dict(accuracy=0.5, accuracy_difference=None), ["FP32 at chance"]),
         (dict(accuracy=0.5, accuracy_difference=-0.4), []),  # FP32 was right in 90 %
-        (dict(accuracy=0.91, accuracy_difference=0.0, tn=1800, fp=0, fn=180, tp=20), ["FP32 at chance"]),  # 90 % are negative
+        (
+            dict(accuracy=0.91, accuracy_difference=0.0, tn=1800, fp=0, fn=180, tp=20),
+            ["FP32 at chance"],
+        ),  # 90 % are negative
         (dict(accuracy=0.5, tn=None), []),  # of a network before conversion
     ],
 )
@@ -47,7 +50,10 @@ def test_the_caveats_of_a_row(changes, words):
 
 def test_every_caveat_is_explained_once_and_in_order():
     said = caveats.explained(["too few images", "contended", "contended", ""], 0.005)
-    assert said == [caveats.MEANING["contended"], caveats.MEANING["too few images"].format(fewest=401)]
+    assert said == [
+        caveats.MEANING["contended"],
+        caveats.MEANING["too few images"].format(fewest=401),
+    ]
     assert set(caveats.ACCURACY) < set(caveats.MEANING)
 
 

@@ -13,12 +13,23 @@ import pandas as pd
 import pytest
 from records import write_ladder, write_run
 
-from figures import accuracy_vs_latency, accuracy_vs_size, confusion_matrices, engines, reliability, training_curves
+from figures import (
+    accuracy_vs_latency,
+    accuracy_vs_size,
+    confusion_matrices,
+    engines,
+    reliability,
+    training_curves,
+)
 from figures.shared import frames, published, script, style
 from utils import paths, results, stats
 from utils.errors import UserError
 
-SCRIPTS = sorted(path.stem for path in paths.FIGURES.glob("*.py") if "style.save(" in path.read_text(encoding="utf-8"))
+SCRIPTS = sorted(
+    path.stem
+    for path in paths.FIGURES.glob("*.py")
+    if "style.save(" in path.read_text(encoding="utf-8")
+)
 RUNS = [
     ("resnet18", "fp32", "fp32", "native"), ("resnet18", "control", "fp32", "native"), ("resnet18", "ptq", "int8", "fbgemm"),
     ("resnet18", "ptq", "int16", "simulated"), ("resnet18", "qat", "int8", "fbgemm"), ("resnet18", "qat", "int8", "qnnpack"),
@@ -77,7 +88,9 @@ def test_a_figure_is_a_picture_and_a_page(folder, tmp_path, name):
     assert files[f"{name}.png"].startswith(b"\x89PNG") and files[f"{name}.pdf"].startswith(b"%PDF")
 
 
-@pytest.mark.parametrize("name", [name for name in SCRIPTS if name not in (published.FIGURE, "over_seeds")])
+@pytest.mark.parametrize(
+    "name", [name for name in SCRIPTS if name not in (published.FIGURE, "over_seeds")]
+)
 def test_two_runs_of_one_model_are_enough(folder, tmp_path, name):
     assert len(draw(folder, name, "drawn", tmp_path)) == 2
 
@@ -92,12 +105,20 @@ def test_two_runs_of_one_model_are_enough(folder, tmp_path, name):
         ("training_curves", "only_simulated", "study only_simulated has no training to draw"),
         ("layer_sqnr", "only_fp32", "study only_fp32 has no quantized runs"),
         ("over_seeds", "drawn", "study drawn has no variant with several seeds"),
-        ("method_vs_engine", "only_fp32", "study only_fp32 has no run whose method was computed in exact arithmetic"),
+        (
+            "method_vs_engine",
+            "only_fp32",
+            "study only_fp32 has no run whose method was computed in exact arithmetic",
+        ),
         ("engines", "only_simulated", "study only_simulated has no search of the fastest FP32"),
-        ("int8_ladder", "only_fp32", r"study only_fp32 has no ladder\.csv"),
-        ("int8_ladder_layers", "only_fp32", r"study only_fp32 has no ladder_layers\.csv"),
+        ("ablation", "only_fp32", r"study only_fp32 has no ladder\.csv"),
+        ("ablation_layers", "only_fp32", r"study only_fp32 has no ladder_layers\.csv"),
         ("layer_latency", "only_fp32", "study only_fp32 has no run with a profile"),
-        ("size", "typo", r"there is no .*results\.csv\. Run the scripts first, or give --study; studies there: cats_and_dogs"),
+        (
+            "size",
+            "typo",
+            r"there is no .*results\.csv\. Run the scripts first, or give --study; studies there: cats_and_dogs",
+        ),
     ],
 )
 def test_a_study_that_lacks_the_runs_is_refused_in_one_line(folder, tmp_path, name, study, message):
@@ -119,7 +140,9 @@ def test_a_script_runs_from_another_folder_and_without_torch(folder, tmp_path):
     how = dict(cwd=tmp_path, capture_output=True, text=True)
     done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, paths.FIGURES, *options], **how)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [f"written: {Path('here') / name}" for name in ("size.png", "size.pdf")]
+    assert done.stdout.splitlines() == [
+        f"written: {Path('here') / name}" for name in ("size.png", "size.pdf")
+    ]
 
 
 # ---- single figures
@@ -136,10 +159,14 @@ def test_int8_is_placed_by_its_speed_up_over_the_fastest_fp32_of_the_search(fold
 
 def test_files_of_nearly_one_size_are_set_side_by_side():
     """Of four files the first, third and last differ by less than 2 %, and one decade is wide."""
-    first, alone, second, third = np.log10(accuracy_vs_size.apart(np.array([10.0, 100, 10.1, 10.2]), 1.0))
+    first, alone, second, third = np.log10(
+        accuracy_vs_size.apart(np.array([10.0, 100, 10.1, 10.2]), 1.0)
+    )
     assert alone == 2
     step = accuracy_vs_size.SPREAD
-    assert [first, second, third] == pytest.approx([1 - step, np.log10(10.1), np.log10(10.2) + step])
+    assert [first, second, third] == pytest.approx(
+        [1 - step, np.log10(10.1), np.log10(10.2) + step]
+    )
 
 
 # ---- classes and processors
@@ -155,13 +182,18 @@ def test_a_figure_names_the_classes_of_its_study(monkeypatch, tmp_path, name):
     words = texts(monkeypatch, tmp_path, name, "fruit", tmp_path)
     assert not [word for word in ("cat", "dog", "animal") if word in words.lower()]
     if name == "confusion_matrices":
-        assert words.count("apples") == words.count("pears") == 20  # both sides of two ticks, of five panels
+        assert (
+            words.count("apples") == words.count("pears") == 20
+        )  # both sides of two ticks, of five panels
     if name == "reliability":
         assert "share of class pears" in words
 
 
 def test_a_long_class_name_keeps_both_its_ends():
-    assert confusion_matrices.shortened("apples") == "apples" and confusion_matrices.shortened("$x$") == r"\$x\$"
+    assert (
+        confusion_matrices.shortened("apples") == "apples"
+        and confusion_matrices.shortened("$x$") == r"\$x\$"
+    )
     assert confusion_matrices.shortened("fruit_apples") == "fruit…pples"
 
 
@@ -170,7 +202,9 @@ def test_a_figure_names_all_processors_of_its_runs(monkeypatch, tmp_path, name):
     for run in RUNS[:3]:
         write_run(tmp_path, *run, cpu="AMD EPYC")
     write_run(tmp_path, *RUNS[4], cpu="Intel Xeon")
-    assert "AMD EPYC (3 runs), Intel Xeon (1 run), 2 threads" in texts(monkeypatch, tmp_path, name, "cats_and_dogs", tmp_path)
+    assert "AMD EPYC (3 runs), Intel Xeon (1 run), 2 threads" in texts(
+        monkeypatch, tmp_path, name, "cats_and_dogs", tmp_path
+    )
 
 
 def test_percentiles_of_too_few_runs_are_left_out(monkeypatch, tmp_path):
@@ -182,7 +216,9 @@ def test_percentiles_of_too_few_runs_are_left_out(monkeypatch, tmp_path):
     path.write_text(results.as_json(record))
     results.rebuild(tmp_path / "cats_and_dogs")
     words = texts(monkeypatch, tmp_path, "latency_distributions", "cats_and_dogs", tmp_path)
-    assert re.search(r"^[\d.]+ / [\d.]+ / –$", words, re.M) and re.search(r"^[\d.]+ / [\d.]+ / [\d.]+$", words, re.M)
+    assert re.search(r"^[\d.]+ / [\d.]+ / –$", words, re.M) and re.search(
+        r"^[\d.]+ / [\d.]+ / [\d.]+$", words, re.M
+    )
     assert "–: too few runs" in words
 
 
@@ -201,7 +237,12 @@ def test_layers_are_of_an_engine_that_lets_them_be_compared(monkeypatch, tmp_pat
 
 def test_the_front_holds_what_nothing_else_beats():
     points = [(5, 0.9), (1, 0.5), (3, 0.7), (2, 0.6), (2, 0.65), (9, 0.9), (3, 0.6)]
-    assert accuracy_vs_latency.front(points) == [(1, 0.5), (2, 0.65), (3, 0.7), (5, 0.9)]  # (9, 0.9) is as accurate, and slower
+    assert accuracy_vs_latency.front(points) == [
+        (1, 0.5),
+        (2, 0.65),
+        (3, 0.7),
+        (5, 0.9),
+    ]  # (9, 0.9) is as accurate, and slower
 
 
 def test_the_fastest_fp32_takes_the_time_1_with_the_accuracy_of_fp32(tmp_path):
@@ -211,31 +252,52 @@ def test_the_fastest_fp32_takes_the_time_1_with_the_accuracy_of_fp32(tmp_path):
     runs = accuracy_vs_latency.placed(frame[frame["model"] == RUNS[0][0]])
     fp32 = runs[runs["method"] == "fp32"].iloc[0]
     assert accuracy_vs_latency.fastest(runs) == ((1.0, fp32["accuracy"]), "compile")
-    assert runs["time"].tolist() == pytest.approx([1 / value for value in runs["speedup_vs_best_fp32"]])
+    assert runs["time"].tolist() == pytest.approx(
+        [1 / value for value in runs["speedup_vs_best_fp32"]]
+    )
     assert (runs["low"] < runs["time"]).all() and (runs["time"] < runs["high"]).all()
 
 
 def test_what_is_on_the_front_is_labelled_first():
-    runs = {"method": ["fp32", "ptq", "qat", "control"], "backend": ["native", "fbgemm", "x86", "native"]}
-    runs |= {"time": [1.4, 0.5, 0.4, 1.5], "accuracy": [0.5, 0.25, 0.375, 0.75], "best_fp32": ["xnnpack"] * 4}
+    runs = {
+        "method": ["fp32", "ptq", "qat", "control"],
+        "backend": ["native", "fbgemm", "x86", "native"],
+    }
+    runs |= {
+        "time": [1.4, 0.5, 0.4, 1.5],
+        "accuracy": [0.5, 0.25, 0.375, 0.75],
+        "best_fp32": ["xnnpack"] * 4,
+    }
     labelled = accuracy_vs_latency.named(pd.DataFrame(runs))
-    assert labelled == [(1.0, 50, "xnnpack"), (0.4, 37.5, "x86"), (1.5, 75, "control"), (0.5, 25, "fbgemm")]
+    assert labelled == [
+        (1.0, 50, "xnnpack"),
+        (0.4, 37.5, "x86"),
+        (1.5, 75, "control"),
+        (0.5, 25, "fbgemm"),
+    ]
 
 
 def test_bins_of_a_reliability_diagram():
-    probability = np.array([0.0, 1 / 15, 0.07, 0.5, 0.99, 1.0])  # an edge belongs to the bin below it
+    probability = np.array(
+        [0.0, 1 / 15, 0.07, 0.5, 0.99, 1.0]
+    )  # an edge belongs to the bin below it
     bins = reliability.bins(probability, np.array([0, 1, 0, 1, 1, 1]))
     assert [(positives, n) for _, positives, n in bins] == [(1, 2), (0, 1), (1, 1), (2, 2)]
     assert np.allclose([mean for mean, _, _ in bins], [1 / 30, 0.07, 0.5, 0.995])
 
 
 def test_a_confusion_matrix_has_true_classes_in_rows():
-    assert confusion_matrices.matrix({"tn": 1, "fp": 2, "fn": 3, "tp": 4}).tolist() == [[1, 2], [3, 4]]
+    assert confusion_matrices.matrix({"tn": 1, "fp": 2, "fn": 3, "tp": 4}).tolist() == [
+        [1, 2],
+        [3, 4],
+    ]
 
 
 def test_cells_have_their_shades_with_the_first_row_on_top_and_are_no_pictures_in_a_pdf(tmp_path):
     figure = style.plt.figure(figsize=(1, 1), dpi=100)
-    style.shaded(figure.add_axes([0, 0, 1, 1]), np.array([[0, 1], [0.4, 0]]), cmap="gray", vmin=0, vmax=1)
+    style.shaded(
+        figure.add_axes([0, 0, 1, 1]), np.array([[0, 1], [0.4, 0]]), cmap="gray", vmin=0, vmax=1
+    )
     figure.canvas.draw()
     pixels = np.asarray(figure.canvas.buffer_rgba())[25:100:50, 25:100:50, 0]
     assert pixels.tolist() == [[0, 255], [102, 0]]
@@ -251,7 +313,9 @@ def test_what_no_model_was_quantized_by_is_no_gap(folder, tmp_path, monkeypatch)
 
 def test_engines_that_share_a_training_are_drawn_once(folder):
     frame, _ = frames.one_batch(frame_of(folder))
-    histories = training_curves.histories(frame, argparse.Namespace(results=folder, study="cats_and_dogs"))
+    histories = training_curves.histories(
+        frame, argparse.Namespace(results=folder, study="cats_and_dogs")
+    )
     names = [name for row, _, name in histories if row["model"] == "resnet18"]
     assert names == ["FP32 native", "FP32 control native", "INT8 QAT"]
 
@@ -264,16 +328,28 @@ def test_fine_tuning_of_one_epoch_has_no_curve(tmp_path):
         content = json.loads(path.read_text())
         content["training"] |= {"history": content["training"]["history"][:1], "best_epoch": 0}
         path.write_text(json.dumps(content))
-    histories = training_curves.histories(frame_of(tmp_path), argparse.Namespace(results=tmp_path, study="cats_and_dogs"))
+    histories = training_curves.histories(
+        frame_of(tmp_path), argparse.Namespace(results=tmp_path, study="cats_and_dogs")
+    )
     drawn = [(row["model"], name) for row, _, name in histories]
-    assert drawn == [("resnet18", "FP32 native"), ("mobilenetv3", "FP32 native"), ("mobilenetv3", "INT8 QAT fbgemm")]
+    assert drawn == [
+        ("resnet18", "FP32 native"),
+        ("mobilenetv3", "FP32 native"),
+        ("mobilenetv3", "INT8 QAT fbgemm"),
+    ]
 
 
 def test_a_training_is_named_by_what_tells_it_from_its_kin():
     def row(model, backend):
-        return dict(model=model, method="qat", dtype="int8", backend=backend, series=f"INT8 QAT {backend}")
+        return dict(
+            model=model, method="qat", dtype="int8", backend=backend, series=f"INT8 QAT {backend}"
+        )
 
-    fbgemm, qnnpack, other = row("resnet18", "fbgemm"), row("resnet18", "qnnpack"), row("alexnet", "fbgemm")
+    fbgemm, qnnpack, other = (
+        row("resnet18", "fbgemm"),
+        row("resnet18", "qnnpack"),
+        row("alexnet", "fbgemm"),
+    )
     alone, shared = (fbgemm, {}, ["fbgemm"]), (other, {}, ["fbgemm", "qnnpack"])
     assert training_curves.named(fbgemm, ["fbgemm"], [alone]) == "INT8 QAT fbgemm"
     assert training_curves.named(fbgemm, ["fbgemm"], [alone, shared]) == "INT8 QAT"
@@ -286,7 +362,10 @@ def test_a_training_is_named_by_what_tells_it_from_its_kin():
 
 
 def row_of(**given):
-    row = dict(model="resnet18", method="qat", dtype="int8", variant="", backend_here="fbgemm") | given
+    row = (
+        dict(model="resnet18", method="qat", dtype="int8", variant="", backend_here="fbgemm")
+        | given
+    )
     return pd.Series(row)
 
 
@@ -294,7 +373,10 @@ def row_of(**given):
     ("given", "series"),
     [
         (dict(), "INT8 QAT fbgemm"),
-        (dict(method="baseline", dtype="fp32", backend_here="native"), "FP32 native"),  # not the control
+        (
+            dict(method="baseline", dtype="fp32", backend_here="native"),
+            "FP32 native",
+        ),  # not the control
         (dict(method="ptq", dtype="int16", backend_here="simulated"), "INT16 PTQ simulated"),
         (dict(method="ptq", dtype="fp16", backend_here="tensorrt"), None),
         (dict(model="alexnet"), None),
@@ -307,7 +389,11 @@ def test_a_published_row_has_its_run(folder, given, series):
 
 def test_a_variant_of_one_seed_is_no_gap_where_others_have_several(tmp_path, monkeypatch):
     baselines, int8 = (RUNS[0], RUNS[6]), (RUNS[2], RUNS[7])
-    for run, seed in [(run, seed) for run in baselines for seed in (0, 1)] + [(int8[0], 0), (int8[0], 1), (int8[1], 0)]:
+    for run, seed in [(run, seed) for run in baselines for seed in (0, 1)] + [
+        (int8[0], 0),
+        (int8[0], 1),
+        (int8[1], 0),
+    ]:
         write_run(tmp_path, *run, seed=seed)
     assert "not run" not in texts(monkeypatch, tmp_path, "over_seeds", "cats_and_dogs", tmp_path)
 
@@ -320,7 +406,11 @@ def test_of_several_seeds_the_lowest_is_compared(folder):
 
 def test_fake_quant_is_the_network_before_conversion(folder):
     run = published.match(row_of(variant="fake-quant"), frames.one_batch(frame_of(folder))[0])
-    assert run["accuracy"] == 0.9 and run["simulated"] and run["series"] == "INT8 QAT fake-quant (simulated)"
+    assert (
+        run["accuracy"] == 0.9
+        and run["simulated"]
+        and run["series"] == "INT8 QAT fake-quant (simulated)"
+    )
     assert (run["accuracy_ci_low"], run["accuracy_ci_high"]) == pytest.approx(stats.wilson(72, 80))
     assert pd.isna(run["latency_ms_p50"]) and pd.isna(run["size_mb"])
 

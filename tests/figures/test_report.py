@@ -40,19 +40,33 @@ RUNS = (  # model, method, dtype, backend, latency at batch 1, difference to FP3
 )
 
 
-def write_row(folder, model, method, dtype, backend, latency, difference, verdict, eager, best, size):
+def write_row(
+    folder, model, method, dtype, backend, latency, difference, verdict, eager, best, size
+):
     given = record(model=model, backend=backend, batches=(1, 8))
     simulated = backend == "simulated"
     given["run"] |= dict(method=method, dtype=dtype, simulated=simulated)
     ends = dict(accuracy_difference_ci_low=None, accuracy_difference_ci_high=None, mcnemar_p=None)
     if verdict:
-        ends = dict(accuracy_difference_ci_low=difference - 0.01, accuracy_difference_ci_high=difference + 0.01, mcnemar_p=0.25)
+        ends = dict(
+            accuracy_difference_ci_low=difference - 0.01,
+            accuracy_difference_ci_high=difference + 0.01,
+            mcnemar_p=0.25,
+        )
     given["metrics"] |= ends | dict(accuracy_difference=difference, margin=verdict and 0.005, verdict=verdict, accuracy=0.9625,
                                     n_test=2000, tn=960, fp=40, fn=35, tp=965)  # fmt: skip
     given["footprint"]["size_mb"] = size
-    given["environment"] |= dict(cpu=NASTY, native_fp16=None, torch="2.13.0", git_commit="c" * 40, time_utc="2026-01-02T03:04:05")
+    given["environment"] |= dict(
+        cpu=NASTY,
+        native_fp16=None,
+        torch="2.13.0",
+        git_commit="c" * 40,
+        time_utc="2026-01-02T03:04:05",
+    )
     for n, timing in enumerate(given["timing"]):
-        timing |= dict(threads=2, best_fp32="onnxruntime", contended=False, protocol="rounds", n_launches=6)
+        timing |= dict(
+            threads=2, best_fp32="onnxruntime", contended=False, protocol="rounds", n_launches=6
+        )
         for name, value in (("vs_eager_fp32", eager), ("vs_best_fp32", best)):
             timing |= {f"speedup_{name}{end}": value and value + shift for end, shift in
                        (("", 0), ("_ci_low", -0.25), ("_ci_high", 0.25))}  # fmt: skip
@@ -63,7 +77,15 @@ def write_row(folder, model, method, dtype, backend, latency, difference, verdic
 
 
 def render(folder, *options):
-    command = [sys.executable, ROOT / "figures/report.py", "--results", folder / "results", "--out", folder / "out", *options]
+    command = [
+        sys.executable,
+        ROOT / "figures/report.py",
+        "--results",
+        folder / "results",
+        "--out",
+        folder / "out",
+        *options,
+    ]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
 
 
@@ -85,7 +107,10 @@ def study(tmp_path_factory):
 def browser(tmp_path_factory):
     names = [shutil.which(name) for name in ("chromium", "chromedriver")]
     if not all(names):
-        pytest.fail("the report page is tested in Chromium: apt-get install chromium chromium-driver", pytrace=False)
+        pytest.fail(
+            "the report page is tested in Chromium: apt-get install chromium chromium-driver",
+            pytrace=False,
+        )
     options = webdriver.ChromeOptions()
     options.binary_location = names[0]
     for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
@@ -108,7 +133,11 @@ def table(study):
 
 
 def heading(page, name):
-    return next(head for head in page.find_elements(By.CSS_SELECTOR, "#results-table thead th") if head.text.split()[0] == name)
+    return next(
+        head
+        for head in page.find_elements(By.CSS_SELECTOR, "#results-table thead th")
+        if head.text.split()[0] == name
+    )
 
 
 def column(page, name):
@@ -137,7 +166,10 @@ def test_every_cell_of_the_table_is_in_the_page_as_it_is(study, page):
 
 def test_the_findings_are_those_of_the_numbers(page):
     lead = text(page, ".lead")
-    assert "Of 3 INT8 variants, 1 held the accuracy of FP32 within 0.5 points, 1 lost more and 1 remain undecided" in lead
+    assert (
+        "Of 3 INT8 variants, 1 held the accuracy of FP32 within 0.5 points, 1 lost more and 1 remain undecided"
+        in lead
+    )
     assert "Largest speed-up: 10.50 times over eager FP32, 7.12 times over the best FP32." in lead
     findings = text(page, "main > dl")
     for part in ("held: ResNet-18 (PTQ fbgemm)", "undecided: AlexNet (PTQ fbgemm)", "lost: ResNet-18 (QAT fbgemm)",
@@ -178,15 +210,23 @@ def test_a_heading_sorts_by_numbers_up_then_down_with_empty_cells_last(study, pa
         assert column(page, "latency_ms_p50") == [*expected, *[""] * given.count("")]
         assert head.get_attribute("aria-sort") == order
         assert text(page, "#state") == f"11 rows, sorted by latency_ms_p50, {order}"
-    assert (column(page, "model")[0], column(page, "size_mb")[0]) == ("alexnet", "217.5")  # rows stay whole
+    assert (column(page, "model")[0], column(page, "size_mb")[0]) == (
+        "alexnet",
+        "217.5",
+    )  # rows stay whole
 
 
 def test_the_keyboard_sorts_too(page):
     heading(page, "size_mb").find_element(By.TAG_NAME, "button").send_keys(Keys.ENTER)
     assert column(page, "size_mb") == sorted(column(page, "size_mb"), key=float)
     heading(page, "verdict").find_element(By.TAG_NAME, "button").send_keys(Keys.SPACE)
-    assert column(page, "verdict") == sorted(column(page, "verdict"), key=lambda cell: (cell == "", cell))
-    assert [head.get_attribute("aria-sort") for head in page.find_elements(By.CSS_SELECTOR, "th[aria-sort]")] == ["ascending"]
+    assert column(page, "verdict") == sorted(
+        column(page, "verdict"), key=lambda cell: (cell == "", cell)
+    )
+    assert [
+        head.get_attribute("aria-sort")
+        for head in page.find_elements(By.CSS_SELECTOR, "th[aria-sort]")
+    ] == ["ascending"]
 
 
 def test_rows_are_filtered_by_model_by_words_and_by_both(page):
@@ -200,13 +240,19 @@ def test_rows_are_filtered_by_model_by_words_and_by_both(page):
     words.send_keys(" nonsense")
     assert column(page, "dtype") == []
     page.find_element(By.CSS_SELECTOR, "button[type=reset]").click()
-    WebDriverWait(page, 30).until(lambda _: len(column(page, "model")) == 11)  # filtered once the fields have been emptied
+    WebDriverWait(page, 30).until(
+        lambda _: len(column(page, "model")) == 11
+    )  # filtered once the fields have been emptied
     assert text(page, "#state") == "11 rows"
 
 
 def test_a_switch_shows_the_other_columns(page):
     def seen():
-        return [head.text for head in page.find_elements(By.CSS_SELECTOR, "#results-table thead th") if head.is_displayed()]
+        return [
+            head.text
+            for head in page.find_elements(By.CSS_SELECTOR, "#results-table thead th")
+            if head.is_displayed()
+        ]
 
     assert {"model", "accuracy", "verdict", "size_mb"} <= set(seen()) and len(seen()) < 20
     page.find_element(By.ID, "all-columns").click()
@@ -241,7 +287,10 @@ def test_a_made_table_is_sorted_within_its_models(page):
 
 def test_a_heading_says_what_its_column_is(page):
     assert heading(page, "size_mb").get_attribute("title") == "the file that one would deploy (MiB)"
-    titles = [head.get_attribute("title") for head in page.find_elements(By.CSS_SELECTOR, "#results-table thead th")]
+    titles = [
+        head.get_attribute("title")
+        for head in page.find_elements(By.CSS_SELECTOR, "#results-table thead th")
+    ]
     assert all(titles) and not any("`" in title for title in titles)
 
 
@@ -252,9 +301,18 @@ def test_a_point_lies_at_its_ratio_and_says_its_numbers(page):
     points = page.find_elements(By.CSS_SELECTOR, "#scatter .point")
     assert len(points) == 5  # the simulated run has no time
     labels = {point.get_attribute("aria-label"): point for point in points}
-    fast = next(point for label, point in labels.items() if label.startswith("ResNet-18 INT8 PTQ fbgemm: 96.25 % ["))
-    slow = next(point for label, point in labels.items() if label.startswith("ResNet-18 FP32 native"))
-    assert "7.12 times as fast as the fastest FP32 (onnxruntime), 10.75 MiB, held" in fast.get_attribute("aria-label")
+    fast = next(
+        point
+        for label, point in labels.items()
+        if label.startswith("ResNet-18 INT8 PTQ fbgemm: 96.25 % [")
+    )
+    slow = next(
+        point for label, point in labels.items() if label.startswith("ResNet-18 FP32 native")
+    )
+    assert (
+        "7.12 times as fast as the fastest FP32 (onnxruntime), 10.75 MiB, held"
+        in fast.get_attribute("aria-label")
+    )
     line = page.find_element(By.CSS_SELECTOR, "#scatter .unity").rect["x"]
     assert fast.rect["x"] + fast.rect["width"] < line < slow.rect["x"]
     page.execute_script("arguments[0].focus()", fast)
@@ -282,26 +340,41 @@ def test_two_variants_are_compared_image_by_image_by_name(compared, browser):
         "Of 4 images, both decide 2 right and 0 wrong; only the first is right on 0, only the second on 2."
     )
     script = "return [...document.querySelectorAll('#flips tbody tr')].map(row => [...row.cells].map(cell => cell.textContent))"
-    assert browser.execute_script(script) == [[NASTY, "cat", "dog", "cat"], ["d\u202e.jpg", "dog", "cat", "dog"]]
+    assert browser.execute_script(script) == [
+        [NASTY, "cat", "dog", "cat"],
+        ["d\u202e.jpg", "dog", "cat", "dog"],
+    ]
     browser.find_element(By.ID, "second").send_keys(Keys.ARROW_UP)
-    assert "both decide 2 right and 2 wrong; only the first is right on 0" in text(browser, "#compared")
+    assert "both decide 2 right and 2 wrong; only the first is right on 0" in text(
+        browser, "#compared"
+    )
     assert not browser.find_element(By.ID, "flips").is_displayed()
     assert browser.get_log("browser") == []
 
 
 def test_images_without_names_are_numbered(study, page):
-    assert "numbered in the order" in page.find_element(By.CSS_SELECTOR, "#flips caption").get_attribute("textContent")
+    assert "numbered in the order" in page.find_element(
+        By.CSS_SELECTOR, "#flips caption"
+    ).get_attribute("textContent")
 
 
 def test_each_run_and_the_table_are_linked(study, page):
-    links = [link.get_attribute("href") for link in page.find_elements(By.CSS_SELECTOR, "td a, th a, caption a")]
+    links = [
+        link.get_attribute("href")
+        for link in page.find_elements(By.CSS_SELECTOR, "td a, th a, caption a")
+    ]
     files = {Path(unquote(urlsplit(link).path)) for link in links}
-    assert files == {study / "results/drawn/results.csv", *(study / "results/drawn/runs").glob("*.json")}
+    assert files == {
+        study / "results/drawn/results.csv",
+        *(study / "results/drawn/runs").glob("*.json"),
+    }
 
 
 def test_the_committed_study_prints_on_twelve_pages(browser):
     browser.get((ROOT / "figures/cats_and_dogs/report.html").as_uri())
-    printed = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})["data"])
+    printed = base64.b64decode(
+        browser.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})["data"]
+    )
     assert 4 < len(re.findall(rb"/Type\s*/Page[^s]", printed)) <= 12
 
 
@@ -319,7 +392,8 @@ def test_printed_heads_are_no_buttons_which_only_the_first_sheet_would_have(brow
 @pytest.mark.parametrize("width", [390, 768, 1280, 1920])
 def test_nothing_sticks_out_at_any_width(browser, width):
     browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", dict(width=width, height=900, deviceScaleFactor=1, mobile=False)
+        "Emulation.setDeviceMetricsOverride",
+        dict(width=width, height=900, deviceScaleFactor=1, mobile=False),
     )
     browser.get((ROOT / "figures/cats_and_dogs/report.html").as_uri())
     assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
@@ -332,7 +406,11 @@ def test_nothing_sticks_out_at_any_width(browser, width):
 def test_nothing_is_asked_of_a_network_and_nothing_goes_wrong(study, page):
     source = (study / "out/report.html").read_text(encoding="utf-8")
     tags = re.findall(r"<[a-z][^>]*>", source)
-    links = [link for tag in tags for link in re.findall(r'\b(?:src|href|srcset|action|data)="([^"]*)"', tag)]
+    links = [
+        link
+        for tag in tags
+        for link in re.findall(r'\b(?:src|href|srcset|action|data)="([^"]*)"', tag)
+    ]
     assert links and all(link.startswith(("#", "data:", "../results/drawn/")) for link in links)
     assert "@import" not in source and "url(" not in source
     page.get_log("performance")  # thrown away: the browser's own first page
@@ -340,19 +418,29 @@ def test_nothing_is_asked_of_a_network_and_nothing_goes_wrong(study, page):
     for head in page.find_elements(By.CSS_SELECTOR, "#results-table thead button")[:3]:
         head.click()
     sent = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
-    asked = [event["params"]["request"]["url"] for event in sent if event["method"] == "Network.requestWillBeSent"]
+    asked = [
+        event["params"]["request"]["url"]
+        for event in sent
+        if event["method"] == "Network.requestWillBeSent"
+    ]
     assert asked and all(url.startswith(("file:", "data:")) for url in asked)
     assert page.get_log("browser") == []
 
 
 def test_the_page_fits_a_phone_and_is_in_order(page):
-    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", dict(width=390, height=844, deviceScaleFactor=1, mobile=True))
+    page.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        dict(width=390, height=844, deviceScaleFactor=1, mobile=True),
+    )
     assert page.execute_script("return document.documentElement.scrollWidth") == 390
     page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     levels = [head.tag_name for head in page.find_elements(By.CSS_SELECTOR, "h1, h2, h3, h4")]
     assert levels == ["h1"] + ["h2"] * (len(levels) - 1)
     assert page.find_element(By.TAG_NAME, "html").get_attribute("lang") == "en"
-    assert all(len(table.find_elements(By.TAG_NAME, "caption")) == 1 for table in page.find_elements(By.TAG_NAME, "table"))
+    assert all(
+        len(table.find_elements(By.TAG_NAME, "caption")) == 1
+        for table in page.find_elements(By.TAG_NAME, "table")
+    )
 
 
 def test_the_same_results_give_the_same_bytes(study):
@@ -390,7 +478,9 @@ def test_the_page_names_the_classes_of_its_study(tmp_path):
     for name in ("confusion_matrices", "reliability"):
         (tmp_path / "out").mkdir(exist_ok=True)
         (tmp_path / f"out/{name}.png").write_bytes(PIXEL)
-    page = page_of(tmp_path, "fruit", *((run, dict(classes=("apples", "pears"))) for run in (BASELINE, PTQ)))
+    page = page_of(
+        tmp_path, "fruit", *((run, dict(classes=("apples", "pears"))) for run in (BASELINE, PTQ))
+    )
     assert "those of the class pears" in page and page.count("<figcaption>") == 2
     assert not re.search(r"\b(cat|dog|animal)s?\b", page, re.I)
 
@@ -398,10 +488,15 @@ def test_the_page_names_the_classes_of_its_study(tmp_path):
 def test_a_smoke_study_with_a_few_images_says_what_it_is_worth(tmp_path):
     page = page_of(tmp_path, "pets_smoke", (BASELINE, {}), (PTQ, {}))
     assert f'<p class="warning">{caveats.MEANING["smoke"]}</p>' in page
-    assert f"held needs at least {caveats.fewest_images(0.005)} test images. This concerns 4 of 8 rows." in page
+    assert (
+        f"held needs at least {caveats.fewest_images(0.005)} test images. This concerns 4 of 8 rows."
+        in page
+    )
 
 
 def test_a_page_names_all_processors(tmp_path):
-    page = page_of(tmp_path, "pets", (BASELINE, dict(cpu="AMD EPYC")), (PTQ, dict(cpu="Intel Xeon")))
+    page = page_of(
+        tmp_path, "pets", (BASELINE, dict(cpu="AMD EPYC")), (PTQ, dict(cpu="Intel Xeon"))
+    )
     assert "AMD EPYC (1 run), Intel Xeon (1 run)" in page
     assert "speed-ups are ratios on the same machine. This concerns 4 of 8 rows." in page

@@ -14,7 +14,11 @@ from figures.shared import frames, reproduced
 from utils import paths, stats
 from utils.errors import UserError
 
-BASELINE, INT8, QAT = ("fp32", "fp32", "native"), ("ptq", "int8", "fbgemm"), ("qat", "int8", "fbgemm")
+BASELINE, INT8, QAT = (
+    ("fp32", "fp32", "native"),
+    ("ptq", "int8", "fbgemm"),
+    ("qat", "int8", "fbgemm"),
+)
 BOUNDS = ("", "_ci_low", "_ci_high")
 
 
@@ -40,7 +44,11 @@ def test_a_study_reproduces_itself(tmp_path):
     note, cells = reproduced.beside(frame, frame, "mine", "theirs")
     assert list(cells["outcome"]) == ["reproduced"] * 2
     assert "Runs in both: 2. Inside the intervals: accuracy 2 of 2, points to FP32 1 of 1, " in note
-    assert "size 2 of 2" in note and "Only" not in note and note.endswith("What differs: nothing that results.csv tells.")
+    assert (
+        "size 2 of 2" in note
+        and "Only" not in note
+        and note.endswith("What differs: nothing that results.csv tells.")
+    )
 
 
 @pytest.mark.parametrize(("values", "outcome"), [
@@ -63,14 +71,24 @@ def test_the_intervals_by_hand(tmp_path):
     frame = read(study(tmp_path, BASELINE))
     accuracy = dict(zip([f"accuracy{end}" for end in BOUNDS], (0.9, 0.88, 0.91), strict=True))
     other = dict(zip([f"accuracy{end}" for end in BOUNDS], (0.95, 0.92, 0.96), strict=True))
-    speed = dict(zip([f"speedup_vs_eager_fp32{end}" for end in BOUNDS], (2.0, 1.0, 4.0), strict=True))
-    others = dict(zip([f"speedup_vs_eager_fp32{end}" for end in BOUNDS], (1.0, 0.5, 2.0), strict=True))
-    here, there = changed(frame, "native", **accuracy, **speed), changed(frame, "native", **other, **others)
+    speed = dict(
+        zip([f"speedup_vs_eager_fp32{end}" for end in BOUNDS], (2.0, 1.0, 4.0), strict=True)
+    )
+    others = dict(
+        zip([f"speedup_vs_eager_fp32{end}" for end in BOUNDS], (1.0, 0.5, 2.0), strict=True)
+    )
+    here, there = (
+        changed(frame, "native", **accuracy, **speed),
+        changed(frame, "native", **other, **others),
+    )
     row = reproduced.beside(here, there, "mine", "theirs")[1].iloc[0]
     # 0.02 below and 0.01 above of ours, 0.01 above and 0.03 below of theirs
     low, high = -5 - 100 * np.hypot(0.02, 0.01), -5 + 100 * np.hypot(0.01, 0.03)
     assert row["difference"] == f"-5.00 [{low:+.2f}, {high:+.2f}]"
-    ends = 2 * 2.0 ** -np.sqrt(2), 2 * 2.0 ** np.sqrt(2)  # both are 2 times as large or small at their bounds
+    ends = (
+        2 * 2.0 ** -np.sqrt(2),
+        2 * 2.0 ** np.sqrt(2),
+    )  # both are 2 times as large or small at their bounds
     assert row["ratio"] == f"2.000 [{ends[0]:.3f}, {ends[1]:.3f}]"
     assert (row["accuracy %"], row["there %"]) == ("90.00", "95.00")
 
@@ -80,7 +98,10 @@ def test_runs_of_one_side_are_named_with_their_seeds_where_there_are_several(tmp
     there = read(study(tmp_path / "b", BASELINE, INT8))
     there = pd.concat([there, there.assign(seed=1)])
     note, _ = reproduced.beside(here, there, "mine", "theirs")
-    assert "Only there: ResNet-18 FP32 native of seed 1, ResNet-18 INT8 PTQ fbgemm of seed 0, ResNet-18 INT8 PTQ" in note
+    assert (
+        "Only there: ResNet-18 FP32 native of seed 1, ResNet-18 INT8 PTQ fbgemm of seed 0, ResNet-18 INT8 PTQ"
+        in note
+    )
 
 
 def test_independent_intervals_that_are_equal_on_both_sides_add_up_as_squares():
@@ -88,11 +109,16 @@ def test_independent_intervals_that_are_equal_on_both_sides_add_up_as_squares():
 
 
 def test_runs_of_one_side_and_what_differs_are_named(tmp_path):
-    here = changed(read(study(tmp_path / "a", BASELINE, INT8)), "native", torch="2.14.0").assign(data_sha256="b" * 64)
+    here = changed(read(study(tmp_path / "a", BASELINE, INT8)), "native", torch="2.14.0").assign(
+        data_sha256="b" * 64
+    )
     there = read(study(tmp_path / "b", BASELINE, QAT, threads=(1, 4), cpu="another"))
     note, cells = reproduced.beside(here, there, "mine", "theirs")
     assert list(cells["variant"]) == ["FP32 native"]
-    assert "Only here: ResNet-18 INT8 PTQ fbgemm. Only there: ResNet-18 INT8 QAT fbgemm. What differs: " in note
+    assert (
+        "Only here: ResNet-18 INT8 PTQ fbgemm. Only there: ResNet-18 INT8 QAT fbgemm. What differs: "
+        in note
+    )
     for words in (
         f"images {'b' * 10} here, {'a' * 10} there", "torch 2.13.0 and 2.14.0 here, 2.13.0 there",
         "processor a processor here, another there", "threads 1 and 2 here, 1 and 4 there",
@@ -111,11 +137,19 @@ def test_processors_of_one_name_differ_by_their_instruction_sets(tmp_path):
 
 def test_studies_without_a_common_run_are_told(tmp_path):
     with pytest.raises(UserError, match=r"mine and theirs have no run in common"):
-        reproduced.beside(read(study(tmp_path / "a", INT8)), read(study(tmp_path / "b", QAT)), "mine", "theirs")
+        reproduced.beside(
+            read(study(tmp_path / "a", INT8)), read(study(tmp_path / "b", QAT)), "mine", "theirs"
+        )
 
 
 def script(*options, cwd):
-    command = [sys.executable, paths.ROOT / "figures" / "tables.py", "--study", "cats_and_dogs", *options]
+    command = [
+        sys.executable,
+        paths.ROOT / "figures" / "tables.py",
+        "--study",
+        "cats_and_dogs",
+        *options,
+    ]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
 
 
@@ -124,10 +158,15 @@ def test_the_script_writes_the_table_and_prints_it_first(tmp_path):
     folder = study(tmp_path / "theirs", BASELINE, INT8)
     done = script("--results", "mine", "--against", "theirs/cats_and_dogs", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert re.search(r"## Beside theirs/cats_and_dogs\n\nHere: cats_and_dogs; there: theirs/cats_and_dogs\.", done.stdout)
+    assert re.search(
+        r"## Beside theirs/cats_and_dogs\n\nHere: cats_and_dogs; there: theirs/cats_and_dogs\.",
+        done.stdout,
+    )
     rows = list(csv.DictReader((tmp_path / "mine/cats_and_dogs/tables/against.csv").open()))
     assert [row["outcome"] for row in rows] == ["reproduced", "reproduced"]
-    assert folder.exists() and not (folder / "tables").exists()  # nothing is written beside the other
+    assert (
+        folder.exists() and not (folder / "tables").exists()
+    )  # nothing is written beside the other
     done = script("--results", "mine", "--against", "nowhere", cwd=tmp_path)
     assert done.returncode == 2 and re.fullmatch(
         r"error: figures/tables.py: there is no mine/nowhere/results.csv.*\n", done.stderr

@@ -18,13 +18,17 @@ def live(network, x=X):
 
 
 def test_two_activations_are_alive_at_once():
-    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1)).eval()
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1)
+    ).eval()
     # The convolution's output and ReLU's: 2 x 8 x 10 x 10 floats each; the last has 2 x 4 x 10 x 10.
     assert live(network) == 2 * 6400
 
 
 def test_in_place_operators_and_views_take_nothing():
-    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(inplace=True), nn.Flatten()).eval()
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(inplace=True), nn.Flatten()
+    ).eval()
     assert live(network) == 6400
 
 
@@ -77,8 +81,12 @@ def test_the_fp16_copies_that_autocast_makes_of_weights_are_no_activations():
     """
     model = LinearNet().eval()
     assert live(model) == 2 * 4 * (256 + 1000)
-    assert activations("amp", X) == 2 * 2 * (256 + 1000)  # the converted input is gone when the linear layer computes
-    assert activations("half", X) == 2 * 2 * (256 + 1000) + 2 * X.numel()  # here it is held until the network has answered
+    assert activations("amp", X) == 2 * 2 * (
+        256 + 1000
+    )  # the converted input is gone when the linear layer computes
+    assert (
+        activations("half", X) == 2 * 2 * (256 + 1000) + 2 * X.numel()
+    )  # here it is held until the network has answered
 
 
 def test_one_image_takes_autocast_no_more_than_fp32():
@@ -132,13 +140,48 @@ INT16 = dict(bits=16, activations="minmax", headroom=4.0)
 @pytest.mark.parametrize(
     ("name", "recipe", "parameters", "size", "modules", "quantized"),
     [
-        ("half", {}, WEIGHTS + BIASES + NORM, 2 * (WEIGHTS + BIASES + NORM), 2, WEIGHTS + BIASES + NORM),
-        ("amp", {}, WEIGHTS + BIASES + NORM, 4 * (WEIGHTS + BIASES + NORM), 0, 0),  # FP32 in the file, however it is run
+        (
+            "half",
+            {},
+            WEIGHTS + BIASES + NORM,
+            2 * (WEIGHTS + BIASES + NORM),
+            2,
+            WEIGHTS + BIASES + NORM,
+        ),
+        (
+            "amp",
+            {},
+            WEIGHTS + BIASES + NORM,
+            4 * (WEIGHTS + BIASES + NORM),
+            0,
+            0,
+        ),  # FP32 in the file, however it is run
         ("fbgemm", INT8, WEIGHTS + BIASES + FOLDED, WEIGHTS + 4 * (BIASES + FOLDED), 2, WEIGHTS),
         ("qnnpack", INT8, WEIGHTS + BIASES + FOLDED, WEIGHTS + 4 * (BIASES + FOLDED), 2, WEIGHTS),
-        ("onnxruntime", INT8, WEIGHTS + BIASES + FOLDED, WEIGHTS + 4 * (BIASES + FOLDED), 2, WEIGHTS),
-        ("fbgemm", INT8 | dict(keep_fp32=("fc",)), WEIGHTS + BIASES + FOLDED, 216 + 4 * (16 + BIASES + FOLDED), 1, 216),
-        ("simulated", INT16, WEIGHTS + BIASES + FOLDED, 2 * WEIGHTS + 4 * (BIASES + FOLDED), 2, WEIGHTS),
+        (
+            "onnxruntime",
+            INT8,
+            WEIGHTS + BIASES + FOLDED,
+            WEIGHTS + 4 * (BIASES + FOLDED),
+            2,
+            WEIGHTS,
+        ),
+        (
+            "fbgemm",
+            INT8 | dict(keep_fp32=("fc",)),
+            WEIGHTS + BIASES + FOLDED,
+            216 + 4 * (16 + BIASES + FOLDED),
+            1,
+            216,
+        ),
+        (
+            "simulated",
+            INT16,
+            WEIGHTS + BIASES + FOLDED,
+            2 * WEIGHTS + 4 * (BIASES + FOLDED),
+            2,
+            WEIGHTS,
+        ),
     ],
 )
 def test_the_same_definition_for_every_engine(name, recipe, parameters, size, modules, quantized):
@@ -165,7 +208,9 @@ def test_fp32_by_the_same_definition():
 def test_alexnet_has_the_megabytes_of_the_dissertation():
     model = architectures.build("alexnet").eval()
     assert (
-        footprint.of_numbers(stored_parameters(model))["theoretical_mb"] == 4 * 57_012_034 / MIB == pytest.approx(217.5, abs=0.05)
+        footprint.of_numbers(stored_parameters(model))["theoretical_mb"]
+        == 4 * 57_012_034 / MIB
+        == pytest.approx(217.5, abs=0.05)
     )
     half = registry.get("half").quantize(model, None, {})
     assert of_numbers(half)["theoretical_mb"] == 2 * 57_012_034 / MIB
@@ -184,9 +229,16 @@ def test_macs_of_alexnet_are_those_that_are_published():
 
 
 def test_the_share_of_operations_is_that_of_layers_with_short_weights():
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.MaxPool2d(224), nn.Flatten(), nn.Linear(4, 2, bias=False))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.MaxPool2d(224), nn.Flatten(), nn.Linear(4, 2, bias=False)
+    )
     numbers = [Stored(12, 8, "0"), Stored(4, 8), Stored(8, 32, "3")]
     assert footprint.of_operations(model, numbers) == {
         "macs": 12 * 224 * 224 + 8, "quantized_macs_share": 12 * 224 * 224 / (12 * 224 * 224 + 8),
     }  # fmt: skip
-    assert footprint.of_operations(model, [Stored(12, 32, "0"), Stored(8, 32, "3")])["quantized_macs_share"] == 0
+    assert (
+        footprint.of_operations(model, [Stored(12, 32, "0"), Stored(8, 32, "3")])[
+            "quantized_macs_share"
+        ]
+        == 0
+    )

@@ -9,9 +9,9 @@ from torch import nn
 from utils import metrics
 from utils.backends import registry
 from utils.backends.base import Deployed, plain_layers, stored_parameters
-from utils.measure import layers
+from utils.measure import layer_errors
+from utils.quantize.exact import ExactInterpreter
 from utils.quantize.layers import outputs
-from utils.quantize.reference import Reference
 
 IMAGES = torch.randn(8, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -19,7 +19,9 @@ IMAGES = torch.randn(8, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 class Small(nn.Module):
     def __init__(self):
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True)
+        )
         self.conv, self.act = nn.Conv2d(8, 4, 3), nn.Hardswish(inplace=True)
         self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(4, 2)
 
@@ -37,13 +39,15 @@ def model():
 
 def test_a_known_error_in_a_weight_by_hand():
     """Weights a tenth too large: 20 dB for the layer's weights, 20 dB for its output, and for the next one's, without bias."""
-    reference = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 2, bias=False))
+    fp32 = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 2, bias=False))
     network = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 2, bias=False))
-    network.load_state_dict(reference.state_dict())
+    network.load_state_dict(fp32.state_dict())
     with torch.no_grad():
         network[0].weight *= 1.1
-    deployed = Deployed(None, None, stored_parameters(network), network, network, plain_layers(network), reference)
-    first, second = layers.errors(deployed, torch.randn(5, 3))
+    deployed = Deployed(
+        None, None, stored_parameters(network), network, network, plain_layers(network), fp32
+    )
+    first, second = layer_errors.errors(deployed, torch.randn(5, 3))
     assert first["weight_sqnr_db"] == pytest.approx(20, abs=1e-3)
     assert first["output_sqnr_db"] == pytest.approx(20, abs=1e-3)
     assert second["weight_sqnr_db"] is None  # no difference
@@ -56,13 +60,17 @@ def test_a_known_error_in_a_weight_by_hand():
 
 def test_without_conversion_there_is_nothing_to_compare():
     network = nn.Sequential(nn.Linear(3, 2))
-    deployed = Deployed(None, None, stored_parameters(network), network, network, plain_layers(network))
-    assert layers.errors(deployed, torch.randn(5, 3)) == []
+    deployed = Deployed(
+        None, None, stored_parameters(network), network, network, plain_layers(network)
+    )
+    assert layer_errors.errors(deployed, torch.randn(5, 3)) == []
 
 
 RECIPES = {
     "fbgemm": dict(bits=8, activations="minmax", bias_correction=False, keep_fp32=()),
-    "onnxruntime": dict(bits=8, activations="minmax", bias_correction=False, keep_fp32=()),  # torch does not run it
+    "onnxruntime": dict(
+        bits=8, activations="minmax", bias_correction=False, keep_fp32=()
+    ),  # torch does not run it
     "simulated": dict(bits=16, activations="minmax", headroom=1.0),
     "half": {},
     "amp": {},
@@ -71,9 +79,15 @@ RECIPES = {
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_engine_reports_the_same_layers_with_sqnr_that_its_bits_allow(model, name):
-    rows = layers.errors(registry.get(name).quantize(model, IMAGES, RECIPES[name]), IMAGES)
+    rows = layer_errors.errors(registry.get(name).quantize(model, IMAGES, RECIPES[name]), IMAGES)
     assert [row["layer"] for row in rows] == ["stem.0", "conv", "fc"]
-    low, high = {"fbgemm": (20, 60), "onnxruntime": (20, 60), "simulated": (70, 130), "half": (50, 90), "amp": (50, 90)}[name]
+    low, high = {
+        "fbgemm": (20, 60),
+        "onnxruntime": (20, 60),
+        "simulated": (70, 130),
+        "half": (50, 90),
+        "amp": (50, 90),
+    }[name]
     for row in rows:
         assert low < row["output_sqnr_db"] < high
         if name == "amp":
@@ -88,20 +102,26 @@ def test_outputs_of_integer_networks_are_those_of_exact_execution(model):
     assert deployed.predict is None and deployed.layers == {}
     seen, expected = {}, {}
     with torch.no_grad():
-        Reference(deployed.quantized, lambda name, output: seen.update({name: output.float()})).run(IMAGES.double())
-        float_layers = {name: deployed.reference.get_submodule(name) for name in seen}
+        ExactInterpreter(
+            deployed.quantized, lambda name, output: seen.update({name: output.float()})
+        ).run(IMAGES.double())
+        float_layers = {name: deployed.fp32.get_submodule(name) for name in seen}
         with outputs(float_layers) as expected:
-            deployed.reference(IMAGES)
-    for row in layers.errors(deployed, IMAGES):
+            deployed.fp32(IMAGES)
+    for row in layer_errors.errors(deployed, IMAGES):
         name = row["layer"]
         assert row["output_sqnr_db"] == metrics.sqnr_db(expected[name].numpy(), seen[name].numpy())
         weight = float_layers[name].weight.detach().numpy()
-        assert row["weight_sqnr_db"] == metrics.sqnr_db(weight, deployed.quantized.layers[name].values().numpy())
+        assert row["weight_sqnr_db"] == metrics.sqnr_db(
+            weight, deployed.quantized.layers[name].values().numpy()
+        )
 
 
 def test_layers_kept_in_fp32_have_no_error_in_their_weights(model):
     recipe = RECIPES["fbgemm"] | dict(keep_fp32=("stem",))
-    first, second, _ = layers.errors(registry.get("fbgemm").quantize(model, IMAGES, recipe), IMAGES)
+    first, second, _ = layer_errors.errors(
+        registry.get("fbgemm").quantize(model, IMAGES, recipe), IMAGES
+    )
     assert first["weight_sqnr_db"] is None
     assert first["output_sqnr_db"] is None or first["output_sqnr_db"] > 100
     assert 20 < second["weight_sqnr_db"] < 60
@@ -113,5 +133,7 @@ def test_eight_bits_have_the_sqnr_of_the_formula(model):
     conv = nn.Conv2d(3, 64, 8, bias=False)
     nn.init.uniform_(conv.weight, -1, 1)
     model = nn.Sequential(conv).eval()
-    (row,) = layers.errors(registry.get("fbgemm").quantize(model, IMAGES, RECIPES["fbgemm"]), IMAGES)
+    (row,) = layer_errors.errors(
+        registry.get("fbgemm").quantize(model, IMAGES, RECIPES["fbgemm"]), IMAGES
+    )
     assert row["weight_sqnr_db"] == pytest.approx(10 * math.log10(4 * 127**2), abs=0.5)

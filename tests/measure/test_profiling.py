@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from utils.backends.profiles import Timed
+from utils.backends.operator_times import Timed
 from utils.measure import profiling
 
 CONV, ADD = Timed("conv1", "QLinearConv", "INT8", 3.0), Timed("add", "QLinearAdd", "INT8", 1.0)
@@ -36,7 +36,9 @@ def asked(monkeypatch):
         monkeypatch.setattr(profiling, "Worker", Worker)
         settings = dict(batch_sizes=(2, 8), smoke=False, device="cpu", threads=1) | options
         experiment = SimpleNamespace(
-            options=SimpleNamespace(**settings), data=SimpleNamespace(test=None), baseline=SimpleNamespace(path=Path("fp32.pt"))
+            options=SimpleNamespace(**settings),
+            data=SimpleNamespace(test=None),
+            baseline=SimpleNamespace(path=Path("fp32.pt")),
         )
         deployed = SimpleNamespace(backend=SimpleNamespace(name=backend))
         return profiling.profile(deployed, Path("artifact"), experiment), calls
@@ -44,15 +46,24 @@ def asked(monkeypatch):
     return profile
 
 
-@pytest.mark.parametrize(("backend", "beside"), [("onnxruntime", "onnxruntime"), ("fbgemm", "native")])
+@pytest.mark.parametrize(
+    ("backend", "beside"), [("onnxruntime", "onnxruntime"), ("fbgemm", "native")]
+)
 def test_operators_are_stored_with_those_of_fp32(asked, capsys, backend, beside):
     stored, calls = asked(backend, {"artifact": [CONV, ADD], "fp32.pt": FP32})
     assert calls == [("profile", backend, "artifact", 2, 30), ("profile", beside, "fp32.pt", 2, 30)]
     assert stored["operators"][0] == {
         "name": "conv1", "operator": "QLinearConv", "format": "INT8", "ms": 3.0, "kind": "convolution",
     }  # fmt: skip
-    assert (stored["fp32_backend"], stored["fp32"][0]["ms"], stored["batch_size"]) == (beside, 8.0, 2)
-    assert "profile of batch 2: convolution INT8 75%, sum or product INT8 25%" in capsys.readouterr().out
+    assert (stored["fp32_backend"], stored["fp32"][0]["ms"], stored["batch_size"]) == (
+        beside,
+        8.0,
+        2,
+    )
+    assert (
+        "profile of batch 2: convolution INT8 75%, sum or product INT8 25%"
+        in capsys.readouterr().out
+    )
 
 
 def test_an_engine_that_does_not_tell_is_named(asked, capsys):

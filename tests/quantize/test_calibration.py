@@ -13,12 +13,12 @@ from utils.errors import UserError
 from utils.quantize import calibration
 from utils.quantize.calibration import BINS, METHODS, Observer
 from utils.quantize.operators import folded
-from utils.quantize.placement import Placement
+from utils.quantize.qdq_config import QDQConfig
 
-UINT8, SEVEN_BITS = Placement("outputs"), Placement("outputs", levels=127)
-SYMMETRIC = Placement("outputs", torch.int8, symmetric=True)
-INT16 = Placement("outputs", torch.int16, symmetric=True, levels=2**16 - 1)
-ALL = [UINT8, SEVEN_BITS, SYMMETRIC, INT16, Placement("outputs", torch.int8)]
+UINT8, SEVEN_BITS = QDQConfig("outputs"), QDQConfig("outputs", levels=127)
+SYMMETRIC = QDQConfig("outputs", torch.int8, symmetric=True)
+INT16 = QDQConfig("outputs", torch.int16, symmetric=True, levels=2**16 - 1)
+ALL = [UINT8, SEVEN_BITS, SYMMETRIC, INT16, QDQConfig("outputs", torch.int8)]
 
 
 def observed(values: torch.Tensor, channelwise: bool = False) -> Observer:
@@ -86,7 +86,9 @@ def squared_error(values: np.ndarray, low: float, high: float, levels: int) -> f
     """Mean squared error of clipping to [low, high] and rounding to steps of which 0 is one."""
     step = (high - low) / levels
     zero_point = np.rint(-low / step)
-    return np.square(values - (np.clip(np.rint(values / step) + zero_point, 0, levels) - zero_point) * step).mean()
+    return np.square(
+        values - (np.clip(np.rint(values / step) + zero_point, 0, levels) - zero_point) * step
+    ).mean()
 
 
 RANDOM = np.random.default_rng(0)
@@ -111,10 +113,16 @@ def test_minmax_clips_nothing():
 def test_mse_finds_the_range_that_really_has_the_least_error(name, levels):
     values = SAMPLES[name]
     counts, low, high = histogram(values)
-    error = squared_error(values, *METHODS["mse"](counts, low, high, dataclasses.replace(UINT8, levels=levels)), levels)
+    error = squared_error(
+        values,
+        *METHODS["mse"](counts, low, high, dataclasses.replace(UINT8, levels=levels)),
+        levels,
+    )
     shares = np.linspace(0.04, 1, 25)
     lows, highs = shares * low if low else [0.0], shares * high if high else [0.0]
-    assert error < 1.05 * min(squared_error(values, low, high, levels) for low in lows for high in highs)
+    assert error < 1.05 * min(
+        squared_error(values, low, high, levels) for low in lows for high in highs
+    )
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -123,7 +131,9 @@ def test_mse_with_equal_ends_finds_the_limit_of_least_error(name):
     low, high = METHODS["mse"](*histogram(values), SYMMETRIC)
     assert low == -high
     limits = np.linspace(0.04, 1, 100) * np.abs(values).max()
-    assert squared_error(values, low, high, 254) < 1.05 * min(squared_error(values, -limit, limit, 254) for limit in limits)
+    assert squared_error(values, low, high, 254) < 1.05 * min(
+        squared_error(values, -limit, limit, 254) for limit in limits
+    )
 
 
 def test_mse_clips_what_is_rare_and_keeps_what_is_not():
@@ -132,7 +142,9 @@ def test_mse_clips_what_is_rare_and_keeps_what_is_not():
     chosen = METHODS["mse"](counts, low, high, dataclasses.replace(UINT8, levels=15))
     assert squared_error(heavy, *chosen, 15) < 0.5 * squared_error(heavy, low, high, 15)
     counts, low, high = histogram(SAMPLES["mostly zeros"])
-    assert METHODS["mse"](counts, low, high, UINT8)[1] > 0.8 * high  # zeros are exact whatever the step
+    assert (
+        METHODS["mse"](counts, low, high, UINT8)[1] > 0.8 * high
+    )  # zeros are exact whatever the step
 
 
 def test_percentile_keeps_its_share():
@@ -142,7 +154,9 @@ def test_percentile_keeps_its_share():
     low, high = METHODS["percentile"](*histogram(uniform), UINT8)
     assert low == 0 and high == pytest.approx(1 - rest, abs=one_bin)
     low, high = METHODS["percentile"](*histogram(2 * uniform - 1), UINT8)
-    assert low == pytest.approx(-1 + rest, abs=2 * one_bin) and high == pytest.approx(1 - rest, abs=2 * one_bin)
+    assert low == pytest.approx(-1 + rest, abs=2 * one_bin) and high == pytest.approx(
+        1 - rest, abs=2 * one_bin
+    )
 
 
 @pytest.mark.parametrize("side", [1, -1])
@@ -155,22 +169,27 @@ def test_percentile_gives_up_no_more_than_its_share(side):
     assert max(np.abs(kept)) == 50  # one more is too many
 
 
-@pytest.mark.parametrize("placement", [UINT8, SEVEN_BITS, INT16])
-def test_a_lone_outlier_is_clipped_as_the_methods_say(placement):
+@pytest.mark.parametrize("config", [UINT8, SEVEN_BITS, INT16])
+def test_a_lone_outlier_is_clipped_as_the_methods_say(config):
     # Of n values one is 100. Clipping at c costs (100 - c)^2 there. Rounding the others to l steps costs n (c / l)^2 / 12, since
     # none is near 0. The sum is least where 100 - c = n c / (12 l^2).
     values = np.concatenate([np.random.default_rng(0).uniform(1, 3, 200_000), [100.0]])
-    steps = 2**15 - 1 if placement.symmetric else placement.levels
+    steps = 2**15 - 1 if config.symmetric else config.levels
     best = 100 / (1 + len(values) / (12 * steps**2))
-    assert METHODS["mse"](*histogram(values), placement)[1] == pytest.approx(best, abs=100 / len(calibration.SHARES))
-    assert METHODS["percentile"](*histogram(values), placement)[1] < 6
+    assert METHODS["mse"](*histogram(values), config)[1] == pytest.approx(
+        best, abs=100 / len(calibration.SHARES)
+    )
+    assert METHODS["percentile"](*histogram(values), config)[1] < 6
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_16_bits_hardly_clip_by_any_method(method):
     values = np.random.default_rng(0).standard_normal(200_000)
     low, high = METHODS[method](*histogram(values), INT16)
-    assert 0.85 * values.max() <= high <= np.abs(values).max() and 0.85 * values.min() >= low >= -np.abs(values).max()
+    assert (
+        0.85 * values.max() <= high <= np.abs(values).max()
+        and 0.85 * values.min() >= low >= -np.abs(values).max()
+    )
 
 
 def test_there_are_three_methods():
@@ -181,19 +200,21 @@ def test_there_are_three_methods():
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("placement", ALL)
-def test_a_tensor_of_zeros_has_a_range(method, placement):
-    low, high = observed(torch.zeros(4, 3, 8, 8)).range(method, placement)
-    assert (low, high) == (-1 if placement.symmetric else 0, 1)
-    scale, zero_point = calibration.numbers(low, high, placement)
-    assert scale > 0 and zero_point == (0 if placement.symmetric else torch.iinfo(placement.activation).min)
+@pytest.mark.parametrize("config", ALL)
+def test_a_tensor_of_zeros_has_a_range(method, config):
+    low, high = observed(torch.zeros(4, 3, 8, 8)).range(method, config)
+    assert (low, high) == (-1 if config.symmetric else 0, 1)
+    scale, zero_point = calibration.numbers(low, high, config)
+    assert scale > 0 and zero_point == (
+        0 if config.symmetric else torch.iinfo(config.activation).min
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("placement", ALL)
-def test_a_silent_channel_may_wake_up(method, placement):
+@pytest.mark.parametrize("config", ALL)
+def test_a_silent_channel_may_wake_up(method, config):
     images = noise(8, 8) * torch.tensor([1, 10, 0]).view(1, 3, 1, 1)
-    low, high = observed(images, channelwise=True).range(method, placement)
+    low, high = observed(images, channelwise=True).range(method, config)
     assert low.shape == high.shape == (3,)
     assert (low[2], high[2]) == (calibration.SILENT * low[1], calibration.SILENT * high[1])
     assert high[0] < 0.2 * high[1]  # channels that are heard have their ranges
@@ -222,8 +243,12 @@ def test_without_zero_points_the_ends_are_equal():
 def test_numbers_by_hand():
     ends = np.array([-1.0]), np.array([4.0])
     assert [n.item() for n in calibration.numbers(*ends, UINT8)] == pytest.approx([5 / 255, 51])
-    assert [n.item() for n in calibration.numbers(*ends, SEVEN_BITS)] == pytest.approx([5 / 127, 25])  # 25.4
-    assert [n.item() for n in calibration.numbers(*ends, Placement("outputs", torch.int8))] == pytest.approx([5 / 255, 51 - 128])
+    assert [n.item() for n in calibration.numbers(*ends, SEVEN_BITS)] == pytest.approx(
+        [5 / 127, 25]
+    )  # 25.4
+    assert [
+        n.item() for n in calibration.numbers(*ends, QDQConfig("outputs", torch.int8))
+    ] == pytest.approx([5 / 255, 51 - 128])
     ends = np.array([-4.0]), np.array([4.0])
     assert [n.item() for n in calibration.numbers(*ends, SYMMETRIC)] == pytest.approx([4 / 127, 0])
     assert [n.item() for n in calibration.numbers(*ends, INT16)] == pytest.approx([4 / 32767, 0])
@@ -240,32 +265,42 @@ def test_numbers_by_hand():
     ],
 )
 def test_nearly_symmetric_ranges_are_centred_where_the_placement_says_so(low, high, expected):
-    numbers = calibration.numbers(np.array([low]), np.array([high]), Placement("inputs", centred=True))
+    numbers = calibration.numbers(
+        np.array([low]), np.array([high]), QDQConfig("inputs", centred=True)
+    )
     assert [n.item() for n in numbers] == pytest.approx(expected)
 
 
 def test_channels_with_scales_apart_are_not_centred_and_the_middle_of_seven_bits_is_64():
-    pair = np.array([-4.0, -4.0]), np.array([4.0, 4.1])
-    centred, plain = (calibration.numbers(*pair, Placement("inputs", centred=each)) for each in (True, False))
+    qdq = np.array([-4.0, -4.0]), np.array([4.0, 4.1])
+    centred, plain = (
+        calibration.numbers(*qdq, QDQConfig("inputs", centred=each)) for each in (True, False)
+    )
     assert all(torch.equal(*both) for both in zip(centred, plain, strict=True))
     ends = np.array([-4.0]), np.array([4.1])
-    seven = calibration.numbers(*ends, Placement("inputs", centred=True, levels=127))
+    seven = calibration.numbers(*ends, QDQConfig("inputs", centred=True, levels=127))
     assert [n.item() for n in seven] == pytest.approx([4.1 / 63, 64])
 
 
-@pytest.mark.parametrize("placement", ALL)
-def test_numbers_span_the_range_and_have_a_zero(placement):
+@pytest.mark.parametrize("config", ALL)
+def test_numbers_span_the_range_and_have_a_zero(config):
     low, high = -np.array([0, 1, 3.7, 1e-3]), np.array([2, 0, 1.1, 5])
-    if placement.symmetric:
+    if config.symmetric:
         low = -high
-    scale, zero_point = calibration.numbers(low, high, placement)
-    assert scale.dtype == torch.float32 and zero_point.dtype == torch.int64 and scale.shape == zero_point.shape == (4,)
-    lowest = torch.iinfo(placement.activation).min
-    steps = 2 * torch.iinfo(placement.activation).max if placement.symmetric else placement.levels
+    scale, zero_point = calibration.numbers(low, high, config)
+    assert (
+        scale.dtype == torch.float32
+        and zero_point.dtype == torch.int64
+        and scale.shape == zero_point.shape == (4,)
+    )
+    lowest = torch.iinfo(config.activation).min
+    steps = 2 * torch.iinfo(config.activation).max if config.symmetric else config.levels
     ends = [(zero_point - lowest), steps - (zero_point - lowest)]  # steps below zero and above it
-    if not placement.symmetric:
+    if not config.symmetric:
         for count, end in zip(ends, (low, high), strict=True):
-            assert (count >= 0).all() and np.all(np.abs(count.numpy() * scale.numpy() - np.abs(end)) <= 0.501 * scale.numpy())
+            assert (count >= 0).all() and np.all(
+                np.abs(count.numpy() * scale.numpy() - np.abs(end)) <= 0.501 * scale.numpy()
+            )
     assert np.allclose(scale.numpy() * steps, high - low)
 
 
@@ -298,50 +333,70 @@ def ends(model, name):
 
 def test_every_pair_has_the_range_of_its_tensor(model):
     chosen = calibration.calibrate(folded(model), IMAGES, UINT8, dict(activations="minmax"))
-    for pair, module in (("pair_stem", "relu"), ("pair_conv", "conv"), ("pair_squeeze", "squeeze"), ("pair_head", "head")):
+    for qdq, module in (
+        ("qdq_stem", "relu"),
+        ("qdq_conv", "conv"),
+        ("qdq_squeeze", "squeeze"),
+        ("qdq_head", "head"),
+    ):
         low, high = ends(model, module)
-        assert chosen[pair][0].item() == pytest.approx((high - low) / 255)
-        assert chosen[pair][1].item() == round(-low / (high - low) * 255)
-    assert chosen["pair_x"][0].item() == pytest.approx((IMAGES.max() - IMAGES.min()).item() / 255)
+        assert chosen[qdq][0].item() == pytest.approx((high - low) / 255)
+        assert chosen[qdq][1].item() == round(-low / (high - low) * 255)
+    assert chosen["qdq_x"][0].item() == pytest.approx((IMAGES.max() - IMAGES.min()).item() / 255)
     assert len(chosen) == 17
 
 
 def test_headroom_widens_all_ranges(model):
     plain = calibration.calibrate(folded(model), IMAGES, INT16, dict(activations="percentile"))
-    wide = calibration.calibrate(folded(model), IMAGES, INT16, dict(activations="percentile", headroom=4.0))
+    wide = calibration.calibrate(
+        folded(model), IMAGES, INT16, dict(activations="percentile", headroom=4.0)
+    )
     assert all(wide[name][0].item() == pytest.approx(4 * plain[name][0].item()) for name in plain)
 
 
 def test_methods_that_clip_give_finer_steps(model):
     steps = {
-        method: calibration.calibrate(folded(model), IMAGES, dataclasses.replace(UINT8, levels=31), dict(activations=method))
+        method: calibration.calibrate(
+            folded(model), IMAGES, dataclasses.replace(UINT8, levels=31), dict(activations=method)
+        )
         for method in METHODS
     }
     for name, (widest, _) in steps["minmax"].items():
         assert max(steps["mse"][name][0], steps["percentile"][name][0]) <= widest
-    assert steps["mse"]["pair_x"][0] < 0.9 * steps["minmax"]["pair_x"][0]  # normal noise at 5 bits
+    assert steps["mse"]["qdq_x"][0] < 0.9 * steps["minmax"]["qdq_x"][0]  # normal noise at 5 bits
 
 
 def test_shared_and_fixed_scales(model):
-    placement = Placement("outputs", torch.int8, pooling_keeps_scale=True, unit_gates=True)
-    chosen = calibration.calibrate(folded(model), IMAGES, placement, dict(activations="minmax"))
-    assert chosen["pair_squeeze"] == chosen["pair_swish_1"] and chosen["pair_squeeze_1"] == chosen["pair_project"]
-    assert [n.item() for n in chosen["pair_gate"]] == [1 / 256, -128]
-    free = calibration.calibrate(folded(model), IMAGES, Placement("outputs", torch.int8), dict(activations="minmax"))
-    assert free["pair_squeeze"] != chosen["pair_squeeze"] and free["pair_gate"][0] < 1 / 255
+    config = QDQConfig("outputs", torch.int8, pooling_keeps_scale=True, unit_gates=True)
+    chosen = calibration.calibrate(folded(model), IMAGES, config, dict(activations="minmax"))
+    assert (
+        chosen["qdq_squeeze"] == chosen["qdq_swish_1"]
+        and chosen["qdq_squeeze_1"] == chosen["qdq_project"]
+    )
+    assert [n.item() for n in chosen["qdq_gate"]] == [1 / 256, -128]
+    free = calibration.calibrate(
+        folded(model), IMAGES, QDQConfig("outputs", torch.int8), dict(activations="minmax")
+    )
+    assert free["qdq_squeeze"] != chosen["qdq_squeeze"] and free["qdq_gate"][0] < 1 / 255
 
 
 def test_a_scale_for_each_channel(model):
-    chosen = calibration.calibrate(folded(model), IMAGES, Placement("outputs", scales="needed"), dict(activations="minmax"))
-    assert {name for name, (scale, _) in chosen.items() if scale.ndim} == {"pair_swish"}
-    assert chosen["pair_swish"][0].shape == chosen["pair_swish"][1].shape == (8,)
-    one = calibration.calibrate(folded(model), IMAGES, UINT8, dict(activations="minmax"))["pair_swish"][0]
-    assert chosen["pair_swish"][0].max() <= one < 1.2 * chosen["pair_swish"][0].max()
+    chosen = calibration.calibrate(
+        folded(model), IMAGES, QDQConfig("outputs", scales="needed"), dict(activations="minmax")
+    )
+    assert {name for name, (scale, _) in chosen.items() if scale.ndim} == {"qdq_swish"}
+    assert chosen["qdq_swish"][0].shape == chosen["qdq_swish"][1].shape == (8,)
+    one = calibration.calibrate(folded(model), IMAGES, UINT8, dict(activations="minmax"))[
+        "qdq_swish"
+    ][0]
+    assert chosen["qdq_swish"][0].max() <= one < 1.2 * chosen["qdq_swish"][0].max()
 
 
 def test_what_stays_in_fp32_is_not_calibrated(model):
-    chosen = calibration.calibrate(folded(model), IMAGES, UINT8, dict(activations="minmax", keep_fp32=("reduce", "excite")))
-    assert "pair_reduce" not in chosen and "pair_excite" in chosen
+    chosen = calibration.calibrate(
+        folded(model), IMAGES, UINT8, dict(activations="minmax", keep_fp32=("reduce", "excite"))
+    )
+    assert "qdq_reduce" not in chosen and "qdq_excite" in chosen
 
 
 def test_the_float_network_is_left_alone(model):
@@ -353,15 +408,21 @@ def test_the_float_network_is_left_alone(model):
 
 
 @pytest.mark.parametrize(
-    ("reader", "low", "high"), [(nn.Hardswish, -3, None), (nn.Hardsigmoid, -3, 3), (nn.Identity, None, None)]
+    ("reader", "low", "high"),
+    [(nn.Hardswish, -3, None), (nn.Hardsigmoid, -3, 3), (nn.Identity, None, None)],
 )
 def test_a_range_ends_where_its_reader_is_flat(reader, low, high):
     torch.manual_seed(0)
-    network, images = folded(nn.Sequential(nn.Conv2d(3, 2, 1), reader(), nn.Conv2d(2, 2, 1)).eval()), 20 * noise(4, 8)
+    network, images = (
+        folded(nn.Sequential(nn.Conv2d(3, 2, 1), reader(), nn.Conv2d(2, 2, 1)).eval()),
+        20 * noise(4, 8),
+    )
     with torch.no_grad():
         values = network.get_submodule("0")(images)
     assert values.min() < -4 and values.max() > 4
-    scale, zero_point = calibration.calibrate(network, images, UINT8, dict(activations="minmax"))["pair__0"]
+    scale, zero_point = calibration.calibrate(network, images, UINT8, dict(activations="minmax"))[
+        "qdq__0"
+    ]
     ends = -zero_point * scale, (255 - zero_point) * scale
     expected = values.min() if low is None else low, values.max() if high is None else high
     assert ends == pytest.approx([float(end) for end in expected], abs=float(scale))
@@ -373,5 +434,8 @@ def test_values_that_are_not_finite_are_told_with_their_place(method, value):
     network = folded(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)))
     with torch.no_grad():
         network.get_submodule("3").bias[1] = value
-    with pytest.raises(UserError, match=r"calibration: the FP32 network gives infinite values or NaN at \w+; train it again"):
-        calibration.calibrate(network, noise(4, 8), Placement("outputs"), {"activations": method})
+    with pytest.raises(
+        UserError,
+        match=r"calibration: the FP32 network gives infinite values or NaN at \w+; train it again",
+    ):
+        calibration.calibrate(network, noise(4, 8), QDQConfig("outputs"), {"activations": method})

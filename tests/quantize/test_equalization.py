@@ -10,12 +10,13 @@ from torch import nn
 
 from utils.quantize import equalization, ptq
 from utils.quantize.equalization import Place, equalize, factors, places
+from utils.quantize.exact import execute
+from utils.quantize.modules import quantize_weight
+from utils.quantize.network import Quantized
 from utils.quantize.operators import ScaledHardswish, folded
-from utils.quantize.placement import Placement
-from utils.quantize.quantized import Quantized, quantize_weight
-from utils.quantize.reference import execute
+from utils.quantize.qdq_config import QDQConfig
 
-OUTPUTS, INPUTS = Placement("outputs"), Placement("inputs")
+OUTPUTS, INPUTS = QDQConfig("outputs"), QDQConfig("inputs")
 RECIPE = dict(activations="minmax")
 
 
@@ -24,7 +25,11 @@ class Uneven(nn.Module):
 
     def __init__(self, activation, uneven=(1.0, 3.0, 10.0, 30.0)):
         super().__init__()
-        self.stem, self.activation, self.depthwise = nn.Conv2d(3, 4, 3), activation(), nn.Conv2d(4, 4, 3, groups=4)
+        self.stem, self.activation, self.depthwise = (
+            nn.Conv2d(3, 4, 3),
+            activation(),
+            nn.Conv2d(4, 4, 3, groups=4),
+        )
         equalization.divide(self.stem, 1 / torch.tensor(uneven))
         equalization.multiply(self.depthwise, 1 / torch.tensor(uneven))
 
@@ -49,11 +54,16 @@ def test_channels_have_one_range_afterwards_and_weights_the_same_integers(activa
     assert list(done) == ["depthwise"] and "exactly" in done["depthwise"]
     assert torch.allclose(network(images), model(images), rtol=1e-5, atol=1e-5)
     read = network.stem(images).relu() if activation is nn.ReLU else network.stem(images)
-    ends = read.transpose(0, 1).flatten(1).amax(1), -read.transpose(0, 1).flatten(1).amin(1) / equalization.LOW
+    ends = (
+        read.transpose(0, 1).flatten(1).amax(1),
+        -read.transpose(0, 1).flatten(1).amin(1) / equalization.LOW,
+    )
     reach = torch.maximum(*ends)
     assert torch.allclose(reach, reach.max().expand(4), rtol=1e-4)
     for name in ("stem", "depthwise"):
-        before, after = (quantize_weight(each.get_submodule(name).weight, 127)[0] for each in (model, network))
+        before, after = (
+            quantize_weight(each.get_submodule(name).weight, 127)[0] for each in (model, network)
+        )
         assert torch.equal(before, after)
 
 
@@ -66,13 +76,20 @@ def test_factors_are_those_computed_by_hand():
 @torch.no_grad()
 def test_an_outlier_channel_before_hardswish_takes_nothing_from_the_others():
     model, images = small(Outlier), uneven_images()
-    for placement in (OUTPUTS, INPUTS):
-        plain, equalized = (ptq.quantize(model, images, RECIPE | dict(equalize=each), placement) for each in (False, True))
+    for config in (OUTPUTS, INPUTS):
+        plain, equalized = (
+            ptq.quantize(model, images, RECIPE | dict(equalize=each), config)
+            for each in (False, True)
+        )
         assert sqnr_db(model(images), execute(plain, images)) < 10
         assert sqnr_db(model(images), execute(equalized, images)) > 25
-        assert sqnr_db(model(images), equalized.reference(images)) > 100  # the same function
-        (scaled,) = (module for module in equalized.network.modules() if isinstance(module, ScaledHardswish))
-        assert bool((scaled.before == 1).all()) == (placement is INPUTS)  # nothing rounds what hardswish reads
+        assert sqnr_db(model(images), equalized.fp32(images)) > 100  # the same function
+        (scaled,) = (
+            module for module in equalized.network.modules() if isinstance(module, ScaledHardswish)
+        )
+        assert bool((scaled.before == 1).all()) == (
+            config is INPUTS
+        )  # nothing rounds what hardswish reads
         assert sum("one scale would leave" in origin for origin in equalized.origin.values()) == 1
 
 
@@ -81,7 +98,11 @@ class Mixed(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.exact, self.outlier, self.calm = Uneven(nn.ReLU), Outlier(), Uneven(nn.Hardswish, (1.0, 1.0, 2.0, 2.0))
+        self.exact, self.outlier, self.calm = (
+            Uneven(nn.ReLU),
+            Outlier(),
+            Uneven(nn.Hardswish, (1.0, 1.0, 2.0, 2.0)),
+        )
         self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(4, 2)
 
     def forward(self, x):
@@ -91,35 +112,45 @@ class Mixed(nn.Module):
 @torch.no_grad()
 def test_a_scale_for_each_channel_stays_only_where_no_factor_makes_it_needless(tmp_path):
     model, images = small(Mixed), uneven_images()
-    mixed = ptq.quantize(model, images, RECIPE | dict(equalize=True), Placement("inputs", scales="needed"))
+    mixed = ptq.quantize(
+        model, images, RECIPE | dict(equalize=True), QDQConfig("inputs", scales="needed")
+    )
     layers = ("exact.depthwise", "outlier.depthwise", "calm.depthwise")
     assert [mixed.input_scale(name).numel() for name in layers] == [1, 8, 4]
     assert not any(isinstance(module, ScaledHardswish) for module in mixed.network.modules())
     assert ["equalized exactly" in mixed.origin[name] for name in layers] == [True, False, False]
-    assert sqnr_db(model(images), mixed.reference(images)) > 100  # the same function
+    assert sqnr_db(model(images), mixed.fp32(images)) > 100  # the same function
     # One scale takes nothing after ReLU, and nearly everything after hardswish.
-    everywhere = ptq.quantize(model, images, RECIPE, Placement("inputs", scales="needed"))
-    assert len(everywhere.pairs.channelwise) == 3
+    everywhere = ptq.quantize(model, images, RECIPE, QDQConfig("inputs", scales="needed"))
+    assert len(everywhere.qdqs.channelwise) == 3
     nowhere = ptq.quantize(model, images, RECIPE, INPUTS)
-    values = [sqnr_db(model(images), execute(each, images)) for each in (mixed, everywhere, nowhere)]
+    values = [
+        sqnr_db(model(images), execute(each, images)) for each in (mixed, everywhere, nowhere)
+    ]
     assert abs(values[0] - values[1]) < 1 and values[0] > values[2] + 15
     mixed.save(tmp_path / "q.pt")
     loaded = Quantized.load(tmp_path / "q.pt", model)
-    assert loaded.digest() == mixed.digest() and loaded.pairs == mixed.pairs
+    assert loaded.digest() == mixed.digest() and loaded.qdqs == mixed.qdqs
 
 
 @torch.no_grad()
 def test_hardswish_is_left_alone_where_one_scale_is_enough():
     network = folded(small(functools.partial(Uneven, nn.Hardswish, (1.0, 1.0, 2.0, 2.0))))
     before = copy.deepcopy(network.state_dict())
-    assert [(place.activation, place.exact) for place in places(network, ())] == [("activation", False)]
+    assert [(place.activation, place.exact) for place in places(network, ())] == [
+        ("activation", False)
+    ]
     assert equalize(network, noise(16, 33), OUTPUTS, RECIPE) == {}
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
 def test_places_are_depthwise_convolutions_that_alone_read_another_layer():
-    assert places(folded(small(SmallDepthwise)), ()) == [Place("stem.0", "stem.2", "depthwise.0", exact=True)]
-    assert places(folded(small(SmallDepthwise)), ("stem",)) == []  # what stays in FP32 is not changed
+    assert places(folded(small(SmallDepthwise)), ()) == [
+        Place("stem.0", "stem.2", "depthwise.0", exact=True)
+    ]
+    assert (
+        places(folded(small(SmallDepthwise)), ("stem",)) == []
+    )  # what stays in FP32 is not changed
     assert places(folded(small(Twice)), ()) == []
 
 

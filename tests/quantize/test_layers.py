@@ -10,7 +10,12 @@ from utils.training import architectures
 
 
 def test_weighted_layers_are_convolutions_and_linear_layers_in_the_order_of_definition():
-    model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)), nn.ReLU(), nn.Linear(3, 2))
+    model = nn.Sequential(
+        nn.Linear(3, 3),
+        nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)),
+        nn.ReLU(),
+        nn.Linear(3, 2),
+    )
     assert list(layers.weighted(model)) == ["0", "1.0", "3"]
 
 
@@ -26,10 +31,16 @@ def test_blocks_hold_each_weighted_layer_once_in_the_order_of_computation(name):
     model = architectures.build(name).eval()
     blocks = layers.blocks(model)
     assert list(blocks) == EXPECTED[name]
-    holders = {layer: [block for block in blocks if f"{layer}.".startswith(f"{block}.")] for layer in layers.weighted(model)}
+    holders = {
+        layer: [block for block in blocks if f"{layer}.".startswith(f"{block}.")]
+        for layer in layers.weighted(model)
+    }
     assert all(len(names) == 1 for names in holders.values()), holders
     assert {names[0] for names in holders.values()} == set(blocks)  # and no block is without any
-    with layers.outputs({block: model.get_submodule(block) for block in blocks}) as outputs, torch.inference_mode():
+    with (
+        layers.outputs({block: model.get_submodule(block) for block in blocks}) as outputs,
+        torch.inference_mode(),
+    ):
         model(torch.zeros(1, 3, 64, 64))
     assert list(outputs) == list(blocks)
 
@@ -38,7 +49,9 @@ def test_only_plain_sequences_are_taken_apart():
     class Unit(nn.Sequential):
         pass
 
-    inner = nn.Sequential(nn.ReLU(), Unit(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)), nn.Sequential(nn.Linear(1, 1)))
+    inner = nn.Sequential(
+        nn.ReLU(), Unit(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)), nn.Sequential(nn.Linear(1, 1))
+    )
     model = nn.Sequential(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3)), inner)
     assert layers.blocks(model) == ("1.1", "1.2.0")
 
@@ -63,7 +76,10 @@ def test_outputs_are_the_last_ones_in_the_order_of_computation_and_not_changed_i
     x = torch.tensor([[1.0, 3.0]])
     with layers.outputs(layers.weighted(model)) as seen:
         assert model(x).tolist() == [[0, 0]]
-    assert {name: output.tolist() for name, output in seen.items()} == {"first": [[4, 12]], "second": [[-4, -12]]}
+    assert {name: output.tolist() for name, output in seen.items()} == {
+        "first": [[4, 12]],
+        "second": [[-4, -12]],
+    }
     assert list(seen) == ["first", "second"]
     model(5 * x)
     assert seen["first"].tolist() == [[4, 12]]  # nothing is watched any more
@@ -93,7 +109,9 @@ def test_channel_moments_by_hand():
     model[3].weight.fill_(1.0)
     model[3].bias.zero_()
     images = torch.tensor([0.0, 3.0, 6.0]).view(3, 1, 1, 1).expand(3, 1, 2, 2)
-    moments = layers.channel_moments(model, images.split(2))  # batches of two and one: each image counts the same
+    moments = layers.channel_moments(
+        model, images.split(2)
+    )  # batches of two and one: each image counts the same
     assert moments["0"][0].tolist() == [2 * 3 + 1, -3]  # before the ReLU
     assert moments["3"][0].tolist() == [4 * (1 + 7 + 13) / 3]
     assert moments["0"][1].tolist() == pytest.approx([2 * 6**0.5, 6**0.5])

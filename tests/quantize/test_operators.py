@@ -11,14 +11,16 @@ from torch import fx, nn
 from utils import metrics
 from utils.catalog import MODELS
 from utils.errors import UserError
-from utils.quantize import operators, placement, ptq, qat
+from utils.quantize import config, operators, ptq, qat
+from utils.quantize.exact import execute
 from utils.quantize.layers import weighted
 from utils.quantize.operators import Graph, Kind
-from utils.quantize.placement import Placement
-from utils.quantize.reference import execute
+from utils.quantize.qdq_config import QDQConfig
 from utils.training import architectures
 
-INT16 = Placement("outputs", torch.int16, torch.int16, bias="int32", symmetric=True, levels=2**16 - 1)
+INT16 = QDQConfig(
+    "outputs", torch.int16, torch.int16, bias="int32", symmetric=True, levels=2**16 - 1
+)
 RECIPE = dict(activations="minmax")
 
 
@@ -28,7 +30,11 @@ class With(nn.Module):
     def __init__(self, operator):
         super().__init__()
         torch.manual_seed(0)
-        self.conv, self.operator, self.gain = nn.Conv2d(3, 4, 3), operator, nn.Parameter(torch.ones(1))
+        self.conv, self.operator, self.gain = (
+            nn.Conv2d(3, 4, 3),
+            operator,
+            nn.Parameter(torch.ones(1)),
+        )
         self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(4, 2)
 
     def forward(self, x):
@@ -53,12 +59,15 @@ UNKNOWN = {
 @pytest.mark.parametrize("name", UNKNOWN)
 @pytest.mark.parametrize("method", [ptq.quantize, qat.trainable])
 def test_an_operator_that_would_stay_unrounded_is_an_error_that_names_it(name, method):
-    with pytest.raises(UserError, match=rf"quantization does not know the operator {name} \(.*would stay unrounded"):
+    with pytest.raises(
+        UserError, match=rf"quantization does not know the operator {name} \(.*would stay unrounded"
+    ):
         method(With(UNKNOWN[name]).eval(), noise(2, 12), RECIPE, INT16)
 
 
 @pytest.mark.parametrize(
-    ("padding", "named"), [(dict(padding=1, padding_mode="reflect"), "reflect"), (dict(padding="same"), "same")]
+    ("padding", "named"),
+    [(dict(padding=1, padding_mode="reflect"), "reflect"), (dict(padding="same"), "same")],
 )
 def test_padding_by_anything_but_a_number_of_zeros_is_an_error(padding, named):
     with pytest.raises(UserError, match=f"numbers of zeros only, not '{named}'"):
@@ -94,8 +103,18 @@ KNOWN = {
 def test_an_operator_that_is_known_is_quantized(name):
     model, images = With(KNOWN[name]).eval(), noise(4, 12)
     expected = model(images).numpy()
-    assert metrics.sqnr_db(expected, execute(ptq.quantize(model, images, RECIPE, INT16), images).numpy()) > 60
-    assert metrics.sqnr_db(expected, qat.trainable(model, images, RECIPE, INT16).eval()(images).numpy()) > 60
+    assert (
+        metrics.sqnr_db(
+            expected, execute(ptq.quantize(model, images, RECIPE, INT16), images).numpy()
+        )
+        > 60
+    )
+    assert (
+        metrics.sqnr_db(
+            expected, qat.trainable(model, images, RECIPE, INT16).eval()(images).numpy()
+        )
+        > 60
+    )
 
 
 def test_a_layer_cannot_serve_tensors_of_different_scales():
@@ -116,14 +135,20 @@ PAIRS = {"alexnet": (1 + 9, 8), "resnet18": (1 + 30, 21 - 3), "mobilenetv3": (1 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_networks_of_the_study_have_known_operators_only(name):
-    with torch.device("meta"):  # the structure is all that counts: no time is lost on drawing weights
+    with torch.device(
+        "meta"
+    ):  # the structure is all that counts: no time is lost on drawing weights
         model = architectures.build(name)
     network = operators.folded(model.to_empty(device="cpu"))
-    for pairs, count in zip(("outputs", "inputs"), PAIRS[name], strict=True):
+    for qdqs, count in zip(("outputs", "inputs"), PAIRS[name], strict=True):
         graph = copy.deepcopy(network)
-        inserted = placement.insert(graph, Placement(pairs), (), nn.Identity)
+        inserted = config.insert(graph, QDQConfig(qdqs), (), nn.Identity)
         assert set(inserted.reads) == set(weighted(model))
-        assert len(inserted.source) == count == len({name for name, _ in graph.named_modules() if name.startswith("pair_")})
+        assert (
+            len(inserted.source)
+            == count
+            == len({name for name, _ in graph.named_modules() if name.startswith("pair_")})
+        )
 
 
 # ---- folding
@@ -142,11 +167,16 @@ def test_folding_leaves_the_answers_and_the_model_alone():
 def test_folding_removes_batchnorm_and_what_does_nothing():
     model = small(Everything)
     network = operators.folded(model)
-    assert not any(isinstance(module, nn.BatchNorm2d | nn.Dropout | nn.Identity) for module in network.modules())
+    assert not any(
+        isinstance(module, nn.BatchNorm2d | nn.Dropout | nn.Identity)
+        for module in network.modules()
+    )
     assert list(weighted(network)) == list(weighted(model))
     gain = model.norm.weight / torch.sqrt(model.norm.running_var + model.norm.eps)
     assert torch.allclose(network.conv.weight, model.conv.weight * gain.view(-1, 1, 1, 1))
-    assert torch.allclose(network.conv.bias, model.norm.bias - model.norm.running_mean * gain, atol=1e-6)
+    assert torch.allclose(
+        network.conv.bias, model.norm.bias - model.norm.running_mean * gain, atol=1e-6
+    )
 
 
 # ---- the graph
@@ -166,11 +196,26 @@ def test_every_operator_has_a_kind(graph):
     kinds = {node.name: kind for node, kind in graph.kinds.items()}
     layers = {"stem", "conv", "depthwise", "reduce", "excite", "project", "fc", "head"}
     assert {name for name, kind in kinds.items() if kind is Kind.LAYER} == layers
-    assert {name for name, kind in kinds.items() if kind is Kind.AVERAGING} == {"squeeze", "squeeze_1"}
-    assert {name for name, kind in kinds.items() if kind is Kind.MOVING} - {"dropout"} == {"shrink", "flatten"}
+    assert {name for name, kind in kinds.items() if kind is Kind.AVERAGING} == {
+        "squeeze",
+        "squeeze_1",
+    }
+    assert {name for name, kind in kinds.items() if kind is Kind.MOVING} - {"dropout"} == {
+        "shrink",
+        "flatten",
+    }
     computing = {name for name, kind in kinds.items() if kind is Kind.COMPUTING}
     norms = {"stem_norm", "norm", "depth_norm"}
-    assert computing - norms == {"relu", "relu_1", "swish", "swish_1", "swish_2", "gate", "add", "mul"}
+    assert computing - norms == {
+        "relu",
+        "relu_1",
+        "swish",
+        "swish_1",
+        "swish_2",
+        "gate",
+        "add",
+        "mul",
+    }
     assert kinds["x"] is Kind.INPUT and kinds["output"] is Kind.OUTPUT
 
 
@@ -185,15 +230,24 @@ def test_sequences_are_computed_together_from_their_first_operator(graph):
 
 
 def test_the_readers_of_a_tensor_are_found_behind_what_moves_it(graph):
-    assert [reader.name for reader in graph.readers(node(graph, "relu").users)] == ["conv", "add"]  # behind max pooling
+    assert [reader.name for reader in graph.readers(node(graph, "relu").users)] == [
+        "conv",
+        "add",
+    ]  # behind max pooling
     assert [reader.name for reader in graph.readers(node(graph, "squeeze_1").users)] == ["fc"]
     assert [reader.name for reader in graph.readers(node(graph, "swish_2").users)] == ["head"]
     assert graph.readers(node(graph, "head").users) == []
-    assert graph.mixes_when_moved(node(graph, "squeeze_1")) and not graph.mixes_when_moved(node(graph, "relu"))
+    assert graph.mixes_when_moved(node(graph, "squeeze_1")) and not graph.mixes_when_moved(
+        node(graph, "relu")
+    )
 
 
 def test_channels_are_kept_apart_by_depthwise_and_elementwise_operators(graph):
-    apart = {node.name for node in graph.nodes if graph.computes(node) and graph.keeps_channels_apart(node)}
+    apart = {
+        node.name
+        for node in graph.nodes
+        if graph.computes(node) and graph.keeps_channels_apart(node)
+    }
     assert apart >= {"depthwise", "swish", "gate", "add", "mul", "squeeze", "relu"}
     assert not apart & {"stem", "conv", "reduce", "excite", "project", "fc", "head"}
     assert [node.name for node in graph.nodes if graph.depthwise(node)] == ["depthwise"]

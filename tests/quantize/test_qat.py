@@ -11,15 +11,21 @@ from torch import nn
 
 from utils import metrics
 from utils.quantize import ptq, qat
+from utils.quantize.exact import execute
 from utils.quantize.layers import weighted
-from utils.quantize.placement import INTEGERS, Placement
-from utils.quantize.qat import STEPS, WIDTH, TrainedConv2d, TrainedLinear, TrainedPair
-from utils.quantize.reference import execute
+from utils.quantize.qat import STEPS, WIDTH, FakeQuantize, TrainedConv2d, TrainedLinear
+from utils.quantize.qdq_config import INTEGERS, QDQConfig
 
-UINT8 = Placement("outputs", levels=127, pooling_keeps_scale=True, unit_gates=True)
-INT16 = Placement("outputs", torch.int16, torch.int16, "int32", True, 2**16 - 1, "apart")
-CENTRED = Placement("inputs", scales="needed", rounded_sums=True, centred=True)
-PLACEMENTS = [UINT8, INT16, Placement("inputs", scales="needed"), CENTRED, Placement("inputs", torch.int8, symmetric=True)]
+UINT8 = QDQConfig("outputs", levels=127, pooling_keeps_scale=True, unit_gates=True)
+INT16 = QDQConfig("outputs", torch.int16, torch.int16, "int32", True, 2**16 - 1, "apart")
+CENTRED = QDQConfig("inputs", scales="needed", rounded_sums=True, centred=True)
+CONFIGS = [
+    UINT8,
+    INT16,
+    QDQConfig("inputs", scales="needed"),
+    CENTRED,
+    QDQConfig("inputs", torch.int8, symmetric=True),
+]
 RECIPE = dict(activations="minmax", calibration_images=24)
 IMAGES = noise(24, 33)
 
@@ -29,8 +35,8 @@ def model():
     return small(Everything)
 
 
-def prepared(model, placement=UINT8, **changes):
-    return qat.trainable(model, IMAGES, RECIPE | changes, placement.in_training)
+def prepared(model, config=UINT8, **changes):
+    return qat.trainable(model, IMAGES, RECIPE | changes, config.in_training)
 
 
 def fit(network):
@@ -44,31 +50,39 @@ def fit(network):
     return network.eval()
 
 
-def trained(model, placement=UINT8, **changes):
-    return fit(prepared(model, placement, **changes))
+def trained(model, config=UINT8, **changes):
+    return fit(prepared(model, config, **changes))
 
 
 def of_kind(network, kind):
-    return {name: module for name, module in network.named_modules(remove_duplicate=False) if isinstance(module, kind)}
+    return {
+        name: module
+        for name, module in network.named_modules(remove_duplicate=False)
+        if isinstance(module, kind)
+    }
 
 
-def pairs(network):
-    return of_kind(network, TrainedPair)
+def qdqs(network):
+    return of_kind(network, FakeQuantize)
 
 
 # ---- rounding, and gradients
 
 
-@pytest.mark.parametrize(("dtype", "zero_point"), [(torch.uint8, 100), (torch.int8, -30), (torch.int16, 0)])
+@pytest.mark.parametrize(
+    ("dtype", "zero_point"), [(torch.uint8, 100), (torch.int8, -30), (torch.int16, 0)]
+)
 def test_gradients_pass_the_rounding_and_stop_where_values_are_clipped(dtype, zero_point):
-    pair, (low, high) = TrainedPair(dtype), INTEGERS[dtype]
-    pair.assign(torch.tensor(0.25), torch.tensor(zero_point))
+    qdq, (low, high) = FakeQuantize(dtype), INTEGERS[dtype]
+    qdq.assign(torch.tensor(0.25), torch.tensor(zero_point))
     integers = torch.tensor([low - 3.0, low, -0.3 + zero_point, 0.4 + zero_point, high, high + 3.0])
     x = (0.25 * (integers - zero_point)).requires_grad_()
-    rounded = pair(x)
+    rounded = qdq(x)
     rounded.sum().backward()
     assert x.grad.tolist() == [0, 1, 1, 1, 1, 0]
-    expected = 0.25 * (torch.clamp(torch.round(x.detach() / 0.25) + zero_point, low, high) - zero_point)
+    expected = 0.25 * (
+        torch.clamp(torch.round(x.detach() / 0.25) + zero_point, low, high) - zero_point
+    )
     assert torch.equal(rounded.detach(), expected)
 
 
@@ -79,17 +93,25 @@ def straight_through(x, scale, zero_point, limits, shape=()):
         return value + (value.round() - value).detach()
 
     scale, zero_point = scale.view(shape), zero_point.view(shape)
-    return (torch.clamp(rounded(x / scale) + rounded(zero_point), *limits) - rounded(zero_point)) * scale
+    return (
+        torch.clamp(rounded(x / scale) + rounded(zero_point), *limits) - rounded(zero_point)
+    ) * scale
 
 
 @pytest.mark.parametrize("channels", [0, 3])
 def test_gradients_of_ranges_are_those_of_lsq_plus(channels):
     generator = torch.Generator().manual_seed(0)
     size, shape = ((channels,), (1, -1, 1, 1)) if channels else ((), ())
-    scale, zero_point = 0.05 + 0.1 * torch.rand(size, generator=generator), 90 + 80 * torch.rand(size, generator=generator)
+    scale, zero_point = (
+        0.05 + 0.1 * torch.rand(size, generator=generator),
+        90 + 80 * torch.rand(size, generator=generator),
+    )
     x, weights = (torch.randn(4, 3, 6, 6, generator=generator) * factor for factor in (8, 1))
     grads = []
-    for how in (lambda *a: qat.Rounding.apply(*a, (0, 255)), lambda *a: straight_through(*a, (0, 255), shape)):
+    for how in (
+        lambda *a: qat.Rounding.apply(*a, (0, 255)),
+        lambda *a: straight_through(*a, (0, 255), shape),
+    ):
         leaves = [value.clone().requires_grad_() for value in (x, scale, zero_point)]
         (how(*leaves) * weights).sum().backward()
         grads.append([leaf.grad for leaf in leaves])
@@ -100,23 +122,25 @@ def test_gradients_of_ranges_are_those_of_lsq_plus(channels):
 
 
 def test_a_range_moves_by_its_width():
-    pair = TrainedPair(torch.uint8)
-    pair.assign(torch.tensor(0.5), torch.tensor(40))
+    qdq = FakeQuantize(torch.uint8)
+    qdq.assign(torch.tensor(0.5), torch.tensor(40))
     with torch.no_grad():
-        pair.stretch.fill_(2.0)
-        pair.shift.fill_(-1.0)
-    assert pair.scale.item() == 0.5 * (1 + 2 * WIDTH) and pair.zero_point.item() == 40 - 255 * WIDTH
+        qdq.stretch.fill_(2.0)
+        qdq.shift.fill_(-1.0)
+    assert qdq.scale.item() == 0.5 * (1 + 2 * WIDTH) and qdq.zero_point.item() == 40 - 255 * WIDTH
 
 
 def test_channels_have_scales_in_training_too():
-    pair = TrainedPair(torch.uint8)
+    qdq = FakeQuantize(torch.uint8)
     scale, zero_point = torch.tensor([0.5, 0.125, 2.0]), torch.tensor([0, 128, 255])
-    pair.assign(scale, zero_point)
+    qdq.assign(scale, zero_point)
     x = noise(2, 5).mul_(10).requires_grad_()
     shape = 1, 3, 1, 1
     integers = torch.round(x.detach() / scale.view(shape)) + zero_point.view(shape)
-    assert torch.equal(pair(x).detach(), (integers.clamp(0, 255) - zero_point.view(shape)) * scale.view(shape))
-    pair(x).sum().backward()
+    assert torch.equal(
+        qdq(x).detach(), (integers.clamp(0, 255) - zero_point.view(shape)) * scale.view(shape)
+    )
+    qdq(x).sum().backward()
     assert torch.equal(x.grad, ((integers >= 0) & (integers <= 255)).float())
 
 
@@ -133,7 +157,9 @@ def test_weights_are_rounded_and_learn_in_units_of_their_channel(kind, highest):
     assert torch.allclose(layer.weight.abs().flatten(1).amax(1), torch.full((4,), 127.0))
     weight, bias = layer.used()
     errors = ((weight - before.weight) / by(largest, weight)).abs()
-    assert errors.max() <= (0.5001 / highest if highest else 1e-6) and torch.equal(bias, before.bias)
+    assert errors.max() <= (0.5001 / highest if highest else 1e-6) and torch.equal(
+        bias, before.bias
+    )
     (weight.sum() + bias.sum()).backward()
     assert torch.allclose(layer.weight.grad, by(largest / STEPS, weight).expand_as(weight))
     assert torch.allclose(layer.bias.grad, torch.full((4,), WIDTH))
@@ -146,19 +172,24 @@ def by(values, weight):
 # ---- the network that is trained
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
-@pytest.mark.parametrize("recipe", [{}, dict(equalize=True, bias_correction=True)], ids=["plain", "corrected"])
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize(
+    "recipe", [{}, dict(equalize=True, bias_correction=True)], ids=["plain", "corrected"]
+)
 @torch.no_grad()
-def test_training_starts_where_ptq_ends(model, placement, recipe):
+def test_training_starts_where_ptq_ends(model, config, recipe):
     """Integers, zero-points and biases are the same; FP32's sums differ, and int32 biases are not rounded."""
-    network, deployed = prepared(model, placement, **recipe).eval(), ptq.quantize(model, IMAGES, RECIPE | recipe, placement)
+    network, deployed = (
+        prepared(model, config, **recipe).eval(),
+        ptq.quantize(model, IMAGES, RECIPE | recipe, config),
+    )
     expected = execute(deployed, IMAGES)
-    finest = 60 if placement is INT16 else 28
+    finest = 60 if config is INT16 else 28
     assert metrics.sqnr_db(expected.numpy(), network(IMAGES).numpy()) > finest
-    assert set(pairs(network)) == set(deployed.pairs.source)
-    for name, pair in pairs(network).items():
-        assert torch.equal(pair.scale, deployed.pair(name).scale), name
-        assert torch.equal(pair.zero_point, deployed.pair(name).zero_point.float()), name
+    assert set(qdqs(network)) == set(deployed.qdqs.source)
+    for name, qdq in qdqs(network).items():
+        assert torch.equal(qdq.scale, deployed.qdq(name).scale), name
+        assert torch.equal(qdq.zero_point, deployed.qdq(name).zero_point.float()), name
 
 
 def test_the_float_model_is_left_alone(model):
@@ -168,24 +199,28 @@ def test_the_float_model_is_left_alone(model):
     assert not of_kind(model, TrainedConv2d | TrainedLinear)
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
-def test_weights_biases_and_ranges_learn_and_nothing_else(model, placement):
-    before, after = prepared(model, placement).state_dict(), trained(model, placement).state_dict()
-    moved = {name.rpartition(".")[::2] for name in before if not torch.equal(before[name], after[name])}
+@pytest.mark.parametrize("config", CONFIGS)
+def test_weights_biases_and_ranges_learn_and_nothing_else(model, config):
+    before, after = prepared(model, config).state_dict(), trained(model, config).state_dict()
+    moved = {
+        name.rpartition(".")[::2] for name in before if not torch.equal(before[name], after[name])
+    }
     layers = set(weighted(model))
     assert {where for where, what in moved if what == "weight"} == layers
     assert {where for where, what in moved if what == "bias"} == layers
-    assert {what for _, what in moved} == {"weight", "bias", "stretch"} | (set() if placement.symmetric else {"shift"})
-    assert ("pair_gate", "stretch") not in moved or not placement.unit_gates  # a gate ends at 1
-    if placement.pooling_keeps_scale:
-        assert torch.equal(after["pair_squeeze.stretch"], after["pair_swish_1.stretch"])
+    assert {what for _, what in moved} == {"weight", "bias", "stretch"} | (
+        set() if config.symmetric else {"shift"}
+    )
+    assert ("qdq_gate", "stretch") not in moved or not config.unit_gates  # a gate ends at 1
+    if config.pooling_keeps_scale:
+        assert torch.equal(after["qdq_squeeze.stretch"], after["qdq_swish_1.stretch"])
 
 
 def test_a_zero_point_in_the_middle_stays_there(model):
-    learned = pairs(trained(model, CENTRED))
-    shifts = {name: pair.shift.abs().max().item() for name, pair in learned.items()}
-    centred = {name for name, pair in learned.items() if pair.first_zero_point.eq(128).all()}
-    assert "pair_x" in centred != set(learned)
+    learned = qdqs(trained(model, CENTRED))
+    shifts = {name: qdq.shift.abs().max().item() for name, qdq in learned.items()}
+    centred = {name for name, qdq in learned.items() if qdq.first_zero_point.eq(128).all()}
+    assert "qdq_x" in centred != set(learned)
     assert all((shifts[name] == 0) == (name in centred) for name in learned), shifts
 
 
@@ -197,17 +232,22 @@ def test_dropout_rests_and_batchnorm_is_folded(model):
 
 def test_dropout_between_a_layer_and_its_relu_moves_no_pair():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(27, 8), nn.Dropout(), nn.ReLU(), nn.Dropout(), nn.Linear(8, 2)).eval()
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(27, 8), nn.Dropout(), nn.ReLU(), nn.Dropout(), nn.Linear(8, 2)
+    ).eval()
     images = noise(24, 3)
     network = qat.trainable(model, images, RECIPE, UINT8)
     deployed = ptq.quantize(model, images, RECIPE, UINT8)
-    assert set(pairs(network)) == set(deployed.pairs.source) == {"pair_input_1", "pair__1", "pair__5"}
-    assert metrics.sqnr_db(execute(deployed, images).numpy(), network.eval()(images).detach().numpy()) > 40
+    assert set(qdqs(network)) == set(deployed.qdqs.source) == {"qdq_input_1", "qdq__1", "qdq__5"}
+    assert (
+        metrics.sqnr_db(execute(deployed, images).numpy(), network.eval()(images).detach().numpy())
+        > 40
+    )
 
 
 def test_learning_the_answers_of_the_float_network_brings_them_nearer(model):
     """Five bits leave much to learn."""
-    coarse = Placement("inputs", levels=31)
+    coarse = QDQConfig("inputs", levels=31)
     network = prepared(model, coarse)
     with torch.no_grad():
         expected = model(IMAGES)
@@ -224,50 +264,54 @@ def test_learning_the_answers_of_the_float_network_brings_them_nearer(model):
 # ---- conversion
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("config", CONFIGS)
 @torch.no_grad()
-def test_conversion_answers_as_the_trained_network(model, placement):
+def test_conversion_answers_as_the_trained_network(model, config):
     with torch.enable_grad():
-        network = trained(model, placement, headroom=2.0)
-    result = qat.convert(network, RECIPE, placement)
+        network = trained(model, config, headroom=2.0)
+    result = qat.convert(network, RECIPE, config)
     rounded, answer = network(IMAGES), execute(result, IMAGES)
-    sqnr = metrics.sqnr_db(rounded.numpy(), answer.numpy())  # None: rounded logits can be the very same
-    assert sqnr is None or sqnr > (55 if placement is INT16 else 25)
+    sqnr = metrics.sqnr_db(
+        rounded.numpy(), answer.numpy()
+    )  # None: rounded logits can be the very same
+    assert sqnr is None or sqnr > (55 if config is INT16 else 25)
     assert metrics.sqnr_db(rounded.numpy(), model(IMAGES).numpy()) < 25  # it did learn something
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("config", CONFIGS)
 @torch.no_grad()
-def test_conversion_keeps_weights_biases_and_ranges(model, placement):
+def test_conversion_keeps_weights_biases_and_ranges(model, config):
     with torch.enable_grad():
-        network = trained(model, placement)
-    result = qat.convert(network, RECIPE, placement)
+        network = trained(model, config)
+    result = qat.convert(network, RECIPE, config)
     assert list(result.layers) == list(weighted(model))
     for name, layer in result.layers.items():
         weight, bias = network.get_submodule(name).used()
         assert torch.allclose(layer.bias, bias, rtol=1e-4, atol=1e-5), name
-        if placement.bias == "float":  # biases of 32 bits may need larger steps
+        if config.bias == "float":  # biases of 32 bits may need larger steps
             assert torch.allclose(layer.values(), weight, rtol=1e-5, atol=0), name
-    for name, pair in pairs(network).items():
-        assert torch.equal(result.pair(name).scale, pair.scale)
-        assert torch.equal(result.pair(name).zero_point, pair.zero_point.round().clamp(*pair.limits).long())
-        assert result.pair(name).dtype == placement.activation
+    for name, qdq in qdqs(network).items():
+        assert torch.equal(result.qdq(name).scale, qdq.scale)
+        assert torch.equal(
+            result.qdq(name).zero_point, qdq.zero_point.round().clamp(*qdq.limits).long()
+        )
+        assert result.qdq(name).dtype == config.activation
 
 
 def test_int8_takes_a_training_in_uint8_with_zero_points_lower_by_128(model):
     network, int8 = trained(model), dataclasses.replace(UINT8, activation=torch.int8)
     assert int8.in_training == UINT8
-    as_uint8, as_int8 = (qat.convert(network, RECIPE, placement) for placement in (UINT8, int8))
-    for name in as_uint8.pairs.source:
-        assert torch.equal(as_int8.pair(name).zero_point, as_uint8.pair(name).zero_point - 128)
-        assert torch.equal(as_int8.pair(name).scale, as_uint8.pair(name).scale)
+    as_uint8, as_int8 = (qat.convert(network, RECIPE, config) for config in (UINT8, int8))
+    for name in as_uint8.qdqs.source:
+        assert torch.equal(as_int8.qdq(name).zero_point, as_uint8.qdq(name).zero_point - 128)
+        assert torch.equal(as_int8.qdq(name).scale, as_uint8.qdq(name).scale)
     assert torch.equal(execute(as_int8, IMAGES), execute(as_uint8, IMAGES))
 
 
 def test_int8_with_zero_points_of_0_is_trained_as_it_is(model):
-    symmetric = Placement("inputs", torch.int8, symmetric=True)
+    symmetric = QDQConfig("inputs", torch.int8, symmetric=True)
     result = qat.convert(trained(model, symmetric), RECIPE, symmetric)
-    assert all(not result.pair(name).zero_point.any() for name in result.pairs.source)
+    assert all(not result.qdq(name).zero_point.any() for name in result.qdqs.source)
 
 
 @torch.no_grad()
@@ -277,10 +321,10 @@ def test_the_reference_is_the_trained_network_without_rounding(model):
     result = qat.convert(network, RECIPE, UINT8)
     for layer in of_kind(network, TrainedConv2d | TrainedLinear).values():
         layer.highest = None
-    for name in pairs(network):
+    for name in qdqs(network):
         network.set_submodule(name, nn.Identity())
-    torch.testing.assert_close(result.reference(IMAGES), network(IMAGES), rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(result.reference(IMAGES), model(IMAGES), atol=1e-2)
+    torch.testing.assert_close(result.fp32(IMAGES), network(IMAGES), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(result.fp32(IMAGES), model(IMAGES), atol=1e-2)
 
 
 def test_the_trained_weights_come_back_from_their_file(model):
@@ -288,7 +332,9 @@ def test_the_trained_weights_come_back_from_their_file(model):
     again.load_state_dict(network.state_dict())
     with torch.no_grad():
         assert torch.equal(again(IMAGES), network(IMAGES))
-    assert qat.convert(again, RECIPE, UINT8).digest() == qat.convert(network, RECIPE, UINT8).digest()
+    assert (
+        qat.convert(again, RECIPE, UINT8).digest() == qat.convert(network, RECIPE, UINT8).digest()
+    )
 
 
 def test_layers_kept_in_fp32_do_not_learn(model):
@@ -305,17 +351,17 @@ def test_layers_kept_in_fp32_do_not_learn(model):
 def test_logits_that_stay_float_are_rounded_in_training_only(model):
     deployed = dataclasses.replace(UINT8, float_logits=True, bias="int32")
     network = trained(model, deployed)
-    assert "pair_head" in pairs(network)
+    assert "qdq_head" in qdqs(network)
     result = qat.convert(network, RECIPE, deployed)
-    assert set(pairs(network)) - set(result.pairs.source) == {"pair_head"}
+    assert set(qdqs(network)) - set(result.qdqs.source) == {"qdq_head"}
     assert result.layers["head"].bias_integers is not None
 
 
 def test_every_number_says_where_it_comes_from(model):
     origin = qat.convert(trained(model), RECIPE, UINT8).origin
-    assert origin["pair_x"] == "minmax of 24 images, trained"
-    assert origin["pair_squeeze"] == "as pair_swish_1, trained"
-    assert origin["pair_gate"] == "fixed: a gate ends at 1"
+    assert origin["qdq_x"] == "minmax of 24 images, trained"
+    assert origin["qdq_squeeze"] == "as qdq_swish_1, trained"
+    assert origin["qdq_gate"] == "fixed: a gate ends at 1"
     assert origin["stem"] == "trained; scales as by PTQ"
 
 
@@ -344,7 +390,9 @@ def test_fp16_trains_with_what_half_holds(model):
     network, seen = qat.floating(model, IMAGES, half=True), []
     layer = network.stem
     weight, bias = layer.used()
-    assert torch.equal(weight, layer.float_weight().half().float()) and torch.equal(bias, bias.half().float())
+    assert torch.equal(weight, layer.float_weight().half().float()) and torch.equal(
+        bias, bias.half().float()
+    )
     assert not torch.equal(weight, layer.float_weight())
     layer.register_forward_hook(lambda _, inputs, output: seen.append(output))
     expected = layer._conv_forward(IMAGES.half().float(), weight, bias)
@@ -369,12 +417,12 @@ def test_what_was_trained_for_fp16_holds_its_numbers(model):
 
 
 def test_mixed_precision_rounds_to_the_integers_of_fp32():
-    pair = TrainedPair(torch.uint8)
-    pair.assign(torch.tensor(0.0301), torch.tensor(17))
+    qdq = FakeQuantize(torch.uint8)
+    qdq.assign(torch.tensor(0.0301), torch.tensor(17))
     x = noise(64, 3).mul_(3).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = pair(x)
-    assert rounded.dtype == torch.float32 and torch.equal(rounded, pair(x.float()))
+        rounded = qdq(x)
+    assert rounded.dtype == torch.float32 and torch.equal(rounded, qdq(x.float()))
     x.requires_grad_()
-    pair(x).sum().backward()
+    qdq(x).sum().backward()
     assert x.grad.dtype == torch.bfloat16 and set(x.grad.unique().tolist()) <= {0.0, 1.0}

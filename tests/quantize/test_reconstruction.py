@@ -6,14 +6,14 @@ from helpers import Everything, noise, small, sqnr_db
 from torch import fx, nn
 
 from utils.quantize import qat, reconstruction
-from utils.quantize.placement import Placement
+from utils.quantize.exact import execute
+from utils.quantize.qdq_config import QDQConfig
 from utils.quantize.reconstruction import Part, learn, reconstruct
-from utils.quantize.reference import execute
 
-PLACEMENTS = [
-    Placement("outputs", weight_limit=7),
-    Placement("outputs", torch.int8, bias="int32", unit_gates=True),
-    Placement("inputs", scales="needed", weight_limit=7),
+CONFIGS = [
+    QDQConfig("outputs", weight_limit=7),
+    QDQConfig("outputs", torch.int8, bias="int32", unit_gates=True),
+    QDQConfig("inputs", scales="needed", weight_limit=7),
 ]
 RECIPE = dict(activations="minmax", calibration_images=32)
 IMAGES = noise(32, 33)
@@ -24,32 +24,36 @@ def model():
     return small(Everything)
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("config", CONFIGS)
 @torch.no_grad()
-def test_without_learning_it_is_the_network_that_training_starts_from(model, placement, monkeypatch):
+def test_without_learning_it_is_the_network_that_training_starts_from(model, config, monkeypatch):
     monkeypatch.setattr(reconstruction, "STEPS", 0)
-    expected = qat.convert(qat.trainable(model, IMAGES, RECIPE, placement.in_training), RECIPE, placement)
-    assert reconstruct(model, IMAGES, RECIPE, placement).digest() == expected.digest()
+    expected = qat.convert(qat.trainable(model, IMAGES, RECIPE, config.in_training), RECIPE, config)
+    assert reconstruct(model, IMAGES, RECIPE, config).digest() == expected.digest()
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
-def test_a_coarse_network_comes_nearer_to_the_float_one_on_other_images_too(model, placement, monkeypatch):
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_coarse_network_comes_nearer_to_the_float_one_on_other_images_too(
+    model, config, monkeypatch
+):
     others = noise(32, 33, seed=5)
     results = []
     for steps in (0, 100):
         monkeypatch.setattr(reconstruction, "STEPS", steps)
-        results.append(reconstruct(model, IMAGES, RECIPE, placement))
+        results.append(reconstruct(model, IMAGES, RECIPE, config))
     with torch.no_grad():
         before, after = (sqnr_db(model(others), execute(result, others)) for result in results)
     # At 8 bits this network is 49 dB away, and processors differ in whether that can be bettered: 49.0 to 49.2 dB.
-    assert after > before + (1 if placement.weight_limit else -0.5)
-    assert reconstruct(model, IMAGES, RECIPE, placement).digest() == results[1].digest()
+    assert after > before + (1 if config.weight_limit else -0.5)
+    assert reconstruct(model, IMAGES, RECIPE, config).digest() == results[1].digest()
 
 
 def test_what_stays_in_fp32_does_not_learn(model):
-    result = reconstruct(model, IMAGES, RECIPE | dict(keep_fp32=("stem", "relu")), PLACEMENTS[0])
+    result = reconstruct(model, IMAGES, RECIPE | dict(keep_fp32=("stem", "relu")), CONFIGS[0])
     assert "stem" not in result.layers
-    assert torch.equal(result.network.get_submodule("stem").weight, result.reference.get_submodule("stem").weight)
+    assert torch.equal(
+        result.network.get_submodule("stem").weight, result.fp32.get_submodule("stem").weight
+    )
 
 
 def part_of(layer):
@@ -59,7 +63,11 @@ def part_of(layer):
     x, target = torch.randn(320, 3), nn.Linear(3, 2)
     with torch.no_grad():
         layer.load_state_dict({name: value + 0.02 for name, value in target.state_dict().items()})
-        return Part(network, [node for node in network.graph.nodes if node.op == "call_module"]), x, target(x)
+        return (
+            Part(network, [node for node in network.graph.nodes if node.op == "call_module"]),
+            x,
+            target(x),
+        )
 
 
 def error(part, x, wanted):

@@ -14,21 +14,25 @@ from utils.backends import registry
 from utils.catalog import BACKENDS
 from utils.metrics import sqnr_db
 from utils.quantize import ptq, reconstruction
-from utils.quantize.reference import execute
+from utils.quantize.exact import execute
 from utils.training import architectures
 
 RECIPES = {"resnet34": "resnet18", "mobilenet_v2": "mobilenetv3"}
 SIDE, COUNT = 64, 160
-EPOCHS, ROUNDS = 16, 4  # the most rounds of epochs; processors round differently, and one was not enough on all
+EPOCHS, ROUNDS = (
+    16,
+    4,
+)  # the most rounds of epochs; processors round differently, and one was not enough on all
 GOOD = 0.9  # accuracy
-PLACEMENTS = {}  # of the engines, by the engine that is the first to have it
+CONFIGS = {}  # of the engines, by the engine that is the first to have it
 for engine, entry in BACKENDS.items():
     if ("ptq", "int8") in entry.serves and "cpu" in entry.devices:
-        PLACEMENTS.setdefault(registry.get(engine).placement(8), engine)
-CASES = [pytest.param(placement, id=name) for placement, name in PLACEMENTS.items()]
+        CONFIGS.setdefault(registry.get(engine).default_config(8), engine)
+CASES = [pytest.param(config, id=name) for config, name in CONFIGS.items()]
 # As without VNNI: one factor of a product has 7 bits.
 CASES += [
-    pytest.param(dataclasses.replace(placement, narrow=True), id=f"{name}, narrow") for placement, name in PLACEMENTS.items()
+    pytest.param(dataclasses.replace(config, narrow=True), id=f"{name}, narrow")
+    for config, name in CONFIGS.items()
 ]
 
 
@@ -45,7 +49,10 @@ def trained(request, data):
     x, y = data.train.calibration(COUNT), torch.from_numpy(data.train.sample(COUNT).y)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     recipe = importlib.import_module(f"quantization.ptq.{RECIPES[request.param]}_ptq_int8").RECIPE
-    shown, labels = data.validation.calibration(COUNT), torch.from_numpy(data.validation.sample(COUNT).y)
+    shown, labels = (
+        data.validation.calibration(COUNT),
+        torch.from_numpy(data.validation.sample(COUNT).y),
+    )
     for _ in range(ROUNDS):
         train(model, optimizer, x, y)
         if accuracy(model, shown, labels) > GOOD:
@@ -76,8 +83,8 @@ def accuracy(model, x, y):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("placement", CASES)
-def test_int8_of_another_network_is_near_its_fp32(trained, data, placement, monkeypatch):
+@pytest.mark.parametrize("config", CASES)
+def test_int8_of_another_network_is_near_its_fp32(trained, data, config, monkeypatch):
     monkeypatch.setattr(reconstruction, "STEPS", 10)
     model, recipe, x, y = trained
     with torch.no_grad():
@@ -85,8 +92,15 @@ def test_int8_of_another_network_is_near_its_fp32(trained, data, placement, monk
     assert accuracy(model, x, y) > GOOD  # it has something to lose
     method = reconstruction.reconstruct if recipe.get("reconstruct") else ptq.quantize
     before = copy.deepcopy(model.state_dict())
-    quantized = method(model, data.train.calibration(COUNT), recipe, placement.narrowed(recipe.get("seven_bits", "activations")))
-    assert len(quantized.layers) == sum(isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules())
+    quantized = method(
+        model,
+        data.train.calibration(COUNT),
+        recipe,
+        config.narrowed(recipe.get("seven_bits", "activations")),
+    )
+    assert len(quantized.layers) == sum(
+        isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules()
+    )
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     answer = execute(quantized, x)
     assert sqnr_db(expected.numpy(), answer.numpy()) > 15

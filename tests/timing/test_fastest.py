@@ -5,7 +5,7 @@ import json
 import pytest
 from helpers import FakeWorker
 
-from utils import sealed
+from utils import checksums
 from utils.backends import registry
 from utils.cli import Options
 from utils.timing import fastest, rounds
@@ -19,7 +19,9 @@ def find(monkeypatch, tmp_path):
     """Search with faked processes; returns what `find` returned and the names of the engines that were started."""
     monkeypatch.setattr(fastest, "Worker", FakeWorker)
     monkeypatch.setattr(rounds, "WARMUP_S", 0)
-    monkeypatch.setattr(registry, "problem", lambda name, device: "no compiler" if name == "compile" else None)
+    monkeypatch.setattr(
+        registry, "problem", lambda name, device: "no compiler" if name == "compile" else None
+    )
 
     def find(batch_sizes, sha256="abc", **changes):
         FakeWorker.log.clear()
@@ -35,7 +37,9 @@ def test_all_engines_that_can_run_are_timed_and_the_fastest_is_named(find):
     able = ("native", "onnxruntime", "openvino", "xnnpack", "frozen")
     assert started == [*able]
     for size in (1, 8):
-        assert best[size]["fp32_ms"] == pytest.approx({name: 30 if name == "native" else 20 for name in able})
+        assert best[size]["fp32_ms"] == pytest.approx(
+            {name: 30 if name == "native" else 20 for name in able}
+        )
         assert best[size]["best_fp32"] in able[1:]
         assert best[size]["fp32_missing"] == {"compile": "no compiler"}
 
@@ -60,11 +64,15 @@ def test_a_batch_size_is_searched_once(find):
     assert {call[3] for call in FakeWorker.log if call[1] == "hold"} == {8}
 
 
-@pytest.mark.parametrize("change", [{"threads": 1}, {"sha256": "other weights"}, {"cuda_graph": True}])
-def test_other_threads_weights_or_graphs_are_another_search_that_overwrites_nothing(find, tmp_path, change):
+@pytest.mark.parametrize(
+    "change", [{"threads": 1}, {"sha256": "other weights"}, {"cuda_graph": True}]
+)
+def test_other_threads_weights_or_graphs_are_another_search_that_overwrites_nothing(
+    find, tmp_path, change
+):
     find([1])
     assert find([1], **change)[1]
-    assert len(json.loads(sealed.read(tmp_path / "b.fastest"))) == 2
+    assert len(json.loads(checksums.read(tmp_path / "b.fastest"))) == 2
     assert find([1])[1] == find([1], **change)[1] == []
 
 
@@ -87,9 +95,14 @@ def test_two_searches_at_once_keep_what_both_found(find, monkeypatch):
 
     def beside(*arguments):
         monkeypatch.setattr(fastest, "_search", search)
-        theirs.append(find([1, 8])[0])  # another script has searched and is done before this one ends
+        theirs.append(
+            find([1, 8])[0]
+        )  # another script has searched and is done before this one ends
         medians = search(*arguments)
-        return {size: {name: 2 * each for name, each in engines.items()} for size, engines in medians.items()}
+        return {
+            size: {name: 2 * each for name, each in engines.items()}
+            for size, engines in medians.items()
+        }
 
     theirs = []
     monkeypatch.setattr(fastest, "_search", beside)

@@ -12,7 +12,10 @@ class Clock:
         self.seconds, self.log = [iter(times) for times in seconds], []
 
     def turns(self):
-        return [lambda side=side: self.log.append(side) or [next(self.seconds[side])] for side in range(len(self.seconds))]
+        return [
+            lambda side=side: self.log.append(side) or [next(self.seconds[side])]
+            for side in range(len(self.seconds))
+        ]
 
 
 def forever(value):
@@ -30,13 +33,17 @@ def test_each_round_is_a_palindrome_and_who_begins_changes():
 
 def test_a_steady_drift_cancels_within_a_round():
     now = iter(range(100, 10_000))
-    times = [lambda: [float(next(now))] for _ in range(3)]  # every turn is slower than the one before by as much
+    times = [
+        lambda: [float(next(now))] for _ in range(3)
+    ]  # every turn is slower than the one before by as much
     kept, _, _ = rounds.alternate(times, 5)
     assert all(len({sum(times) for times in sides}) == 1 for sides in kept)
 
 
 def test_a_contended_round_is_repeated():
-    clock = Clock(iter([1.0, 1.0, 1.0, 1.21, 1.0, 1.19]), forever(1.0))  # the second round is disturbed, the third hardly
+    clock = Clock(
+        iter([1.0, 1.0, 1.0, 1.21, 1.0, 1.19]), forever(1.0)
+    )  # the second round is disturbed, the third hardly
     kept, contended, dirty = rounds.alternate(clock.turns(), 2)
     assert [sides[0] for sides in kept] == [[1.0, 1.0], [1.0, 1.19]]
     assert (contended, dirty) == (1, False)

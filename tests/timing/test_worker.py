@@ -70,18 +70,29 @@ def test_a_worker_answers_as_this_process_does_until_it_is_killed(artifact, spli
             worker.call("time", 1)
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux keeps a thread on a CPU")
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity"), reason="only Linux keeps a thread on a CPU"
+)
 def test_what_is_timed_is_called_on_the_same_cpu_in_every_process(artifact, split):
     mine = os.sched_getaffinity(0)
-    with Worker("fbgemm", artifact, "cpu", 2) as worker, Worker("fbgemm", artifact, "cpu", 1) as other:
+    with (
+        Worker("fbgemm", artifact, "cpu", 2) as worker,
+        Worker("fbgemm", artifact, "cpu", 1) as other,
+    ):
         for size in (1, 4):
             for side in (worker, other):
                 side.call("hold", split, size)
             kept = os.sched_getaffinity(worker.process.pid)
             assert len(kept) == 1 and kept == os.sched_getaffinity(other.process.pid)
-            threads = [int(path.name) for path in Path(f"/proc/{worker.process.pid}/task").iterdir()]
-            helpers = [os.sched_getaffinity(thread) for thread in threads if thread != worker.process.pid]
-            assert helpers and all(cpus == mine for cpus in helpers)  # the second thread may run beside it
+            threads = [
+                int(path.name) for path in Path(f"/proc/{worker.process.pid}/task").iterdir()
+            ]
+            helpers = [
+                os.sched_getaffinity(thread) for thread in threads if thread != worker.process.pid
+            ]
+            assert helpers and all(
+                cpus == mine for cpus in helpers
+            )  # the second thread may run beside it
     assert os.sched_getaffinity(0) == mine
 
 
@@ -104,7 +115,10 @@ def test_a_worker_killed_before_it_has_loaded_anything_is_reported_the_same(arti
 
 def test_a_worker_that_cannot_load_says_so(tmp_path):
     (tmp_path / "empty.pt").touch()
-    with Worker("native", tmp_path / "empty.pt", "cpu", 1) as worker, pytest.raises(RuntimeError, match="damaged"):
+    with (
+        Worker("native", tmp_path / "empty.pt", "cpu", 1) as worker,
+        pytest.raises(RuntimeError, match="damaged"),
+    ):
         worker.call("cost")
 
 

@@ -48,14 +48,20 @@ def test_the_networks_have_two_classes_and_the_published_number_of_parameters(na
         model = architectures.build(name)
     assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[name]
     names = [key for key, _ in model.named_parameters()]
-    assert architectures.head(model, name) == set(names[-2:]) == {f"{MODELS[name].head}.{part}" for part in ("weight", "bias")}
+    assert (
+        architectures.head(model, name)
+        == set(names[-2:])
+        == {f"{MODELS[name].head}.{part}" for part in ("weight", "bias")}
+    )
     assert len(model.get_parameter(names[-2])) == 2
     assert model.training and model.architecture == name
 
 
 def test_a_layer_is_no_head_because_its_name_begins_alike():
     model = torch.nn.Module()
-    model.classifier = torch.nn.ModuleDict({"3": torch.nn.Linear(1, 1), "30": torch.nn.Linear(1, 1)})
+    model.classifier = torch.nn.ModuleDict(
+        {"3": torch.nn.Linear(1, 1), "30": torch.nn.Linear(1, 1)}
+    )
     assert architectures.head(model, "mobilenetv3") == HEAD
 
 
@@ -71,7 +77,9 @@ def test_a_file_of_1000_classes_gives_all_but_the_head(tmp_path, imagenet, capsy
     said = capsys.readouterr().out
     assert f"{len(imagenet) - 2} of {len(imagenet)} tensors from init.pth" in said
     assert "drawn at random: classifier.3.weight, classifier.3.bias\n" in said
-    assert "not used (no such name or another shape): classifier.3.weight, classifier.3.bias\n" in said
+    assert (
+        "not used (no such name or another shape): classifier.3.weight, classifier.3.bias\n" in said
+    )
 
 
 def test_a_file_of_two_classes_gives_the_head_too_and_has_nothing_to_report(tmp_path, capsys):
@@ -79,21 +87,32 @@ def test_a_file_of_two_classes_gives_the_head_too_and_has_nothing_to_report(tmp_
     start = architectures.initialize("mobilenetv3", saved(tmp_path, weights), 0)
     check_loaded(start.model, weights)
     assert start.pretrained == {key for key, _ in start.model.named_parameters()}
-    assert capsys.readouterr().out == f"init: {len(weights)} of {len(weights)} tensors from init.pth\n"
+    assert (
+        capsys.readouterr().out == f"init: {len(weights)} of {len(weights)} tensors from init.pth\n"
+    )
 
 
-def test_a_file_of_the_convolutions_only_leaves_the_classifier_to_chance(tmp_path, imagenet, capsys):
+def test_a_file_of_the_convolutions_only_leaves_the_classifier_to_chance(
+    tmp_path, imagenet, capsys
+):
     features = {key: value for key, value in imagenet.items() if key.startswith("features.")}
     start = architectures.initialize("mobilenetv3", saved(tmp_path, features), 0)
     check_loaded(start.model, features)
-    assert start.pretrained == {key for key, _ in start.model.named_parameters() if key.startswith("features.")}
+    assert start.pretrained == {
+        key for key, _ in start.model.named_parameters() if key.startswith("features.")
+    }
     said = capsys.readouterr().out
-    assert "drawn at random: classifier.0.weight, classifier.0.bias, classifier.3.weight, classifier.3.bias\n" in said
+    assert (
+        "drawn at random: classifier.0.weight, classifier.0.bias, classifier.3.weight, classifier.3.bias\n"
+        in said
+    )
     assert "not used" not in said
 
 
 def test_a_file_in_half_precision_gives_an_fp32_network(tmp_path, imagenet):
-    half = {key: value.half() if value.is_floating_point() else value for key, value in imagenet.items()}
+    half = {
+        key: value.half() if value.is_floating_point() else value for key, value in imagenet.items()
+    }
     start = architectures.initialize("mobilenetv3", saved(tmp_path, half), 0)
     assert {parameter.dtype for parameter in start.model.parameters()} == {torch.float32}
     check_loaded(start.model, half, but=HEAD)
@@ -112,7 +131,9 @@ def test_training_checkpoints_are_unpacked(tmp_path, imagenet, wrap):
 
 
 def test_what_a_file_has_too_much_is_said(tmp_path, imagenet, capsys):
-    architectures.initialize("mobilenetv3", saved(tmp_path, imagenet | {"extra.weight": torch.zeros(1)}), 0)
+    architectures.initialize(
+        "mobilenetv3", saved(tmp_path, imagenet | {"extra.weight": torch.zeros(1)}), 0
+    )
     assert "classifier.3.bias, extra.weight\n" in capsys.readouterr().out
 
 
@@ -127,22 +148,30 @@ def test_the_digest_tells_files_apart(tmp_path, imagenet):
 
 @pytest.mark.parametrize("name", ["alexnet", "resnet18"])
 def test_another_architectures_file_is_refused(tmp_path, imagenet, name):
-    assert f"none of its {len(imagenet)} tensors fits {name}" in refused(name, saved(tmp_path, imagenet))
+    assert f"none of its {len(imagenet)} tensors fits {name}" in refused(
+        name, saved(tmp_path, imagenet)
+    )
 
 
-@pytest.mark.parametrize("content", [b"", b"no tensors here", b"\x80\x04\x95", b"PK\x03\x04 cut off"])
+@pytest.mark.parametrize(
+    "content", [b"", b"no tensors here", b"\x80\x04\x95", b"PK\x03\x04 cut off"]
+)
 def test_a_file_that_is_none_of_torchs_is_refused(tmp_path, content):
     (tmp_path / "init.pth").write_bytes(content)
     assert "not a state dict" in refused("mobilenetv3", str(tmp_path / "init.pth"))
 
 
-@pytest.mark.parametrize("content", [torch.zeros(3), [torch.zeros(3)], {}, {"epoch": 3}, {0: torch.zeros(3)}])
+@pytest.mark.parametrize(
+    "content", [torch.zeros(3), [torch.zeros(3)], {}, {"epoch": 3}, {0: torch.zeros(3)}]
+)
 def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
     refused("mobilenetv3", saved(tmp_path, content))
 
 
 def test_a_pickled_network_is_refused_and_not_run(tmp_path):
-    assert "not a state dict that torch can load safely" in refused("mobilenetv3", saved(tmp_path, torch.nn.Linear(2, 2)))
+    assert "not a state dict that torch can load safely" in refused(
+        "mobilenetv3", saved(tmp_path, torch.nn.Linear(2, 2))
+    )
 
 
 def torchvision_gives(monkeypatch, answer):
@@ -154,11 +183,16 @@ def test_imagenet_weights_are_torchvisions(monkeypatch, imagenet, capsys):
     torchvision_gives(monkeypatch, lambda _self, *_args, **_kwargs: imagenet)
     start = architectures.initialize("mobilenetv3", "imagenet", 0)
     check_loaded(start.model, imagenet, but=HEAD)
-    assert start.digest == "imagenet" and len(start.pretrained) == len(list(start.model.parameters())) - 2
+    assert (
+        start.digest == "imagenet"
+        and len(start.pretrained) == len(list(start.model.parameters())) - 2
+    )
     assert "tensors from imagenet" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("error", [urllib.error.URLError("no route to host"), TimeoutError("timed out")])
+@pytest.mark.parametrize(
+    "error", [urllib.error.URLError("no route to host"), TimeoutError("timed out")]
+)
 def test_imagenet_without_a_network_says_what_else_can_be_given(monkeypatch, error):
     def fail(_self, *_args, **_kwargs):
         raise error
@@ -169,7 +203,9 @@ def test_imagenet_without_a_network_says_what_else_can_be_given(monkeypatch, err
 
 
 def test_what_is_not_loaded_is_drawn_from_the_seed():
-    first, again, other = (architectures.initialize("mobilenetv3", "scratch", seed).model for seed in (1, 1, 2))
+    first, again, other = (
+        architectures.initialize("mobilenetv3", "scratch", seed).model for seed in (1, 1, 2)
+    )
     assert torch.equal(first.classifier[3].weight, again.classifier[3].weight)
     assert not torch.equal(first.classifier[3].weight, other.classifier[3].weight)
 
@@ -183,7 +219,9 @@ def test_silent_branches_leave_the_shortcuts_alone_and_nothing_else():
     for block in blocks:
         x = torch.randn(2, block.block[0][0].in_channels, 7, 7)
         assert torch.equal(block(x), x)
-    changed = sum(not torch.equal(a, b) for a, b in zip(plain.parameters(), silent.parameters(), strict=True))
+    changed = sum(
+        not torch.equal(a, b) for a, b in zip(plain.parameters(), silent.parameters(), strict=True)
+    )
     assert changed == len(blocks)
 
 
@@ -199,5 +237,8 @@ BAD = {
 
 @pytest.mark.parametrize("why", BAD)
 def test_tensors_that_are_no_weights_are_refused_by_name(tmp_path, why):
-    message = refused("mobilenetv3", saved(tmp_path, {"features.0.0.weight": torch.zeros(2), "classifier.3.bias": BAD[why]}))
+    message = refused(
+        "mobilenetv3",
+        saved(tmp_path, {"features.0.0.weight": torch.zeros(2), "classifier.3.bias": BAD[why]}),
+    )
     assert f"the tensor classifier.3.bias {why}" in message

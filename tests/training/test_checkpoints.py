@@ -7,7 +7,7 @@ import torch
 from helpers import bright_and_dark
 from torch import nn
 
-from utils import sealed
+from utils import checksums
 from utils.catalog import Run
 from utils.cli import Options
 from utils.errors import UserError
@@ -32,16 +32,27 @@ def baseline(monkeypatch, options, images):
     monkeypatch.setattr(architectures, "build", lambda name: nn.Linear(2, 2))
     torch.manual_seed(0)
     path = checkpoints.path_of(RUN.baseline, images.study, options)
-    checkpoints.save(path, "resnet18", nn.Linear(2, 2), images, {"fingerprint": "f", "training_dtype": "fp32"})
+    checkpoints.save(
+        path, "resnet18", nn.Linear(2, 2), images, {"fingerprint": "f", "training_dtype": "fp32"}
+    )
     return path
 
 
 def test_names_say_run_seed_and_what_was_trained_for_whom(options):
     qat = Run("resnet18", "qat", "int8")
     assert checkpoints.path_of(qat, "drawn", options).name == "resnet18_qat_int8_seed0.pt"
-    assert checkpoints.path_of(qat, "drawn", options.replace(seed=3), "7bit").name == "resnet18_qat_int8_7bit_seed3.pt"
-    assert checkpoints.path_of(qat.on("native"), "drawn", options).name == "resnet18_control_fp32_seed0.pt"
-    assert checkpoints.path_of(qat.baseline, "drawn", options) == options.checkpoints / "drawn/resnet18_fp32_seed0.pt"
+    assert (
+        checkpoints.path_of(qat, "drawn", options.replace(seed=3), "7bit").name
+        == "resnet18_qat_int8_7bit_seed3.pt"
+    )
+    assert (
+        checkpoints.path_of(qat.on("native"), "drawn", options).name
+        == "resnet18_control_fp32_seed0.pt"
+    )
+    assert (
+        checkpoints.path_of(qat.baseline, "drawn", options)
+        == options.checkpoints / "drawn/resnet18_fp32_seed0.pt"
+    )
 
 
 def test_a_fingerprint_is_of_values_not_of_their_order():
@@ -57,7 +68,10 @@ def test_what_is_saved_comes_back(baseline, images):
     assert set(content["state_dict"]) == {"weight", "bias"}
 
 
-@pytest.mark.parametrize("damage", [lambda content: content[:-100], lambda content: b"", lambda content: b"no checkpoint"])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda content: content[:-100], lambda content: b"", lambda content: b"no checkpoint"],
+)
 def test_a_damaged_file_is_an_error_that_names_it(baseline, damage):
     baseline.write_bytes(damage(baseline.read_bytes()))
     with pytest.raises(UserError, match=r"resnet18_fp32_seed0.pt is damaged .*train it again"):
@@ -79,12 +93,17 @@ def changed(path, change):
 ])  # fmt: skip
 def test_weights_or_facts_that_were_changed_are_refused(baseline, change):
     changed(baseline, change)
-    with pytest.raises(UserError, match=r"resnet18_fp32_seed0.pt is damaged .*not those that were stored"):
+    with pytest.raises(
+        UserError, match=r"resnet18_fp32_seed0.pt is damaged .*not those that were stored"
+    ):
         checkpoints.read(baseline)
 
 
 def test_a_checkpoint_of_another_version_is_told_apart_from_damage(baseline):
-    changed(baseline, lambda content: content.update(json=content["json"].replace('"format": 2', '"format": 1')))
+    changed(
+        baseline,
+        lambda content: content.update(json=content["json"].replace('"format": 2', '"format": 1')),
+    )
     with pytest.raises(UserError, match="written by another version of this code; train it again"):
         checkpoints.read(baseline)
 
@@ -107,30 +126,40 @@ def test_weights_of_the_same_settings_are_replaced(baseline, images):
 
 def test_the_baseline_is_loaded_for_evaluation(baseline, options, images):
     loaded = checkpoints.load_baseline(RUN, images, options)
-    assert (loaded.path, loaded.sha256) == (baseline, sealed.sha256_of(baseline))
+    assert (loaded.path, loaded.sha256) == (baseline, checksums.sha256_of(baseline))
     assert not loaded.model.training
     assert torch.equal(loaded.model.weight, checkpoints.read(baseline)["state_dict"]["weight"])
     assert loaded.training["training_dtype"] == "fp32"
 
 
 def test_without_a_baseline_the_command_that_makes_it_is_given(options, images):
-    with pytest.raises(UserError, match=r"no FP32 baseline at .*Make it first: python models/resnet18_fp32.py") as caught:
+    with pytest.raises(
+        UserError, match=r"no FP32 baseline at .*Make it first: python models/resnet18_fp32.py"
+    ) as caught:
         checkpoints.load_baseline(RUN, images, options)
     assert "--backend" not in str(caught.value)  # fbgemm is none of the baseline's
 
 
 def test_a_baseline_of_other_images_is_refused(baseline, options, images):
     others = dataclasses.replace(images, digest="1" * 64)
-    with pytest.raises(UserError, match=r"trained on other images. Train it on these: python models/resnet18_fp32.py"):
+    with pytest.raises(
+        UserError,
+        match=r"trained on other images. Train it on these: python models/resnet18_fp32.py",
+    ):
         checkpoints.load_baseline(RUN, others, options)
 
 
 def test_a_baseline_of_another_model_or_order_of_classes_is_refused(baseline, options, images):
     swapped = dataclasses.replace(images, classes=images.classes[::-1])
-    with pytest.raises(UserError, match=r"trained on other images. Train it on these: python models/resnet18_fp32.py"):
+    with pytest.raises(
+        UserError,
+        match=r"trained on other images. Train it on these: python models/resnet18_fp32.py",
+    ):
         checkpoints.load_baseline(RUN, swapped, options)
     baseline.replace(checkpoints.path_of(Run("alexnet", "fp32", "fp32"), images.study, options))
-    with pytest.raises(UserError, match=r"is of the model resnet18. Train alexnet: python models/alexnet_fp32.py"):
+    with pytest.raises(
+        UserError, match=r"is of the model resnet18. Train alexnet: python models/alexnet_fp32.py"
+    ):
         checkpoints.load_baseline(Run("alexnet", "ptq", "int8"), images, options)
 
 
@@ -155,5 +184,8 @@ def test_a_baseline_with_weights_that_are_not_finite_is_refused(options, images)
     nn.init.constant_(model.bias, torch.nan)
     path = checkpoints.path_of(RUN.baseline, images.study, options)
     checkpoints.save(path, "resnet18", model, images, {"fingerprint": "f"})
-    with pytest.raises(UserError, match=r"its tensor bias has 2 values that are infinite or NaN. Train it again: python models"):
+    with pytest.raises(
+        UserError,
+        match=r"its tensor bias has 2 values that are infinite or NaN. Train it again: python models",
+    ):
         checkpoints.load_baseline(RUN, images, options)

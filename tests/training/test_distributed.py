@@ -37,7 +37,9 @@ if distributed.rank() == 0:
 
 def trained(home, processes, norm=0):
     home.mkdir()
-    (home / "driver.py").write_text(DRIVER.format(root=str(paths.ROOT), tests=str(paths.ROOT / "tests"), norm=norm))
+    (home / "driver.py").write_text(
+        DRIVER.format(root=str(paths.ROOT), tests=str(paths.ROOT / "tests"), norm=norm)
+    )
     done = torchrun(processes, home / "driver.py", home, cwd=home)
     assert done.returncode == 0, done.stderr
     weights = [torch.load(home / f"weights{rank}.pt") for rank in range(processes)]
@@ -48,10 +50,16 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
     (alone,), history = trained(tmp_path / "one", 1)
     pair, together = trained(tmp_path / "two", 2)
     for name in alone:
-        assert torch.allclose(alone[name], pair[0][name], rtol=1e-4, atol=1e-6)  # sums in another order
+        assert torch.allclose(
+            alone[name], pair[0][name], rtol=1e-4, atol=1e-6
+        )  # sums in another order
         assert torch.equal(pair[0][name], pair[1][name])
     for one, two in zip(history, together, strict=True):
-        for name in ("train_loss", "validation_loss", "validation_accuracy"):  # of all images, not of one process's
+        for name in (
+            "train_loss",
+            "validation_loss",
+            "validation_accuracy",
+        ):  # of all images, not of one process's
             assert two[name] == pytest.approx(one[name], rel=1e-4)
 
 

@@ -41,7 +41,9 @@ class Tiny(nn.Module):
     def __init__(self, seed=0):
         super().__init__()
         torch.manual_seed(seed)
-        self.body = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.2))
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.2)
+        )
         self.head = nn.Linear(6, 2)
 
     def forward(self, x):
@@ -56,7 +58,9 @@ def images(tmp_path):
 def fit(images, resume, *, model=None, seed=0, fingerprint="f", **changes):
     """Train a fresh network; return it and what `fit` returned."""
     model = model or Tiny()
-    facts = loop.fit(model, images, RECIPE | changes, Setup(HEAD, seed, "cpu"), Resume(resume, fingerprint))
+    facts = loop.fit(
+        model, images, RECIPE | changes, Setup(HEAD, seed, "cpu"), Resume(resume, fingerprint)
+    )
     return model, facts
 
 
@@ -83,7 +87,9 @@ def interrupt(monkeypatch, at_step):
 
 
 @pytest.mark.parametrize("at_step", [1, 3, 8, 11])  # of three steps an epoch
-def test_killed_and_resumed_ends_with_the_same_bits_as_uninterrupted(tmp_path, monkeypatch, images, at_step):
+def test_killed_and_resumed_ends_with_the_same_bits_as_uninterrupted(
+    tmp_path, monkeypatch, images, at_step
+):
     whole, expected = fit(images, tmp_path / "whole")
     interrupt(monkeypatch, at_step)
     with pytest.raises(KeyboardInterrupt):
@@ -154,9 +160,19 @@ def test_a_state_that_cannot_be_used_is_ignored(tmp_path, images, damage):
     whole, expected = fit(images, tmp_path / "whole")
     resume = tmp_path / "part"
     # Two epochs of another run, which would show.
-    fit(images, resume, seed=5, epochs=2, fingerprint="other" if damage == "other fingerprint" else "f")
+    fit(
+        images,
+        resume,
+        seed=5,
+        epochs=2,
+        fingerprint="other" if damage == "other fingerprint" else "f",
+    )
     if damage != "other fingerprint":
-        content = {"cut off": resume.read_bytes()[:-1000], "no bytes": b"", "not torch's": b"something else"}[damage]
+        content = {
+            "cut off": resume.read_bytes()[:-1000],
+            "no bytes": b"",
+            "not torch's": b"something else",
+        }[damage]
         resume.write_bytes(content)
     model, facts = fit(images, resume)
     assert facts == expected and same(model, whole)
@@ -180,8 +196,14 @@ def scripted(monkeypatch, *validations):
 @pytest.mark.parametrize(
     ("validations", "best"),
     [
-        ([(0.9, 0.5), (0.5, 0.8), (0.4, 0.7), (0.6, 0.6)], 1),  # the highest accuracy, not the lowest loss
-        ([(0.9, 0.5), (0.5, 0.8), (0.4, 0.8), (0.6, 0.8)], 2),  # among equal accuracies the lowest loss
+        (
+            [(0.9, 0.5), (0.5, 0.8), (0.4, 0.7), (0.6, 0.6)],
+            1,
+        ),  # the highest accuracy, not the lowest loss
+        (
+            [(0.9, 0.5), (0.5, 0.8), (0.4, 0.8), (0.6, 0.8)],
+            2,
+        ),  # among equal accuracies the lowest loss
         ([(0.5, 0.8), (0.5, 0.8), (0.5, 0.8), (0.5, 0.8)], 0),  # among equals the first
         ([(9.0, 0.0), (9.5, 0.0), (9.9, 0.0), (8.0, 0.0)], 3),
     ],
@@ -195,7 +217,9 @@ def test_the_weights_of_the_best_epoch_are_kept(tmp_path, monkeypatch, images, v
     others = weights[:best] + weights[best + 1 :]
     assert not any(torch.equal(state["head.weight"], other["head.weight"]) for other in others)
     assert not model.training
-    assert [(entry["validation_loss"], entry["validation_accuracy"]) for entry in facts["history"]] == validations
+    assert [
+        (entry["validation_loss"], entry["validation_accuracy"]) for entry in facts["history"]
+    ] == validations
     assert [entry["epoch"] for entry in facts["history"]] == [0, 1, 2, 3]
 
 
@@ -210,7 +234,9 @@ def test_the_best_epoch_survives_a_kill(tmp_path, monkeypatch, images):
 
 
 @pytest.mark.parametrize(("patience", "epochs"), [(1, 2), (2, 5), (3, 6), (0, 8)])
-def test_training_stops_after_as_many_epochs_without_a_better_one(tmp_path, monkeypatch, images, patience, epochs):
+def test_training_stops_after_as_many_epochs_without_a_better_one(
+    tmp_path, monkeypatch, images, patience, epochs
+):
     accuracies = (0.6, 0.5, 0.7, 0.6, 0.7, 0.5, 0.6, 0.5)
     scripted(monkeypatch, *((0.5, accuracy) for accuracy in accuracies))
     _, facts = fit(images, tmp_path / "state", epochs=8, patience=patience)
@@ -242,7 +268,9 @@ def test_cosine_warms_up_in_equal_steps_and_falls_to_zero():
 
 
 def test_cosine_without_warm_up_starts_at_the_full_rate():
-    assert rates(dict(warmup_epochs=0, epochs=2), 2, 3) == pytest.approx([1, 0.5 * (1 + 0.5**0.5), 0.5])
+    assert rates(dict(warmup_epochs=0, epochs=2), 2, 3) == pytest.approx(
+        [1, 0.5 * (1 + 0.5**0.5), 0.5]
+    )
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(0.5, 1), (0.5, 3), (0.5, 53), (1.5, 7)])
@@ -263,7 +291,10 @@ def test_both_groups_follow_the_schedule():
 def test_rates_change_with_each_step_of_an_epoch(images):
     training = Training(Tiny(), images, RECIPE | dict(epochs=2), SETUP)
     seen, step = [], training.step
-    training.step = lambda x, y: (seen.append(training.optimizer.param_groups[0]["lr"]), step(x, y))[1]
+    training.step = lambda x, y: (
+        seen.append(training.optimizer.param_groups[0]["lr"]),
+        step(x, y),
+    )[1]
     training.epoch()
     training.epoch()
     assert seen == pytest.approx([0.01 * factor for factor in (1 / 3, 2 / 3, 1, 1, 0.75, 0.25)])
@@ -273,14 +304,20 @@ def test_what_does_not_learn_is_in_no_group():
     model = Tiny()
     model.body.requires_grad_(False)
     groups = loop.parameter_groups(model, HEAD, RECIPE)
-    assert {id(p) for group in groups for p in group["params"]} == {id(p) for p in model.head.parameters()}
+    assert {id(p) for group in groups for p in group["params"]} == {
+        id(p) for p in model.head.parameters()
+    }
 
 
 def test_biases_and_normalisation_do_not_decay_and_the_head_has_its_rate():
     model = Tiny()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = loop.parameter_groups(model, HEAD, RECIPE)
-    settings = {names[id(p)]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    settings = {
+        names[id(p)]: (group["lr"], group["weight_decay"])
+        for group in groups
+        for p in group["params"]
+    }
     assert settings == {
         "body.0.weight": (0.01, 0.01),
         "body.0.bias": (0.01, 0),
@@ -306,7 +343,9 @@ def test_training_lowers_the_loss_and_finds_the_classes(tmp_path, images):
 
 @pytest.mark.parametrize("where", ["training", "validation"])
 def test_a_loss_that_is_not_finite_ends_the_run_with_advice(tmp_path, monkeypatch, images, where):
-    monkeypatch.setattr(loop, "validate", lambda *_: (math.nan if where == "validation" else 1.0, 0.5))
+    monkeypatch.setattr(
+        loop, "validate", lambda *_: (math.nan if where == "validation" else 1.0, 0.5)
+    )
     changes = dict(backbone_lr=1e30, clip_norm=1e30) if where == "training" else {}
     told = {
         "training": r"epoch 1/4, step \d: the loss is (nan|inf); lower",
@@ -348,7 +387,9 @@ def test_a_teacher_takes_the_place_of_the_labels(images):
 
 def test_what_the_teacher_is_has_nothing_to_learn(images):
     teacher = Tiny().eval()
-    training = Training(copy.deepcopy(teacher), images, RECIPE, dataclasses.replace(SETUP, teacher=teacher))
+    training = Training(
+        copy.deepcopy(teacher), images, RECIPE, dataclasses.replace(SETUP, teacher=teacher)
+    )
     training.model.eval()
     x, y = next(images.train.batches(8))
     assert training.step(x, y) < 1e-12

@@ -51,6 +51,13 @@ def test_two_processes_train_and_one_measures(finished, script):
 
 
 def test_each_writes_a_result_of_its_name(finished):
-    written = {script: re.findall(r"written: .*/(\w+)\.json", done.stdout) for script, done in finished.items()}
-    assert all(name.startswith(f"{Path(script).stem}_") for script, names in written.items() for name in names)
+    written = {
+        script: re.findall(r"written: .*/(\w+)\.json", done.stdout)
+        for script, done in finished.items()
+    }
+    assert all(
+        name.startswith(f"{Path(script).stem}_")
+        for script, names in written.items()
+        for name in names
+    )
     assert len({name for names in written.values() for name in names}) == len(finished)

@@ -38,14 +38,20 @@ def parsed(run, argv):
     """Options of the command line, or None where it ended in a line on stderr and status 2, or in the help."""
     printed, told = io.StringIO(), io.StringIO()
     try:
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told), cli.reporting(run.script):
+        with (
+            contextlib.redirect_stdout(printed),
+            contextlib.redirect_stderr(told),
+            cli.reporting(run.script),
+        ):
             return cli.parse("What it does.", run, argv)
     except SystemExit as ended:
         lines = told.getvalue().split("\n")
         if ended.code == 0:
             assert printed.getvalue().startswith("usage:") and lines == [""]
         else:
-            assert ended.code == 2 and lines[0].startswith("error: ") and lines[1:] == [""], told.getvalue()
+            assert ended.code == 2 and lines[0].startswith("error: ") and lines[1:] == [""], (
+                told.getvalue()
+            )
             assert lines[0].isprintable() and len(lines[0]) < 1000, lines[0]
         return None
 
@@ -54,11 +60,16 @@ def parsed(run, argv):
 def test_any_command_line_is_options_or_a_line(run, words):
     options = parsed(run, [word for group in words for word in group])
     if options is not None:
-        assert set(options.backends) <= set(run.backends) and options.batch_sizes == tuple(sorted(set(options.batch_sizes)))
+        assert set(options.backends) <= set(run.backends) and options.batch_sizes == tuple(
+            sorted(set(options.batch_sizes))
+        )
         assert options.threads <= cli.cpu_count() and 0 <= options.seed <= cli.MAX_SEED
 
 
-@given(st.sampled_from(RUNS), st.lists(st.sampled_from([(k, v) for k, values in GOOD.items() for v in values]), max_size=6))
+@given(
+    st.sampled_from(RUNS),
+    st.lists(st.sampled_from([(k, v) for k, values in GOOD.items() for v in values]), max_size=6),
+)
 def test_the_command_of_options_gives_these_options(run, words):
     """What reproduce.py --list prints, read again."""
     try:

@@ -14,7 +14,23 @@ from PIL import Image
 from utils.data import cache, layouts
 from utils.errors import UserError
 
-ODD = ["\x1b[31m", "a\nb", "\u202e", "caf\udce9", "NA", " ", "-rf", "'", "$(x)", "%s", "a" * 200, "nul", "...", "ünï", "1"]
+ODD = [
+    "\x1b[31m",
+    "a\nb",
+    "\u202e",
+    "caf\udce9",
+    "NA",
+    " ",
+    "-rf",
+    "'",
+    "$(x)",
+    "%s",
+    "a" * 200,
+    "nul",
+    "...",
+    "ünï",
+    "1",
+]
 SPLITS = ["train", "training_set", "TEST", "test1", "val", "dev"]
 CLASSES = ["cat", "cats", "Dogs", "dog", "fox"]
 FOLDERS = st.sampled_from([*SPLITS, *CLASSES, *CLASSES, *ODD])
@@ -28,11 +44,22 @@ def _picture(kind: str) -> bytes:
     return file.getvalue()
 
 
-CONTENTS = {"image": _picture("JPEG"), "png": _picture("PNG"), "empty": b"", "text": b"no image", "torn": _picture("PNG")[:-20]}
+CONTENTS = {
+    "image": _picture("JPEG"),
+    "png": _picture("PNG"),
+    "empty": b"",
+    "text": b"no image",
+    "torn": _picture("PNG")[:-20],
+}
 KINDS = st.sampled_from([*CONTENTS, "image", "image", "folder", "link", "broken link"])
 ENTRIES = st.tuples(st.lists(FOLDERS, max_size=4), STEMS, SUFFIXES, KINDS)
 # Few random trees hold two classes, so half of the examples start from one that does.
-PAIRS = [([split, name], str(i), ".jpg", "image") for split in ("train", "test") for name in ("cats", "dogs") for i in range(4)]
+PAIRS = [
+    ([split, name], str(i), ".jpg", "image")
+    for split in ("train", "test")
+    for name in ("cats", "dogs")
+    for i in range(4)
+]
 
 
 def plant(root: Path, entries) -> None:
@@ -56,14 +83,21 @@ def check(folder: layouts.Folder) -> None:
     assert len(set(folder.classes)) == 2 and all(name.isprintable() for name in folder.classes)
     names = [image.name for image in folder.images]
     assert names == sorted(set(names)) and folder.ignored >= 0
-    assert folder.study and all(character.islower() or character.isdecimal() or character == "_" for character in folder.study)
+    assert folder.study and all(
+        character.islower() or character.isdecimal() or character == "_"
+        for character in folder.study
+    )
     splits = {image.split for image in folder.images}
     assert splits == {None} or ("train" in splits and None not in splits)
     for split in splits:
         assert {image.label for image in folder.images if image.split == split} == {0, 1}
 
 
-@given(st.lists(ENTRIES, max_size=12), st.booleans(), st.sampled_from([None, ("cat", "dog"), ("fox", "dog")]))
+@given(
+    st.lists(ENTRIES, max_size=12),
+    st.booleans(),
+    st.sampled_from([None, ("cat", "dog"), ("fox", "dog")]),
+)
 def test_any_folder_is_two_classes_or_a_line(entries, with_pairs, classes):
     with tempfile.TemporaryDirectory() as place:
         root = Path(place) / "data"
@@ -82,7 +116,10 @@ def test_any_folder_is_two_classes_or_a_line(entries, with_pairs, classes):
 
 def test_the_entries_are_what_they_are_called(tmp_path):
     """The trees above do hold links, folders and names that are no UTF-8."""
-    plant(tmp_path, [([], "a", ".jpg", kind) for kind in ("link",)] + [(["cat"], "caf\udce9", ".jpg", "image")])
+    plant(
+        tmp_path,
+        [([], "a", ".jpg", kind) for kind in ("link",)] + [(["cat"], "caf\udce9", ".jpg", "image")],
+    )
     assert (tmp_path / "a.jpg").is_symlink()
     assert [os.fsencode(path.name) for path in (tmp_path / "cat").iterdir()] == [b"caf\xe9.jpg"]
     plant(tmp_path, PAIRS)

@@ -31,11 +31,27 @@ def command(home, script):
     """The words that run a script in small form on the folders in `home`."""
     folders = ["--results", home / "results", "--checkpoints", home / "checkpoints"]
     script, *options = script.split()
-    return [sys.executable, script, *options, "--smoke", "--threads", "1", "--batch-sizes", "1", *map(str, folders)]
+    return [
+        sys.executable,
+        script,
+        *options,
+        "--smoke",
+        "--threads",
+        "1",
+        "--batch-sizes",
+        "1",
+        *map(str, folders),
+    ]
 
 
 def run(home, script, *before):
-    return subprocess.run([*before, *command(home, script)], cwd=paths.ROOT, capture_output=True, text=True, timeout=600)
+    return subprocess.run(
+        [*before, *command(home, script)],
+        cwd=paths.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
 
 
 def start(home, script):
@@ -50,7 +66,9 @@ def answers(home):
 
 
 def same(one, another):
-    return one.keys() == another.keys() and all(np.array_equal(one[name], another[name]) for name in one)
+    return one.keys() == another.keys() and all(
+        np.array_equal(one[name], another[name]) for name in one
+    )
 
 
 def check_line(done):
@@ -104,7 +122,9 @@ def test_any_disk_takes_the_run_or_is_told(trained, seed, tmp_path):
     shutil.copytree(fp32, tmp_path / "home")
     before = answers(tmp_path / "home")
     script, size = f"{PTQ} --backend {rng.choice(ENGINES)}", int(2 ** rng.uniform(2, 16))  # KiB
-    words = disk(tmp_path / "home" / "results", f"size={size}k") if seed % 2 else None  # empty, in place of the results
+    words = (
+        disk(tmp_path / "home" / "results", f"size={size}k") if seed % 2 else None
+    )  # empty, in place of the results
     if words is None:  # no file larger than that
         words = ["bash", "-c", f'ulimit -f {size}; "$@"', "bash"]
     done = run(tmp_path / "home", script, *words)
@@ -120,7 +140,9 @@ def test_any_disk_takes_the_run_or_is_told(trained, seed, tmp_path):
 def test_any_damage_to_the_state_is_mended_or_told(trained, seed, tmp_path):
     rng, (_, int8) = random.Random(seed), trained
     shutil.copytree(int8, tmp_path, dirs_exist_ok=True)
-    files = sorted(path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock")
+    files = sorted(
+        path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"
+    )
     victim, how = rng.choice(files), rng.choice(["cut", "zeros", "flip", "flip", "twice", "noise"])
     victim.write_bytes(damaged(victim.read_bytes(), how, seed))
     done = run(tmp_path, PTQ)
@@ -128,10 +150,17 @@ def test_any_damage_to_the_state_is_mended_or_told(trained, seed, tmp_path):
     if done.returncode:
         check_line(done)
         assert victim.name in done.stderr, (where, how, done.stderr)
-        assert victim.suffix in (".pt", ".json"), (where, how, done.stderr)  # the rest can be made again
+        assert victim.suffix in (".pt", ".json"), (
+            where,
+            how,
+            done.stderr,
+        )  # the rest can be made again
     else:
         name = f"{RUNS}/mobilenetv3_ptq_int8_fbgemm_cpu_seed0.npz"  # the answers of FP32 may be what was damaged
-        assert np.array_equal(np.load(tmp_path / name)["logits"], np.load(int8 / name)["logits"]), (where, how)
+        assert np.array_equal(np.load(tmp_path / name)["logits"], np.load(int8 / name)["logits"]), (
+            where,
+            how,
+        )
 
 
 def test_eight_scripts_at_once_lose_nothing(trained, tmp_path):

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from utils.errors import UserError
-from utils.quantize import Placement, ptq, reconstruction
+from utils.quantize import ptq, reconstruction
 from utils.quantize.calibration import METHODS, Observer, numbers
-from utils.quantize.placement import INTEGERS, NARROW
-from utils.quantize.quantized import by_output, quantize_weight
-from utils.quantize.reference import execute
+from utils.quantize.exact import execute
+from utils.quantize.modules import by_output, quantize_weight
+from utils.quantize.qdq_config import INTEGERS, NARROW, QDQConfig
 
 # Ordinary values, and those that break careless code: zeros, equal values, denormals, outliers.
 VALUES = st.one_of(
@@ -28,8 +28,8 @@ ROWS = st.one_of(
 )
 CHANNELS = st.lists(ROWS, min_size=1, max_size=5)
 PLACEMENTS = st.sampled_from([
-    Placement("outputs"), Placement("outputs", levels=127), Placement("inputs", centred=True), Placement("outputs", torch.int8),
-    Placement("inputs", torch.int8, symmetric=True), Placement("outputs", torch.int16, symmetric=True, levels=2**16 - 1),
+    QDQConfig("outputs"), QDQConfig("outputs", levels=127), QDQConfig("inputs", centred=True), QDQConfig("outputs", torch.int8),
+    QDQConfig("inputs", torch.int8, symmetric=True), QDQConfig("outputs", torch.int16, symmetric=True, levels=2**16 - 1),
 ])  # fmt: skip
 
 
@@ -56,13 +56,23 @@ def test_any_activations_have_a_scale_and_a_zero_point(channels, placement, meth
         observer.counts = torch.zeros(len(observer.low), 2048, dtype=torch.float64)
         observer(x)
     low, high = observer.range(method, placement)
-    assert np.isfinite([low, high]).all() and (low <= 0).all() and (high >= 0).all() and (low < high).all()
+    assert (
+        np.isfinite([low, high]).all()
+        and (low <= 0).all()
+        and (high >= 0).all()
+        and (low < high).all()
+    )
     scale, zero_point = numbers(low, high, placement)
     lowest, highest = INTEGERS[placement.activation]
     assert torch.isfinite(scale).all() and (scale > 0).all()
     assert (zero_point >= lowest).all() and (zero_point <= highest).all()
-    if method == "minmax":  # nothing is clipped: every value within a step, of which half is the zero-point's
-        scale, zero_point = (each.view(1, -1, 1, 1).double() if each.ndim else each.double() for each in (scale, zero_point))
+    if (
+        method == "minmax"
+    ):  # nothing is clipped: every value within a step, of which half is the zero-point's
+        scale, zero_point = (
+            each.view(1, -1, 1, 1).double() if each.ndim else each.double()
+            for each in (scale, zero_point)
+        )
         integers = torch.clamp(torch.round(x.double() / scale) + zero_point, lowest, highest)
         assert (((integers - zero_point) * scale - x.double()).abs() <= 1.001 * scale).all()
 
@@ -81,7 +91,9 @@ class Tiny(nn.Module):
             self.fc.weight.copy_(values[16:].view(2, 4))
 
     def forward(self, x):
-        return self.fc(torch.flatten(self.pool(self.relu(self.depthwise(self.relu(self.conv(x))))), 1))
+        return self.fc(
+            torch.flatten(self.pool(self.relu(self.depthwise(self.relu(self.conv(x))))), 1)
+        )
 
 
 RECIPES = [
@@ -91,7 +103,12 @@ RECIPES = [
 
 
 @settings(max_examples=max(10, settings.default.max_examples // 4))
-@given(st.lists(VALUES, min_size=24, max_size=24), PLACEMENTS, st.sampled_from(RECIPES), st.sampled_from([1.0, 0.0, 1e-20, 1e10]))
+@given(
+    st.lists(VALUES, min_size=24, max_size=24),
+    PLACEMENTS,
+    st.sampled_from(RECIPES),
+    st.sampled_from([1.0, 0.0, 1e-20, 1e10]),
+)
 def test_any_network_gives_finite_answers_or_a_line(weights, placement, recipe, scale):
     torch.manual_seed(0)
     images, model = scale * torch.randn(4, 3, 4, 4), Tiny(weights).eval()
@@ -113,4 +130,4 @@ def test_numbers_that_are_none_are_a_line(bad, make, recipe):
     for place in (0, 13, 20):
         model = Tiny([1.0] * place + [bad] + [0.5] * (23 - place)).eval()
         with pytest.raises(UserError, match="infinite"):
-            make(model, torch.randn(4, 3, 4, 4), recipe, Placement("outputs"))
+            make(model, torch.randn(4, 3, 4, 4), recipe, QDQConfig("outputs"))

@@ -36,7 +36,13 @@ ACCIDENTS = ["cut", "zeros", "flip", "twice", "noise"]
 def places(value, above=()):
     """All the paths into a JSON value."""
     yield above
-    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    children = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, child in children:
         yield from places(child, (*above, key))
 
@@ -75,7 +81,11 @@ def damaged(text: bytes, how: str, seed: int) -> bytes:
     if how == "zeros":
         return text[:place] + bytes(len(text) - place)
     if how == "flip":
-        return text[:place] + bytes([text[place] ^ 1 << rng.randrange(8)]) + text[place + 1 :] if text else b""
+        return (
+            text[:place] + bytes([text[place] ^ 1 << rng.randrange(8)]) + text[place + 1 :]
+            if text
+            else b""
+        )
     if how == "twice":
         return text + text
     return bytes(rng.randrange(256) for _ in range(100))
@@ -103,7 +113,9 @@ def test_any_run_is_a_row_or_left_out(changes, accident, seed):
         else:
             assert used, "left out without a word"
             for row in used:
-                assert row["dtype"] == "int8" and (not row["accuracy"] or 0 <= float(row["accuracy"]) <= 1)
+                assert row["dtype"] == "int8" and (
+                    not row["accuracy"] or 0 <= float(row["accuracy"]) <= 1
+                )
 
 
 # ---- figures and tables
@@ -114,10 +126,18 @@ def study(tmp_path_factory):
     """The files of a study of two models, as {path below the results: bytes}."""
     folder = tmp_path_factory.mktemp("whole")
     for model in ("alexnet", "resnet18"):
-        for method, dtype, backend in (("fp32", "fp32", "native"), ("ptq", "int8", "fbgemm"), ("qat", "int8", "fbgemm")):
+        for method, dtype, backend in (
+            ("fp32", "fp32", "native"),
+            ("ptq", "int8", "fbgemm"),
+            ("qat", "int8", "fbgemm"),
+        ):
             write_run(folder, model, method, dtype, backend)
     write_ladder(folder)
-    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def attempt(name, results_folder, out):
@@ -134,7 +154,12 @@ SCRIPTS = [everything.FIRST, *everything.names(), everything.LAST]
 
 
 @settings(max_examples=max(10, settings.default.max_examples // 5))
-@given(st.sampled_from(SCRIPTS), st.integers(0, 99), st.sampled_from([*ACCIDENTS, "gone", "folder"]), st.integers(0, 9999))
+@given(
+    st.sampled_from(SCRIPTS),
+    st.integers(0, 99),
+    st.sampled_from([*ACCIDENTS, "gone", "folder"]),
+    st.integers(0, 9999),
+)
 def test_any_damage_to_a_study_is_a_line(study, name, which, how, seed):
     with tempfile.TemporaryDirectory() as place:
         files = list(study)
@@ -148,7 +173,9 @@ def test_any_damage_to_a_study_is_a_line(study, name, which, how, seed):
                 target.write_bytes(damaged(content, how, seed) if path == victim else content)
         error = attempt(name, Path(place) / "results", Path(place) / "figures")
         # An error that nobody expected begins with its class, as in "KeyError: 'x'".
-        assert error is None or not error.split(":")[0].endswith(("Error", "Exception", "Exit", "Iteration", "Warning")), error
+        assert error is None or not error.split(":")[0].endswith(
+            ("Error", "Exception", "Exit", "Iteration", "Warning")
+        ), error
         assert error is None or len(error.split("\n")) <= 2, error
 
 
@@ -157,4 +184,7 @@ def test_the_whole_study_has_tables(study, tmp_path):
     for path, content in study.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_bytes(content)
-    assert attempt(everything.FIRST, tmp_path, None) is None and (tmp_path / "cats_and_dogs" / "tables.md").exists()
+    assert (
+        attempt(everything.FIRST, tmp_path, None) is None
+        and (tmp_path / "cats_and_dogs" / "tables.md").exists()
+    )

@@ -8,5 +8,6 @@ has loaded it.
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__, submod_attrs={"registry": ["get", "problem", "select"], "base": ["Backend", "Deployed"]}
+    __name__,
+    submod_attrs={"registry": ["get", "problem", "select"], "base": ["Backend", "Deployed"]},
 )

@@ -16,8 +16,9 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from utils.quantize import Quantized, qat
+from utils.quantize import qat
 from utils.quantize.layers import WEIGHTED, weighted
+from utils.quantize.network import Quantized
 from utils.training.checkpoints import Checkpoint
 from utils.training.loop import Predictor
 
@@ -66,8 +67,10 @@ class Deployed:
     stored: tuple[Stored, ...]  # all numbers in the file
     predict: Predictor | None = None
     network: nn.Module | None = None  # what `predict` runs
-    layers: dict[str, Layer] = field(default_factory=dict)  # of `network`, by their names in the float network
-    reference: nn.Module | None = None  # the same layers in FP32; None if nothing was converted
+    layers: dict[str, Layer] = field(
+        default_factory=dict
+    )  # of `network`, by their names in the float network
+    fp32: nn.Module | None = None  # the same layers in FP32; None if nothing was converted
     quantized: Quantized | None = None  # what was lowered
     fake_quant: nn.Module | None = None  # the network that QAT trained, rounding in FP32
     facts: dict = field(default_factory=dict)  # further facts for the record, JSON-serializable
@@ -121,7 +124,9 @@ class Training(Protocol):
         Ranges come from the calibration `images`, float32 (n, 3, 224, 224), normalised.
         """
 
-    def convert(self, trained: Checkpoint, model: nn.Module, images: torch.Tensor, recipe: dict) -> Deployed:
+    def convert(
+        self, trained: Checkpoint, model: nn.Module, images: torch.Tensor, recipe: dict
+    ) -> Deployed:
         """Convert the network that `prepare` returned, once QAT has trained it.
 
         Only the structure of the float `model` is used, not its weights. `images` are those for
@@ -158,7 +163,9 @@ def stored_parameters(network: nn.Module) -> tuple[Stored, ...]:
     """Return the parameters of a network as `Stored`, in their present number formats."""
     return tuple(
         Stored(
-            parameter.numel(), 8 * parameter.element_size(), path if isinstance(module, WEIGHTED) and name == "weight" else None
+            parameter.numel(),
+            8 * parameter.element_size(),
+            path if isinstance(module, WEIGHTED) and name == "weight" else None,
         )
         for path, module in network.named_modules()
         for name, parameter in module.named_parameters(recurse=False)

@@ -19,7 +19,9 @@ class Compiled(Native):
     name = "compile"
 
     def problem(self) -> str | None:
-        missing = not torch.cuda.is_available() and shutil.which(os.environ.get("CXX", "g++")) is None
+        missing = (
+            not torch.cuda.is_available() and shutil.which(os.environ.get("CXX", "g++")) is None
+        )
         return "torch.compile needs a C++ compiler" if missing else None
 
     def load(self, path: Path, device: str) -> Predictor:

@@ -17,7 +17,7 @@ from torch import nn
 
 from utils import environment
 from utils.backends.base import Deployed, Halved, Predictor, plain_layers, stored_parameters
-from utils.backends.profiles import ByTorch
+from utils.backends.operator_times import ByTorch
 from utils.quantize import qat
 from utils.training import architectures, checkpoints
 from utils.training.checkpoints import Checkpoint
@@ -66,7 +66,9 @@ class Float16(ByTorch, Halved):
         self.name, self.dtype, self.suffix = name, dtype, f".{name}.pt"
         self.format = {torch.float16: "FP16", torch.bfloat16: "BF16"}[dtype]
         self.wrapper = functools.partial(wrapper, dtype=dtype)
-        self.watched = dtype is torch.float16  # whose largest number is 65,504; that of BF16 is FP32's
+        self.watched = (
+            dtype is torch.float16
+        )  # whose largest number is 65,504; that of BF16 is FP32's
 
     def problem(self) -> str | None:
         emulated = self.dtype is torch.bfloat16 and not NATIVE_BF16 & set(environment.cpu()[1])
@@ -74,25 +76,36 @@ class Float16(ByTorch, Halved):
 
     def quantize(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> Deployed:
         """Convert a float `model`; `images` and `recipe` are not used."""
-        reference = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
-        network = self.wrapper(copy.deepcopy(reference))
-        weights = {key: value.detach().cpu().contiguous() for key, value in network.network.state_dict().items()}
+        fp32 = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
+        network = self.wrapper(copy.deepcopy(fp32))
+        weights = {
+            key: value.detach().cpu().contiguous()
+            for key, value in network.network.state_dict().items()
+        }
         return Deployed(
             backend=self,
             predict=network,
-            save=lambda path: path.write_bytes(checkpoints.packed({"architecture": model.architecture, "state_dict": weights})),
+            save=lambda path: path.write_bytes(
+                checkpoints.packed({"architecture": model.architecture, "state_dict": weights})
+            ),
             network=network.network,
             layers=plain_layers(network.network),
             stored=stored_parameters(network.network),
-            reference=reference,
+            fp32=fp32,
         )
 
-    def convert(self, trained: Checkpoint, model: nn.Module, images: torch.Tensor, recipe: dict) -> Deployed:
+    def convert(
+        self, trained: Checkpoint, model: nn.Module, images: torch.Tensor, recipe: dict
+    ) -> Deployed:
         return self.quantize(qat.plain(trained.model, model), images, recipe)
 
     def load(self, path: Path, device: str) -> Predictor:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        return self.wrapper(architectures.rebuild(content)).eval().to(device, memory_format=torch.channels_last)
+        return (
+            self.wrapper(architectures.rebuild(content))
+            .eval()
+            .to(device, memory_format=torch.channels_last)
+        )
 
 
 ENGINES = {

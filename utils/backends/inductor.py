@@ -20,13 +20,13 @@ from pathlib import Path
 import torch
 from torch import fx, nn
 
-from utils.backends import exported
+from utils.backends import torch_export
 from utils.backends.base import Predictor
 from utils.backends.lowering import Lowering, not_installed, u8s8_is_narrow
 from utils.errors import UserError
-from utils.quantize import Quantized
-from utils.quantize.placement import INTEGERS, Placement
-from utils.quantize.quantized import Pair, QuantizedLayer
+from utils.quantize.modules import QDQ, QuantizedLayer
+from utils.quantize.network import Quantized
+from utils.quantize.qdq_config import INTEGERS, QDQConfig
 
 FUSIONS = "torchao.quantization.pt2e.quantizer.x86_inductor_quantizer"  # importing it registers them with Inductor
 CALL = re.compile(r"\baoti_torch_cpu_(\w+)\(")  # of a kernel of torch, in the C++ of a package
@@ -41,16 +41,20 @@ class Inductor(Lowering):
 
     def problem(self) -> str | None:
         no_compiler = shutil.which(os.environ.get("CXX", "g++")) is None
-        return not_installed("requirements-torchao.txt", "torchao") or ("Inductor needs a C++ compiler" if no_compiler else None)
+        return not_installed("requirements-torchao.txt", "torchao") or (
+            "Inductor needs a C++ compiler" if no_compiler else None
+        )
 
-    def placement(self, bits: int) -> Placement:
+    def default_config(self, bits: int) -> QDQConfig:
         """Return where Inductor wants pairs: where OpenVINO does, so that both share one network.
 
         Rounded summands make ResNet-18 1.33 times as fast, at batch 32. Inductor has no integer
         kernel for inputs with a scale for each channel: depthwise layers whose inputs have these
         compute in FP32 on rounded numbers.
         """
-        return Placement("inputs", scales="needed", rounded_sums=True, centred=True, narrow=u8s8_is_narrow())
+        return QDQConfig(
+            "inputs", scales="needed", rounded_sums=True, centred=True, narrow=u8s8_is_narrow()
+        )
 
     def lower(self, quantized: Quantized, path: Path) -> None:
         """Compile `quantized` and write its package to `path`, for any batch size and number of threads.
@@ -65,15 +69,22 @@ class Inductor(Lowering):
         # Without dynamic threads, the code has the number of threads of this process for good.
         settings = {"freezing": True, "cpp.dynamic_threads": True}
         package = io.BytesIO()  # torch's writer of packages aborts the process where a disk is full
-        with exported.quiet(), torch.no_grad():
-            program = exported.program(for_inductor(quantized))
+        with torch_export.quiet(), torch.no_grad():
+            program = torch_export.program(for_inductor(quantized))
             try:
-                with config.patch(settings), fresh_cache():  # the usual cache would keep a copy of every package
+                with (
+                    config.patch(settings),
+                    fresh_cache(),
+                ):  # the usual cache would keep a copy of every package
                     aoti_compile_and_package(program, package_path=package)
             except InductorError as error:
                 if "CppCompileError" not in str(error):
                     raise
-                reasons = [line for line in str(error).splitlines() if "error" in line and "CppCompileError" not in line]
+                reasons = [
+                    line
+                    for line in str(error).splitlines()
+                    if "error" in line and "CppCompileError" not in line
+                ]
                 raise UserError(
                     f"inductor: the C++ compiler failed ({reasons[-1].strip() if reasons else 'it does not say why'}). "
                     f"See that {tempfile.gettempdir()} has room, or take another --backend."
@@ -93,19 +104,21 @@ class Inductor(Lowering):
         return kernels(path)
 
 
-class FloatPair(nn.Module):
-    """A `Pair` with a scale for each channel of (n, channels, h, w), in float arithmetic.
+class FloatQDQ(nn.Module):
+    """A `QDQ` with a scale for each channel of (n, channels, h, w), in float arithmetic.
 
     It gives the same numbers. Inductor does not vectorize the original, in which MobileNetV3-Small
     spends 40 % of its time.
     """
 
-    def __init__(self, pair: Pair):
+    def __init__(self, qdq: QDQ):
         super().__init__()
-        low, high = INTEGERS[pair.dtype]
-        self.register_buffer("scale", pair.scale.view(1, -1, 1, 1))
-        self.register_buffer("inverse", 1 / self.scale)  # the operators of torch multiply by it, too
-        self.register_buffer("low", low - pair.zero_point.float().view(1, -1, 1, 1))
+        low, high = INTEGERS[qdq.dtype]
+        self.register_buffer("scale", qdq.scale.view(1, -1, 1, 1))
+        self.register_buffer(
+            "inverse", 1 / self.scale
+        )  # the operators of torch multiply by it, too
+        self.register_buffer("low", low - qdq.zero_point.float().view(1, -1, 1, 1))
         self.register_buffer("high", self.low + (high - low))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -119,9 +132,9 @@ def for_inductor(quantized: Quantized) -> fx.GraphModule:
     """
     network = copy.deepcopy(quantized.network)
     for name, layer in quantized.layers.items():
-        pair = quantized.pair(quantized.pairs.reads[name])
-        if pair.numbers is None:
-            network.set_submodule(quantized.pairs.reads[name], FloatPair(pair))
+        qdq = quantized.qdq(quantized.qdqs.reads[name])
+        if qdq.numbers is None:
+            network.set_submodule(quantized.qdqs.reads[name], FloatQDQ(qdq))
             network.set_submodule(name, float_depthwise(layer))
     return network
 
@@ -129,7 +142,9 @@ def for_inductor(quantized: Quantized) -> fx.GraphModule:
 def float_depthwise(layer: QuantizedLayer) -> nn.Conv2d:
     """Return a depthwise convolution in FP32 with the values of the integers of `layer`."""
     stride, padding, dilation, groups = layer.convolution
-    convolution = nn.Conv2d(groups, groups, layer.weight.shape[2:], stride, padding, dilation, groups)
+    convolution = nn.Conv2d(
+        groups, groups, layer.weight.shape[2:], stride, padding, dilation, groups
+    )
     convolution.weight.data, convolution.bias.data = layer.values(), layer.bias.clone()
     return convolution.eval()
 

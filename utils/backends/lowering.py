@@ -11,8 +11,10 @@ from torch import nn
 
 from utils import environment
 from utils.backends.base import Deployed, Halved, Stored, stored_parameters
-from utils.quantize import Placement, Quantized, ptq, qat, reconstruction
+from utils.quantize import ptq, qat, reconstruction
+from utils.quantize.network import Quantized
 from utils.quantize.operators import folded
+from utils.quantize.qdq_config import QDQConfig
 from utils.training import checkpoints
 from utils.training.checkpoints import Checkpoint
 
@@ -25,23 +27,23 @@ class Lowering(ABC):
     watched = False
 
     @abstractmethod
-    def placement(self, bits: int) -> Placement:
+    def default_config(self, bits: int) -> QDQConfig:
         """Return the pairs and formats that this backend asks for on this machine.
 
         `bits` are those of weights and activations, 8 or 16, as the recipe says.
         """
 
-    def placement_by(self, recipe: dict) -> Placement:
+    def qdq_config(self, recipe: dict) -> QDQConfig:
         """Return the placement for a `recipe` with `bits`.
 
         `seven_bits` names the factor of products that has 7 bits where products of 8 bits overflow:
         "activations", the default, as reduce_range does in torch, or "weights", as in ONNX Runtime.
         With `narrow` true, it has them on every machine, for a file that also serves those without VNNI.
         """
-        placement = self.placement(recipe["bits"])
+        config = self.default_config(recipe["bits"])
         if recipe.get("narrow"):
-            placement = dataclasses.replace(placement, narrow=True, narrow_depthwise=False)
-        return placement.narrowed(recipe.get("seven_bits", "activations"))
+            config = dataclasses.replace(config, narrow=True, narrow_depthwise=False)
+        return config.narrowed(recipe.get("seven_bits", "activations"))
 
     @abstractmethod
     def lower(self, quantized: Quantized, path: Path) -> None:
@@ -63,16 +65,18 @@ class Lowering(ABC):
             backend=self,
             save=lambda path: self.lower(quantized, path),
             stored=stored(quantized),
-            reference=quantized.reference,
+            fp32=quantized.fp32,
             quantized=quantized,
-            facts={"placement": quantized.placement.describe(), "quantized": sorted(quantized.layers)},
+            facts={"placement": quantized.config.describe(), "quantized": sorted(quantized.layers)},
         )
 
     def deploy_half(self, model: nn.Module) -> Deployed:
         """Describe a float `model` as this backend deploys it in FP16."""
         network = folded(model)
         numbers = stored_parameters(copy.deepcopy(network).half())
-        return Deployed(backend=self, save=lambda path: self.lower_half(network, path), stored=numbers)
+        return Deployed(
+            backend=self, save=lambda path: self.lower_half(network, path), stored=numbers
+        )
 
     def with_network(self, deployed: Deployed, network: nn.Module) -> Deployed:
         """Return `deployed` with the module that torch runs, which must answer as the file does."""
@@ -90,13 +94,13 @@ class Lowering(ABC):
     def quantized(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> Quantized:
         """Return the network that `quantize` deploys, by a `recipe` with `bits`."""
         method = reconstruction.reconstruct if recipe.get("reconstruct") else ptq.quantize
-        return method(model, images, recipe, self.placement_by(recipe))
+        return method(model, images, recipe, self.qdq_config(recipe))
 
     def training(self, recipe: dict) -> tuple[str, dict]:
         if "bits" not in recipe:
             return HALF.training(recipe)
         settings = {name: recipe[name] for name in qat.SETTINGS if name in recipe}
-        settings["placement"] = self.placement_by(recipe).in_training.describe()
+        settings["placement"] = self.qdq_config(recipe).in_training.describe()
         return checkpoints.fingerprint(**settings["placement"])[:6], settings
 
     def prepare(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> nn.Module:
@@ -107,20 +111,24 @@ class Lowering(ABC):
         if "bits" not in recipe:
             return HALF.prepare(model, images, recipe)
         method = reconstruction.trainable if recipe.get("reconstruct") else qat.trainable
-        return method(model, images, recipe, self.placement_by(recipe).in_training)
+        return method(model, images, recipe, self.qdq_config(recipe).in_training)
 
-    def convert(self, trained: Checkpoint, model: nn.Module, images: torch.Tensor, recipe: dict) -> Deployed:
+    def convert(
+        self, trained: Checkpoint, model: nn.Module, images: torch.Tensor, recipe: dict
+    ) -> Deployed:
         """Convert a trained network: to integers with the ranges of its training, or to FP16."""
         if "bits" not in recipe:
             return self.deploy_half(qat.plain(trained.model, model))
-        quantized = qat.convert(trained.model, recipe, self.placement_by(recipe))
+        quantized = qat.convert(trained.model, recipe, self.qdq_config(recipe))
         return dataclasses.replace(self.deploy(quantized), fake_quant=trained.model)
 
 
 def not_installed(requirements: str, *packages: str) -> str | None:
     """Return which of `packages` are missing and the file that installs them; None if none is."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    return f"not installed: {', '.join(missing)} (pip install -r {requirements})" if missing else None
+    return (
+        f"not installed: {', '.join(missing)} (pip install -r {requirements})" if missing else None
+    )
 
 
 def u8s8_is_narrow() -> bool:
@@ -131,6 +139,9 @@ def u8s8_is_narrow() -> bool:
 def stored(quantized: Quantized) -> tuple[Stored, ...]:
     """Return the integer weights, the biases and what stays in FP32 as `Stored`."""
     layers = quantized.layers.items()
-    weights = [Stored(layer.weight.numel(), 8 * layer.weight.element_size(), name) for name, layer in layers]
+    weights = [
+        Stored(layer.weight.numel(), 8 * layer.weight.element_size(), name)
+        for name, layer in layers
+    ]
     biases = [Stored(layer.bias.numel(), 32) for _, layer in layers]
     return (*weights, *biases, *stored_parameters(quantized.network))

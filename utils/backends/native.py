@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from utils.backends.base import Deployed, Floating, Predictor, plain_layers, stored_parameters
-from utils.backends.profiles import ByTorch
+from utils.backends.operator_times import ByTorch
 from utils.quantize import qat
 from utils.training import architectures, checkpoints
 from utils.training.checkpoints import Checkpoint
@@ -35,13 +35,19 @@ class Native(ByTorch, Floating):
             stored=stored_parameters(model),
         )
 
-    def convert(self, trained: Checkpoint, model: nn.Module, images: torch.Tensor, recipe: dict) -> Deployed:
+    def convert(
+        self, trained: Checkpoint, model: nn.Module, images: torch.Tensor, recipe: dict
+    ) -> Deployed:
         plain = qat.plain(trained.model, model)
         deployed = self.deploy(Checkpoint(trained.path, plain, trained.sha256, trained.training))
         return dataclasses.replace(deployed, save=lambda path: checkpoints.export(path, plain))
 
     def load(self, path: Path, device: str) -> Predictor:
-        return architectures.rebuild(checkpoints.read(path)).eval().to(device, memory_format=torch.channels_last)
+        return (
+            architectures.rebuild(checkpoints.read(path))
+            .eval()
+            .to(device, memory_format=torch.channels_last)
+        )
 
 
 ENGINES = {"native": Native()}

@@ -31,4 +31,8 @@ def export(network: nn.Module, path: Path) -> None:
 
 def of_checkpoint(path: Path) -> Path:
     """Return the path of the graph of the FP32 checkpoint at `path`; export it if it is missing."""
-    return checkpoints.derived(path, ".onnx", lambda target: export(architectures.rebuild(checkpoints.read(path)).eval(), target))
+    return checkpoints.derived(
+        path,
+        ".onnx",
+        lambda target: export(architectures.rebuild(checkpoints.read(path)).eval(), target),
+    )

@@ -18,8 +18,9 @@ from utils.backends import onnx_export
 from utils.backends.base import Predictor
 from utils.backends.fp16 import Half
 from utils.backends.lowering import Lowering, not_installed, u8s8_is_narrow
-from utils.backends.profiles import Timed
-from utils.quantize import Placement, Quantized
+from utils.backends.operator_times import Timed
+from utils.quantize.network import Quantized
+from utils.quantize.qdq_config import QDQConfig
 
 
 class OnnxRuntime(Lowering):
@@ -30,11 +31,13 @@ class OnnxRuntime(Lowering):
     def problem(self) -> str | None:
         return not_installed("requirements.txt", "onnx", "onnxruntime", "onnxscript")
 
-    def placement(self, bits: int) -> Placement:
+    def default_config(self, bits: int) -> QDQConfig:
         if bits == 16:
             # Its 16-bit operators are computed in FP32 between roundings: a second simulation.
-            return Placement("outputs", torch.int16, torch.int8, bias="float", symmetric=True, levels=2**16 - 1)
-        return Placement(
+            return QDQConfig(
+                "outputs", torch.int16, torch.int8, bias="float", symmetric=True, levels=2**16 - 1
+            )
+        return QDQConfig(
             "outputs",
             bias="int32",
             narrow=u8s8_is_narrow(),
@@ -45,7 +48,7 @@ class OnnxRuntime(Lowering):
 
     def lower(self, quantized: Quantized, path: Path) -> None:
         onnx_export.export(quantized.network, path)
-        if quantized.placement.bias == "int32":
+        if quantized.config.bias == "int32":
             store_biases(quantized, path)
 
     def lower_half(self, network: nn.Module, path: Path) -> None:
@@ -71,11 +74,15 @@ class OnnxRuntime(Lowering):
             options.enable_profiling, options.profile_file_prefix = True, str(log)
         if optimized is not None:
             options.optimized_model_filepath = str(optimized)
-            options.log_severity_level = 3  # it warns that the optimized graph is for this machine only
+            options.log_severity_level = (
+                3  # it warns that the optimized graph is for this machine only
+            )
         graph = onnx_export.of_checkpoint(path) if path.suffix == ".pt" else path
         # This one would quantize the weights of layers that stay in FP32, if they stand between pairs.
         disabled = ["WeightBiasQuantization"]
-        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled)
+        return onnxruntime.InferenceSession(
+            graph, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+        )
 
     def profile(self, path: Path, x: torch.Tensor, runs: int) -> list[Timed]:
         """Return the times of the nodes of the optimized graph, as ONNX Runtime logs them."""
@@ -89,7 +96,12 @@ class OnnxRuntime(Lowering):
             if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
                 nodes.setdefault(event["name"].removesuffix("_kernel_time"), []).append(event)
         return [
-            Timed(name, times[0]["args"]["op_name"], _format(times[0]), sum(each["dur"] for each in times[1:]) / 1e3 / runs)
+            Timed(
+                name,
+                times[0]["args"]["op_name"],
+                _format(times[0]),
+                sum(each["dur"] for each in times[1:]) / 1e3 / runs,
+            )
             for name, times in nodes.items()  # the first run is slower
         ]
 
@@ -106,7 +118,9 @@ class OnnxRuntime(Lowering):
 
 def _format(event: dict) -> str:
     """Return the format that a node computes in: that of its first input."""
-    first = next((name for shape in event["args"].get("input_type_shape", []) for name in shape), "")
+    first = next(
+        (name for shape in event["args"].get("input_type_shape", []) for name in shape), ""
+    )
     return {"uint8": "INT8", "int8": "INT8", "float": "FP32", "float16": "FP16"}.get(first, "")
 
 
@@ -119,7 +133,9 @@ def store_biases(quantized: Quantized, path: Path) -> None:
 
     model = onnx.load(path)
     graph = model.graph
-    weights = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    weights = {
+        node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"
+    }
     layers = {f"{name}.weight": name for name in quantized.layers}
     dequantizations = []
     for node in graph.node:
@@ -129,7 +145,9 @@ def store_biases(quantized: Quantized, path: Path) -> None:
         layer, bias = quantized.layers[name], f"{name}.bias_dequantized"
         step = (quantized.input_scale(name).double() * layer.scale.double()).float()
         inputs = {f"{name}.bias_integers": layer.bias_integers, f"{name}.bias_scale": step}
-        graph.initializer.extend(onnx.numpy_helper.from_array(value.numpy(), key) for key, value in inputs.items())
+        graph.initializer.extend(
+            onnx.numpy_helper.from_array(value.numpy(), key) for key, value in inputs.items()
+        )
         dequantizations.append(onnx.helper.make_node("DequantizeLinear", [*inputs], [bias], axis=0))
         node.input[2] = bias
     nodes = [*dequantizations, *graph.node]

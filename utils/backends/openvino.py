@@ -18,10 +18,11 @@ from utils import paths
 from utils.backends import onnx_export
 from utils.backends.base import Predictor
 from utils.backends.lowering import Lowering, not_installed, u8s8_is_narrow
-from utils.backends.profiles import Timed
+from utils.backends.operator_times import Timed
 from utils.errors import UserError
-from utils.quantize import Placement, Quantized
-from utils.quantize.quantized import Pair
+from utils.quantize.modules import QDQ
+from utils.quantize.network import Quantized
+from utils.quantize.qdq_config import QDQConfig
 
 if TYPE_CHECKING:
     import openvino
@@ -48,15 +49,21 @@ class OpenVino(Lowering):
         if missing:
             return missing
         label = {"f32": "FP32", "f16": "FP16", "bf16": "BF16"}[self.precision]
-        return None if label in _capabilities() else f"this CPU has no {label} arithmetic, so OpenVINO would compute in another"
+        return (
+            None
+            if label in _capabilities()
+            else f"this CPU has no {label} arithmetic, so OpenVINO would compute in another"
+        )
 
-    def placement(self, bits: int) -> Placement:
+    def default_config(self, bits: int) -> QDQConfig:
         """Return where OpenVINO wants pairs.
 
         Rounded summands make ResNet-18 1.15 times as fast at batch 32, and zero-points in the middle
         MobileNetV3-Small 1.1 times, at any batch size.
         """
-        return Placement("inputs", scales="needed", rounded_sums=True, centred=True, narrow=u8s8_is_narrow())
+        return QDQConfig(
+            "inputs", scales="needed", rounded_sums=True, centred=True, narrow=u8s8_is_narrow()
+        )
 
     def lower(self, quantized: Quantized, path: Path) -> None:
         onnx_export.export(around_zero(quantized.network), path)
@@ -95,7 +102,10 @@ class OpenVino(Lowering):
                 if node.status == node.Status.EXECUTED:
                     nodes[node.node_name] = node
                     total[node.node_name] += 1e3 * node.real_time.total_seconds()
-        return [Timed(name, node.node_type, _format(node.exec_type), total[name] / runs) for name, node in nodes.items()]
+        return [
+            Timed(name, node.node_type, _format(node.exec_type), total[name] / runs)
+            for name, node in nodes.items()
+        ]
 
     def _compiler(self, path: Path, **changes):
         """Return a function from a batch size to the network at `path`, compiled for it.
@@ -120,7 +130,9 @@ class OpenVino(Lowering):
             compiled = core.compile_model(model, "CPU", settings)
             actual = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
             if actual != self.precision:
-                raise UserError(f"{self.name}: OpenVINO would compute in {actual} on this CPU, not in {self.precision}.")
+                raise UserError(
+                    f"{self.name}: OpenVINO would compute in {actual} on this CPU, not in {self.precision}."
+                )
             return compiled
 
         return compile_for
@@ -133,7 +145,7 @@ def around_zero(network: fx.GraphModule) -> fx.GraphModule:
     """
     network = copy.deepcopy(network)
     for module in network.modules():
-        if isinstance(module, Pair) and module.numbers and module.numbers[1] == 128:
+        if isinstance(module, QDQ) and module.numbers and module.numbers[1] == 128:
             module.dtype = torch.int8
             module.assign(module.scale, torch.tensor(0))
     return network
@@ -157,14 +169,26 @@ def kernels(compiled: "openvino.CompiledModel") -> dict:
             integers += sum(each in INTEGERS for each in layers)
         elif kind not in ("Const", "Input", "Output", "Reorder", "Reshape"):
             precisions[precision] += 1
-    return {"layers": counts.total(), "integer_layers": integers, "kernels": dict(counts), "precisions": dict(precisions)}
+    return {
+        "layers": counts.total(),
+        "integer_layers": integers,
+        "kernels": dict(counts),
+        "precisions": dict(precisions),
+    }
 
 
 def _matrices(subgraph) -> list[str]:
     """Return the precision of every constant matrix that a node reads, the weights of a linear layer each."""
-    sources = [(source.get_source_output().get_node(), source.get_partial_shape()) for source in subgraph.inputs()]
+    sources = [
+        (source.get_source_output().get_node(), source.get_partial_shape())
+        for source in subgraph.inputs()
+    ]
     constants = [(node, shape) for node, shape in sources if _fact(node, "layerType") == "Const"]
-    return [_fact(node, "runtimePrecision") for node, shape in constants if len(shape) == 2 and shape[0].get_length() > 1]
+    return [
+        _fact(node, "runtimePrecision")
+        for node, shape in constants
+        if len(shape) == 2 and shape[0].get_length() > 1
+    ]
 
 
 def _fact(node, name: str) -> str:
@@ -173,7 +197,9 @@ def _fact(node, name: str) -> str:
 
 def _format(kernel: str) -> str:
     """Return the format in the name of a kernel, for example "brgconv_avx512_I8"."""
-    return {"i8": "INT8", "u8": "INT8", "f32": "FP32", "f16": "FP16", "bf16": "BF16"}.get(kernel.lower().rpartition("_")[2], "")
+    return {"i8": "INT8", "u8": "INT8", "f32": "FP32", "f16": "FP16", "bf16": "BF16"}.get(
+        kernel.lower().rpartition("_")[2], ""
+    )
 
 
 def shorten(path: Path, precision: str) -> None:
@@ -191,8 +217,14 @@ def shorten(path: Path, precision: str) -> None:
     for stored in model.graph.initializer:
         if stored.data_type == onnx.TensorProto.FLOAT:
             name = stored.name
-            stored.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(stored).astype(short), f"{name}_{precision}"))
-            casts.append(onnx.helper.make_node("Cast", [stored.name], [name], to=onnx.TensorProto.FLOAT))
+            stored.CopyFrom(
+                onnx.numpy_helper.from_array(
+                    onnx.numpy_helper.to_array(stored).astype(short), f"{name}_{precision}"
+                )
+            )
+            casts.append(
+                onnx.helper.make_node("Cast", [stored.name], [name], to=onnx.TensorProto.FLOAT)
+            )
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
@@ -210,5 +242,9 @@ def _capabilities() -> tuple[str, ...]:
 
 ENGINES = {
     engine.name: engine
-    for engine in (OpenVino("openvino", "f32"), OpenVino("openvino_fp16", "f16"), OpenVino("openvino_bf16", "bf16"))
+    for engine in (
+        OpenVino("openvino", "f32"),
+        OpenVino("openvino_fp16", "f16"),
+        OpenVino("openvino_bf16", "bf16"),
+    )
 }

@@ -11,11 +11,20 @@ import torch
 
 from utils.backends.base import Deployed, Predictor
 from utils.backends.lowering import Lowering
-from utils.quantize import Placement, Quantized
+from utils.quantize.network import Quantized
+from utils.quantize.qdq_config import QDQConfig
 
 # Symmetric, with biases of 32 bits, as in hardware with 16-bit integers. A scale for each channel
 # costs nothing where no channels are added up: each has a separate accumulator there in any case.
-INT16 = Placement("outputs", torch.int16, torch.int16, bias="int32", symmetric=True, levels=2**16 - 1, scales="apart")
+INT16 = QDQConfig(
+    "outputs",
+    torch.int16,
+    torch.int16,
+    bias="int32",
+    symmetric=True,
+    levels=2**16 - 1,
+    scales="apart",
+)
 
 
 class Simulated(Lowering):
@@ -27,14 +36,16 @@ class Simulated(Lowering):
     def problem(self) -> str | None:
         return None
 
-    def placement(self, bits: int) -> Placement:
+    def default_config(self, bits: int) -> QDQConfig:
         return INT16
 
     def lower(self, quantized: Quantized, path: Path) -> None:
         quantized.save(path)
 
     def deploy(self, quantized: Quantized) -> Deployed:
-        return self.with_network(super().deploy(quantized), quantized.network.to(memory_format=torch.channels_last))
+        return self.with_network(
+            super().deploy(quantized), quantized.network.to(memory_format=torch.channels_last)
+        )
 
     def load(self, path: Path, device: str) -> Predictor:
         return Quantized.load(path).network.to(device, memory_format=torch.channels_last)

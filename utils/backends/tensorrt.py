@@ -23,8 +23,9 @@ from utils.backends.base import Deployed, Predictor
 from utils.backends.fp16 import Half
 from utils.backends.lowering import Lowering, not_installed
 from utils.errors import UserError
-from utils.quantize import Placement, Quantized
-from utils.quantize.quantized import Pair, QuantizedLayer, by_output
+from utils.quantize.modules import QDQ, QuantizedLayer, by_output
+from utils.quantize.network import Quantized
+from utils.quantize.qdq_config import QDQConfig
 from utils.training import checkpoints
 from utils.training.architectures import NUM_CLASSES
 
@@ -45,7 +46,9 @@ class TensorRT(Lowering):
         self.name, self.rest, self.package = name, rest, package
 
     def problem(self) -> str | None:
-        no_gpu = None if torch.cuda.is_available() else "no NVIDIA GPU that this build of torch can use"
+        no_gpu = (
+            None if torch.cuda.is_available() else "no NVIDIA GPU that this build of torch can use"
+        )
         missing = not_installed("requirements-tensorrt.txt", self.package, "onnx", "onnxscript")
         return "; ".join(filter(None, (no_gpu, missing))) or None
 
@@ -59,11 +62,14 @@ class TensorRT(Lowering):
 
     def built_with(self) -> dict[str, str]:
         """Return what a plan built here depends on: the GPU and the version of TensorRT."""
-        return {"gpu": torch.cuda.get_device_name(), "tensorrt": importlib.import_module(self.package).__version__}
+        return {
+            "gpu": torch.cuda.get_device_name(),
+            "tensorrt": importlib.import_module(self.package).__version__,
+        }
 
-    def placement(self, bits: int) -> Placement:
+    def default_config(self, bits: int) -> QDQConfig:
         """Return where TensorRT wants pairs: int8 around 0, and one scale for each activation."""
-        return Placement("inputs", activation=torch.int8, symmetric=True)
+        return QDQConfig("inputs", activation=torch.int8, symmetric=True)
 
     def deploy(self, quantized: Quantized) -> Deployed:
         deployed = super().deploy(quantized)
@@ -75,7 +81,9 @@ class TensorRT(Lowering):
         Its quantized layers run on integers. The others, `keep_fp32` among them, are in the format
         `rest`. Raises `UserError` if the graph breaks TensorRT's rules or TensorRT refuses it.
         """
-        self._compile(quantized.network if self.rest is torch.float32 else half(quantized.network), path)
+        self._compile(
+            quantized.network if self.rest is torch.float32 else half(quantized.network), path
+        )
 
     def lower_half(self, network: nn.Module, path: Path) -> None:
         """Build the plan of a float `network`, all of it in the format `rest`; write it to `path`.
@@ -93,7 +101,9 @@ class TensorRT(Lowering):
 
     def _fp32_plan(self, checkpoint: Path) -> Path:
         return checkpoints.derived(
-            checkpoint, self.suffix, lambda target: self._write(onnx_export.of_checkpoint(checkpoint), target)
+            checkpoint,
+            self.suffix,
+            lambda target: self._write(onnx_export.of_checkpoint(checkpoint), target),
         )
 
     def _compile(self, network: nn.Module, path: Path) -> None:
@@ -106,11 +116,13 @@ class TensorRT(Lowering):
         """Write the plan of the ONNX file `graph` to `path`."""
         import onnx
 
-        from utils.backends import qdq_lint
+        from utils.backends import tensorrt_rules
 
-        if broken := qdq_lint.violations(onnx.load(graph)):
+        if broken := tensorrt_rules.violations(onnx.load(graph)):
             more = f" ({len(broken) - 1} more)" if len(broken) > 1 else ""
-            raise UserError(f"{self.name}: the graph breaks TensorRT's rules for quantization{more}: {broken[0]}.")
+            raise UserError(
+                f"{self.name}: the graph breaks TensorRT's rules for quantization{more}: {broken[0]}."
+            )
         plan = build(self.package, graph)
         with paths.atomic(path) as temporary:
             temporary.write_bytes(plan)
@@ -141,7 +153,9 @@ class Plan:
         # A shape is set when it changes only: that costs time, and is no part of a CUDA graph.
         changed = tuple(self.context.get_tensor_shape("images")) != tuple(x.shape)
         if changed and not self.context.set_input_shape("images", tuple(x.shape)):
-            raise UserError(f"a plan takes {BATCHES[0]} to {BATCHES[-1]} images, not {len(x)}: give smaller --batch-sizes.")
+            raise UserError(
+                f"a plan takes {BATCHES[0]} to {BATCHES[-1]} images, not {len(x)}: give smaller --batch-sizes."
+            )
         logits = torch.empty(len(x), NUM_CLASSES, device=x.device)
         self.context.set_tensor_address("images", x.data_ptr())
         self.context.set_tensor_address("logits", logits.data_ptr())
@@ -157,18 +171,22 @@ class Plan:
         return logits
 
 
-class _Pair(nn.Module):
-    """A `Pair` in FP16, as ONNX operators; it can be exported, but not run."""
+class _OnnxQDQ(nn.Module):
+    """A `QDQ` in FP16, as ONNX operators; it can be exported, but not run."""
 
-    def __init__(self, pair: Pair):
+    def __init__(self, qdq: QDQ):
         super().__init__()
-        self.register_buffer("scale", _fp16(pair.scale))
+        self.register_buffer("scale", _fp16(qdq.scale))
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.int8))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         numbers = (self.scale, self.zero_point)
-        integers = torch.onnx.ops.symbolic("QuantizeLinear", (x, *numbers), dtype=torch.int8, shape=x.shape)
-        return torch.onnx.ops.symbolic("DequantizeLinear", (integers, *numbers), dtype=torch.float16, shape=x.shape)
+        integers = torch.onnx.ops.symbolic(
+            "QuantizeLinear", (x, *numbers), dtype=torch.int8, shape=x.shape
+        )
+        return torch.onnx.ops.symbolic(
+            "DequantizeLinear", (integers, *numbers), dtype=torch.float16, shape=x.shape
+        )
 
 
 class _Layer(nn.Module):
@@ -187,7 +205,9 @@ class _Layer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         numbers = (self.weight, self.scale, self.zero_point)
         shape = self.weight.shape
-        weight = torch.onnx.ops.symbolic("DequantizeLinear", numbers, {"axis": 0}, dtype=torch.float16, shape=shape)
+        weight = torch.onnx.ops.symbolic(
+            "DequantizeLinear", numbers, {"axis": 0}, dtype=torch.float16, shape=shape
+        )
         return self.layer.compute(x, weight, self.layer.bias)
 
 
@@ -199,8 +219,8 @@ def half(network: fx.GraphModule) -> Half:
     """
     network = copy.deepcopy(network)
     for name, module in list(network.named_modules()):
-        if isinstance(module, Pair):
-            network.set_submodule(name, _Pair(module))
+        if isinstance(module, QDQ):
+            network.set_submodule(name, _OnnxQDQ(module))
         elif isinstance(module, QuantizedLayer):
             network.set_submodule(name, _Layer(module))
     return Half(network)
@@ -220,7 +240,9 @@ def build(package: str, graph: Path) -> bytes:
     trt, log = _library(package)
     log.errors.clear()
     builder = trt.Builder(log)
-    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # the only kind, once the flag is gone
+    typed = getattr(
+        trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None
+    )  # the only kind, once the flag is gone
     network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, log)
     plan = None
@@ -260,4 +282,7 @@ def _library(package: str):
     return trt, Log()
 
 
-ENGINES = {engine.name: engine for engine in (TensorRT("tensorrt", torch.float32), TensorRT("tensorrt_fp16", torch.float16))}
+ENGINES = {
+    engine.name: engine
+    for engine in (TensorRT("tensorrt", torch.float32), TensorRT("tensorrt_fp16", torch.float16))
+}

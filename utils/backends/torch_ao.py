@@ -25,10 +25,11 @@ with warnings.catch_warnings():
 
 from utils.backends.base import Deployed, Predictor
 from utils.backends.lowering import Lowering, u8s8_is_narrow
-from utils.backends.profiles import ByTorch
-from utils.quantize import Placement, Quantized
+from utils.backends.operator_times import ByTorch
+from utils.quantize.modules import QDQ, QuantizedLayer
+from utils.quantize.network import Quantized
 from utils.quantize.operators import ADDITIONS
-from utils.quantize.quantized import Pair, QuantizedLayer
+from utils.quantize.qdq_config import QDQConfig
 
 OPS = torch.ops.quantized
 PRODUCTS = (operator.mul, torch.mul)
@@ -49,7 +50,7 @@ class TorchAO(ByTorch, Lowering):
             return f"this build of torch has only {', '.join(torch.backends.quantized.supported_engines)}"
         return None
 
-    def placement(self, bits: int) -> Placement:
+    def default_config(self, bits: int) -> QDQConfig:
         """Return the placement of this engine on this machine.
 
         qnnpack computes in 16 x 16 bits and never saturates. fbgemm's depthwise kernels add products
@@ -59,7 +60,13 @@ class TorchAO(ByTorch, Lowering):
         narrow = self.name != "qnnpack" and u8s8_is_narrow()
         depthwise = self.name == "fbgemm" and not narrow
         # In torch, an average has the scale of its input, and hardsigmoid's is fixed.
-        return Placement("outputs", narrow=narrow, narrow_depthwise=depthwise, pooling_keeps_scale=True, unit_gates=True)
+        return QDQConfig(
+            "outputs",
+            narrow=narrow,
+            narrow_depthwise=depthwise,
+            pooling_keeps_scale=True,
+            unit_gates=True,
+        )
 
     def lower(self, quantized: Quantized, path: Path) -> None:
         self.save(self.integers(quantized), path)
@@ -124,7 +131,9 @@ class _Integers:
         self.graph = fx.Graph()
         self.parts = nn.ModuleDict()
         self.new: dict[fx.Node, fx.Node] = {}  # old node -> its node in the new graph
-        self.exact: dict[fx.Node, tuple] = {}  # scale and zero-point of old nodes whose new nodes are quantized tensors
+        self.exact: dict[
+            fx.Node, tuple
+        ] = {}  # scale and zero-point of old nodes whose new nodes are quantized tensors
 
     def lowered(self) -> fx.GraphModule:
         """Return the lowered graph."""
@@ -141,7 +150,7 @@ class _Integers:
 
     def _lower(self, node: fx.Node) -> None:
         module = self._module(node)
-        if isinstance(module, Pair):
+        if isinstance(module, QDQ):
             self._quantize(node, module)
         elif node.op == "output":
             self.graph.output(self._float(node.args[0]))
@@ -165,44 +174,54 @@ class _Integers:
         nodes = [node]
         while len(nodes[-1].users) == 1 and len(nodes) < 3:
             nodes.append(next(iter(nodes[-1].users)))
-            if isinstance(self._module(nodes[-1]), Pair):
+            if isinstance(self._module(nodes[-1]), QDQ):
                 return nodes
             if not isinstance(self._module(nodes[-1]), nn.ReLU):
                 break
         return None
 
-    def _quantize(self, node: fx.Node, pair: Pair) -> None:
+    def _quantize(self, node: fx.Node, qdq: QDQ) -> None:
         source = node.args[0]
-        if self.exact.get(source) == pair.numbers:  # the same pair again
+        if self.exact.get(source) == qdq.numbers:  # the same pair again
             self.new[node] = self.new[source]
         else:
-            arguments = (self._float(source), *pair.numbers, torch.quint8)
+            arguments = (self._float(source), *qdq.numbers, torch.quint8)
             self.new[node] = self.graph.call_function(torch.quantize_per_tensor, arguments)
-        self.exact[node] = pair.numbers
+        self.exact[node] = qdq.numbers
 
     def _computed(self, node: fx.Node, nodes: list[fx.Node]) -> fx.Node | None:
         """Add the engine's operator for `nodes`: an operator and what ends it.
 
         Returns None if the engine has none for these inputs and scales; FP32 computes it then.
         """
-        module, relu, pair = self._module(node), len(nodes) == 3, self._module(nodes[-1])
+        module, relu, qdq = self._module(node), len(nodes) == 3, self._module(nodes[-1])
         if not node.args or node.args[0] not in self.exact:
             return None
         x = self.new[node.args[0]]
         if isinstance(module, QuantizedLayer):
-            return self._called(node.name, packed(module, relu, pair), x)
+            return self._called(node.name, packed(module, relu, qdq), x)
         if isinstance(module, nn.Hardswish) and not relu:
-            return self.graph.call_function(OPS.hardswish, (x, *pair.numbers))
-        if isinstance(module, nn.Hardsigmoid) and pair.numbers == GATE:
+            return self.graph.call_function(OPS.hardswish, (x, *qdq.numbers))
+        if isinstance(module, nn.Hardsigmoid) and qdq.numbers == GATE:
             return self.graph.call_function(F.hardsigmoid, (x,))
-        if node.target in ADDITIONS + PRODUCTS and all(operand in self.exact for operand in node.args) and not node.kwargs:
-            function = (OPS.add_relu if relu else OPS.add) if node.target in ADDITIONS else (OPS.mul_relu if relu else OPS.mul)
-            return self.graph.call_function(function, (*map(self.new.get, node.args), *pair.numbers))
-        if relu or pair.numbers != self.exact[node.args[0]]:
+        if (
+            node.target in ADDITIONS + PRODUCTS
+            and all(operand in self.exact for operand in node.args)
+            and not node.kwargs
+        ):
+            function = (
+                (OPS.add_relu if relu else OPS.add)
+                if node.target in ADDITIONS
+                else (OPS.mul_relu if relu else OPS.mul)
+            )
+            return self.graph.call_function(function, (*map(self.new.get, node.args), *qdq.numbers))
+        if relu or qdq.numbers != self.exact[node.args[0]]:
             return None  # what follows keeps its input's scale
         if isinstance(module, nn.ReLU6):
-            scale, zero_point = pair.numbers
-            ends_there = zero_point == 0 and 255 * scale <= 6 * (1 + 1e-6)  # the integers end at 0 and 6 already
+            scale, zero_point = qdq.numbers
+            ends_there = zero_point == 0 and 255 * scale <= 6 * (
+                1 + 1e-6
+            )  # the integers end at 0 and 6 already
             return x if ends_there else self._called(node.name, nnq.ReLU6(), x)
         if isinstance(module, nn.AdaptiveAvgPool2d | nn.MaxPool2d | nn.Flatten):
             return self._called(node.name, module, x)
@@ -218,7 +237,7 @@ class _Integers:
         self.parts[name] = module
 
 
-def packed(layer: QuantizedLayer, relu: bool, pair: Pair) -> nn.Module:
+def packed(layer: QuantizedLayer, relu: bool, qdq: QDQ) -> nn.Module:
     """Return a layer as torch's module of packed weights, with its ReLU, quantized as by `pair`."""
     scales = layer.scale.double(), layer.zero_point
     with warnings.catch_warnings():
@@ -230,9 +249,11 @@ def packed(layer: QuantizedLayer, relu: bool, pair: Pair) -> nn.Module:
     else:
         stride, padding, dilation, groups = layer.convolution
         how = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
-        module = (nniq.ConvReLU2d if relu else nnq.Conv2d)(inputs * groups, out, layer.weight.shape[2:], **how)
+        module = (nniq.ConvReLU2d if relu else nnq.Conv2d)(
+            inputs * groups, out, layer.weight.shape[2:], **how
+        )
     module.set_weight_bias(weight, layer.bias)
-    module.scale, module.zero_point = pair.numbers
+    module.scale, module.zero_point = qdq.numbers
     return module
 
 

@@ -18,14 +18,15 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from utils import paths
-from utils.backends import exported
+from utils.backends import torch_export
 from utils.backends.base import Predictor
 from utils.backends.lowering import Lowering, not_installed
-from utils.backends.profiles import Timed
+from utils.backends.operator_times import Timed
 from utils.errors import UserError
-from utils.quantize import Placement, Quantized
+from utils.quantize.modules import OPS, QDQ, QuantizedLayer
+from utils.quantize.network import Quantized
 from utils.quantize.operators import folded
-from utils.quantize.quantized import OPS, Pair, QuantizedLayer
+from utils.quantize.qdq_config import QDQConfig
 from utils.training import architectures, checkpoints
 
 LARGEST = 256  # batch size; larger ones run in parts. The file does not grow with it.
@@ -38,7 +39,11 @@ RELU = (ATEN.relu.default, ATEN.relu_.default)
 ADD, MULTIPLY = (ATEN.add.Tensor, ATEN.add_.Tensor), (ATEN.mul.Tensor, ATEN.mul_.Tensor)
 XNN_LAYERS = ("XNNConv2d", "XNNDepthwiseConv2d", "XNNFullyConnected")
 ENDS = ("input_id", "input1_id", "input2_id", "filter_id", "output_id")  # tensors of an operator
-AROUND = ("Method::execute", "DELEGATE_CALL", "OPERATOR_CALL")  # events that hold those of operators
+AROUND = (
+    "Method::execute",
+    "DELEGATE_CALL",
+    "OPERATOR_CALL",
+)  # events that hold those of operators
 INTEGERS = ("xnn_datatype_qint8", "xnn_datatype_qcint8")
 
 
@@ -50,23 +55,27 @@ class Xnnpack(Lowering):
     def problem(self) -> str | None:
         return not_installed("requirements-executorch.txt", "executorch")
 
-    def placement(self, bits: int) -> Placement:
-        return Placement("outputs", torch.int8, bias="int32", unit_gates=True)
+    def default_config(self, bits: int) -> QDQConfig:
+        return QDQConfig("outputs", torch.int8, bias="int32", unit_gates=True)
 
     def lower(self, quantized: Quantized, path: Path) -> None:
-        with exported.quiet():
-            program = exported.program(for_xnnpack(quantized.network), LARGEST, self.layout)
+        with torch_export.quiet():
+            program = torch_export.program(for_xnnpack(quantized.network), LARGEST, self.layout)
         if lines := violations(program):
-            raise UserError(f"XNNPACK would refuse this network: {'; '.join(lines)}. Try another method for `activations`.")
+            raise UserError(
+                f"XNNPACK would refuse this network: {'; '.join(lines)}. Try another method for `activations`."
+            )
         write(program, path)
 
     def load(self, path: Path, device: str) -> Predictor:
         """Load an artifact or an FP32 checkpoint, to run with the present number of threads."""
-        with exported.quiet():
+        with torch_export.quiet():
             program = runtime()._load_program(str(self._program(path)))
             method = program.load_method("forward")
 
-        def predict(x: torch.Tensor, program=program) -> torch.Tensor:  # a method needs its program alive
+        def predict(
+            x: torch.Tensor, program=program
+        ) -> torch.Tensor:  # a method needs its program alive
             if len(x) > LARGEST:
                 return torch.cat([predict(part) for part in x.split(LARGEST)])
             return method([x.contiguous(memory_format=self.layout)])[0]
@@ -83,7 +92,7 @@ class Xnnpack(Lowering):
         They are those of ExecuTorch's ETDump, in whole microseconds for each answer. Only the names of
         layers and of what moves numbers say which format they compute in.
         """
-        with exported.quiet(), tempfile.TemporaryDirectory() as folder:
+        with torch_export.quiet(), tempfile.TemporaryDirectory() as folder:
             from executorch.devtools.etdump.serialize import deserialize_from_etdump_flatcc
 
             module = runtime()._load_for_executorch(str(self._program(path)), enable_etdump=True)
@@ -93,12 +102,19 @@ class Xnnpack(Lowering):
             dump = Path(folder) / "times.etdp"
             module.write_etdump_result_to_file(str(dump), "")
             blocks = deserialize_from_etdump_flatcc(dump.read_bytes()).run_data
-        answers = [block.events for block in blocks if block.name == "Execute"][len(parts) :]  # the first one warms up
+        answers = [block.events for block in blocks if block.name == "Execute"][
+            len(parts) :
+        ]  # the first one warms up
         sums: dict[str, float] = collections.Counter()
         for event in (each.profile_event for events in answers for each in events):
             if event is not None and event.name not in AROUND:
-                sums[event.delegate_debug_id_str or event.name] += (event.end_time - event.start_time) / 1e6 / runs
-        return [Timed(name, name.rpartition(" #")[0] or name, format_of(name), ms) for name, ms in sums.items()]
+                sums[event.delegate_debug_id_str or event.name] += (
+                    (event.end_time - event.start_time) / 1e6 / runs
+                )
+        return [
+            Timed(name, name.rpartition(" #")[0] or name, format_of(name), ms)
+            for name, ms in sums.items()
+        ]
 
     def _program(self, path: Path) -> Path:
         """Return `path`, or, for an FP32 checkpoint, the path of its program; write that if it is missing."""
@@ -107,7 +123,7 @@ class Xnnpack(Lowering):
 
         def export(target: Path) -> None:
             network = for_xnnpack(folded(architectures.rebuild(checkpoints.read(path))))
-            write(exported.program(network, LARGEST, self.layout), target)
+            write(torch_export.program(network, LARGEST, self.layout), target)
 
         return checkpoints.derived(path, self.suffix, export)
 
@@ -139,7 +155,11 @@ class Pool(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if tuple(x.shape[2:]) == self.size:
             return x
-        return x.mean((2, 3), keepdim=True) if self.size == (1, 1) else F.adaptive_avg_pool2d(x, self.size)
+        return (
+            x.mean((2, 3), keepdim=True)
+            if self.size == (1, 1)
+            else F.adaptive_avg_pool2d(x, self.size)
+        )
 
 
 class Flatten(nn.Module):
@@ -149,14 +169,14 @@ class Flatten(nn.Module):
     is needed for XNNPACK to do so with integers.
     """
 
-    def __init__(self, pair: nn.Module | None):
+    def __init__(self, qdq: nn.Module | None):
         super().__init__()
-        self.pair = pair
+        self.qdq = qdq
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not x.is_contiguous():
             x = x.to(memory_format=torch.contiguous_format)
-            x = x if self.pair is None else self.pair(x)
+            x = x if self.qdq is None else self.qdq(x)
         return x.reshape(-1, x[0].numel())
 
 
@@ -171,7 +191,9 @@ class ShiftedGate(nn.Module):
         self.register_buffer("middle", torch.full((1, 1, 1, 1), HALF, dtype=torch.int8))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + OPS.dequantize_per_tensor.default(self.middle, 0.5 / HALF, 0, -128, 127, torch.int8)
+        return x + OPS.dequantize_per_tensor.default(
+            self.middle, 0.5 / HALF, 0, -128, 127, torch.int8
+        )
 
 
 def for_xnnpack(network: fx.GraphModule) -> fx.GraphModule:
@@ -183,12 +205,18 @@ def for_xnnpack(network: fx.GraphModule) -> fx.GraphModule:
         if isinstance(module, nn.AdaptiveAvgPool2d):
             network.set_submodule(node.target, Pool(module))
         elif (
-            isinstance(module, nn.Flatten) or node.target is torch.flatten or (node.op, node.target) == ("call_method", "flatten")
+            isinstance(module, nn.Flatten)
+            or node.target is torch.flatten
+            or (node.op, node.target) == ("call_method", "flatten")
         ):
             before = modules.get(node.args[0].target)
-            network.add_submodule(f"{node.name}_in_form", Flatten(before if isinstance(before, Pair) else None))
+            network.add_submodule(
+                f"{node.name}_in_form", Flatten(before if isinstance(before, QDQ) else None)
+            )
             with network.graph.inserting_before(node):
-                node.replace_all_uses_with(network.graph.call_module(f"{node.name}_in_form", (node.args[0],)))
+                node.replace_all_uses_with(
+                    network.graph.call_module(f"{node.name}_in_form", (node.args[0],))
+                )
             network.graph.erase_node(node)
         elif isinstance(module, nn.Hardsigmoid):
             _fold_gate(network, node, modules)
@@ -203,10 +231,14 @@ def _fold_gate(network: fx.GraphModule, gate: fx.Node, modules: dict[str, nn.Mod
     gets a sixth of its scales and of its bias, so its integers remain the same.
     """
     before, after = modules.get(gate.args[0].target), modules.get(next(iter(gate.users)).target)
-    if isinstance(before, nn.Conv2d | nn.Linear) and before.bias is not None and len(gate.args[0].users) == 1:
+    if (
+        isinstance(before, nn.Conv2d | nn.Linear)
+        and before.bias is not None
+        and len(gate.args[0].users) == 1
+    ):
         before.weight.data, before.bias.data = before.weight.data / 6, before.bias.data / 6 + 0.5
         network.set_submodule(gate.target, nn.Hardtanh(0.0, 1.0))
-    elif isinstance(before, Pair) and isinstance(after, Pair) and before.numbers and after.numbers:
+    elif isinstance(before, QDQ) and isinstance(after, QDQ) and before.numbers and after.numbers:
         node = gate.args[0].args[0]
         layer, (scale, zero_point) = modules.get(node.target), after.numbers
         alone = all(len(each.users) == 1 for each in (node, gate.args[0], gate))
@@ -228,24 +260,34 @@ def violations(program: torch.export.ExportedProgram) -> list[str]:
     lines = []
     for node in program.graph.nodes:
         if node.target is OPS.quantize_per_channel.default:
-            lines.append(f"{node.args[0].name} has a scale for each channel; XNNPACK wants one for each tensor")
+            lines.append(
+                f"{node.args[0].name} has a scale for each channel; XNNPACK wants one for each tensor"
+            )
         elif node.target is OPS.quantize_per_tensor.default:
-            lines += _of_pair(program, node)
+            lines += _of_qdq(program, node)
     return lines
 
 
-def _of_pair(program: torch.export.ExportedProgram, pair: fx.Node) -> list[str]:
+def _of_qdq(program: torch.export.ExportedProgram, qdq: fx.Node) -> list[str]:
     """Return what XNNPACK would refuse about a quantization and the operator before it."""
-    node, scale, zero_point, dtype = pair.args[0], *pair.args[1:3], pair.args[5]
+    node, scale, zero_point, dtype = qdq.args[0], *qdq.args[1:3], qdq.args[5]
     if node.target in RELU:
         node = node.args[0]
     if dtype != torch.int8:
-        return [f"{node.name} is quantized to {str(dtype).removeprefix('torch.')}; XNNPACK knows int8"]
+        return [
+            f"{node.name} is quantized to {str(dtype).removeprefix('torch.')}; XNNPACK knows int8"
+        ]
     if not torch.finfo(torch.float32).tiny <= scale < float("inf"):
         return [f"{node.name} has the scale {scale:g}, which is no normal number"]
-    read = [each.args[1:3] for each in node.all_input_nodes if each.target is OPS.dequantize_per_tensor.default]
+    read = [
+        each.args[1:3]
+        for each in node.all_input_nodes
+        if each.target is OPS.dequantize_per_tensor.default
+    ]
     if node.target in MOVING and read and read[0] != (scale, zero_point):
-        return [f"{node.name} changes scale and zero-point from {read[0]} to {(scale, zero_point)}; both must remain"]
+        return [
+            f"{node.name} changes scale and zero-point from {read[0]} to {(scale, zero_point)}; both must remain"
+        ]
     name, ratios, low = node.name, [], 0.0
     if node.target in LAYERS and read and node.args[1].target is OPS.dequantize_per_channel.default:
         weight, weight_scale = (_tensor(program, each) for each in node.args[1].args[:2])
@@ -255,7 +297,13 @@ def _of_pair(program: torch.export.ExportedProgram, pair: fx.Node) -> list[str]:
     elif node.target in MULTIPLY and len(read) == 2:
         ratios, low = [read[0][0] * read[1][0] / scale], 2.0**-16
     wrong = [ratio for ratio in ratios if not low <= ratio < STEPS]
-    return [f"{name}: a step of its input is {wrong[0]:.4g} steps of its output, not {low:.1e} to {STEPS}"] if wrong else []
+    return (
+        [
+            f"{name}: a step of its input is {wrong[0]:.4g} steps of its output, not {low:.1e} to {STEPS}"
+        ]
+        if wrong
+        else []
+    )
 
 
 def _tensor(program: torch.export.ExportedProgram, node: fx.Node) -> tuple[str, torch.Tensor]:
@@ -267,9 +315,11 @@ def _tensor(program: torch.export.ExportedProgram, node: fx.Node) -> tuple[str, 
 
 def write(program: torch.export.ExportedProgram, path: Path) -> None:
     """Write an exported network to `path` as an ExecuTorch program that XNNPACK runs."""
-    with exported.quiet():
+    with torch_export.quiet():
         from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
-        from executorch.backends.xnnpack.partition.config.generic_node_configs import HardswishConfig
+        from executorch.backends.xnnpack.partition.config.generic_node_configs import (
+            HardswishConfig,
+        )
         from executorch.backends.xnnpack.partition.config.xnnpack_config import ConfigPrecisionType
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
@@ -281,8 +331,13 @@ def write(program: torch.export.ExportedProgram, path: Path) -> None:
             def supported_precision_types(self):
                 return [ConfigPrecisionType.FP32, ConfigPrecisionType.STATIC_QUANT]
 
-        configs = [IntegerHardswish if each is HardswishConfig else each for each in ALL_PARTITIONER_CONFIGS]
-        edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner(configs=configs)])
+        configs = [
+            IntegerHardswish if each is HardswishConfig else each
+            for each in ALL_PARTITIONER_CONFIGS
+        ]
+        edge = to_edge_transform_and_lower(
+            program, partitioner=[XnnpackPartitioner(configs=configs)]
+        )
         # Memory for the input of the largest batch would be reserved at every batch size, and each input copied there.
         memory = MemoryPlanningPass(alloc_graph_input=False)
         content = edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=memory)).buffer
@@ -298,17 +353,23 @@ def kernels(path: Path) -> dict:
     of XNNPACK: count}, by what it reads and writes; `outside`, {name of an operator that
     ExecuTorch computes: count}.
     """
-    with exported.quiet():
+    with torch_export.quiet():
         from executorch.exir._serialize._program import deserialize_pte_binary
 
         program = deserialize_pte_binary(path.read_bytes()).program
         plan = program.execution_plan[0]
-        graphs = [_graph(bytes(program.backend_delegate_data[each.processed.index].data)) for each in plan.delegates]
+        graphs = [
+            _graph(bytes(program.backend_delegate_data[each.processed.index].data))
+            for each in plan.delegates
+        ]
     steps = [each.instr_args for chain in plan.chains for each in chain.instructions]
     calls = [plan.operators[each.op_index].name for each in steps if hasattr(each, "op_index")]
     counts = {True: collections.Counter(), False: collections.Counter()}
     for graph in graphs:
-        types = [value["xvalue_union"].get("tensor_value", value["xvalue_union"])["datatype"] for value in graph["xvalues"]]
+        types = [
+            value["xvalue_union"].get("tensor_value", value["xvalue_union"])["datatype"]
+            for value in graph["xvalues"]
+        ]
         for node in graph["xnodes"]:
             ends = [types[node["xnode_union"][end]] for end in ENDS if end in node["xnode_union"]]
             counts[all(each in INTEGERS for each in ends)][node["xnode_union_type"]] += 1
@@ -331,7 +392,9 @@ def _graph(blob: bytes) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         schema, binary = Path(folder) / "schema.fbs", Path(folder) / "schema.bin"
         schema.write_bytes(serialization._get_schema_bytes())
-        binary.write_bytes(blob[header.flatbuffer_offset : header.flatbuffer_offset + header.flatbuffer_size])
+        binary.write_bytes(
+            blob[header.flatbuffer_offset : header.flatbuffer_offset + header.flatbuffer_size]
+        )
         _flatc_decompile(folder, str(schema), str(binary))
         return json.loads(re.sub(r"-?\binf\b", "null", (Path(folder) / "schema.json").read_text()))
 

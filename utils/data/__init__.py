@@ -3,5 +3,6 @@
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__, submod_attrs={"loading": ["find", "load", "open_source"], "splits": ["Data", "Split"]}
+    __name__,
+    submod_attrs={"loading": ["find", "load", "open_source"], "dataset": ["Data", "Split"]},
 )

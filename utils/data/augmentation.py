@@ -5,7 +5,10 @@ import math
 import torch
 import torch.nn.functional as F
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet; torchvision's weights expect them
+MEAN, STD = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # of ImageNet; torchvision's weights expect them
 
 
 def normalize_(images: torch.Tensor) -> torch.Tensor:
@@ -22,7 +25,13 @@ def normalize_(images: torch.Tensor) -> torch.Tensor:
     return images
 
 
-def augment(images: torch.Tensor, uniform: torch.Tensor, crop: float, degrees: float, size: int | None = None) -> torch.Tensor:
+def augment(
+    images: torch.Tensor,
+    uniform: torch.Tensor,
+    crop: float,
+    degrees: float,
+    size: int | None = None,
+) -> torch.Tensor:
     """Return randomly cropped, mirrored and rotated copies of `images`, float (n, 3, h, w).
 
     They have the size of `images`, or `size` x `size` pixels.
@@ -43,6 +52,10 @@ def augment(images: torch.Tensor, uniform: torch.Tensor, crop: float, degrees: f
     across, down = (((2 * torch.arange(n) + 1) / n - 1).to(images.device) for n in (width, height))
     grid = torch.empty(len(images), height, width, 2, device=images.device)
     for axis, (by_x, by_y) in enumerate([(cos * mirror, -sin), (sin * mirror, cos)]):
-        by_x, by_y, offset = (values.to(images.device)[:, None] for values in (by_x, by_y, shift[:, axis]))
+        by_x, by_y, offset = (
+            values.to(images.device)[:, None] for values in (by_x, by_y, shift[:, axis])
+        )
         torch.add((by_x * across)[:, None], (by_y * down + offset)[..., None], out=grid[..., axis])
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return F.grid_sample(
+        images, grid, mode="bilinear", padding_mode="reflection", align_corners=False
+    )

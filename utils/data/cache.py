@@ -27,7 +27,7 @@ import PIL
 from filelock import FileLock, Timeout
 from PIL import Image, UnidentifiedImageError
 
-from utils import paths, sealed
+from utils import checksums, paths
 from utils.data import layouts
 from utils.errors import UserError, printable
 from utils.progress import Bar, say
@@ -43,7 +43,9 @@ LARGEST = 120_000_000  # pixels: the largest photographs of telephones have 108 
 LARGE = 8_000_000  # pixels above which images are decoded one at a time
 LONGEST = 2**29  # bytes of a file
 NAMED = 5  # broken images that the summary names
-SETTLED_NS = 2_000_000_000  # a file that changed within this time may change again under the same time stamp
+SETTLED_NS = (
+    2_000_000_000  # a file that changed within this time may change again under the same time stamp
+)
 # Only what the suffixes promise: Pillow would run an interpreter on a PostScript file named .jpg.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF")
 ORIENTATION = 0x0112  # the EXIF tag
@@ -184,11 +186,15 @@ def identify_folder(folder: layouts.Folder, directory: Path) -> Pending:
     if cache is not None:
         return Pending(cache.digest, lambda: _checked(folder, cache))
     hashes = _hashes(folder)
-    candidates = [[i.name, i.split, i.label, digest] for i, digest in zip(folder.images, hashes, strict=True)]
+    candidates = [
+        [i.name, i.split, i.label, digest] for i, digest in zip(folder.images, hashes, strict=True)
+    ]
     digest = _sha256(_kind(), folder.classes, candidates)
 
     def build() -> Cache:
-        cache = _open(directory, digest, len(hashes), lambda index: _read(folder.images[index], hashes[index]))
+        cache = _open(
+            directory, digest, len(hashes), lambda index: _read(folder.images[index], hashes[index])
+        )
         if settled:
             with suppress(OSError):  # only a short cut: a prepared cache may be read-only
                 paths.write_text(known, json.dumps({"digest": digest}) + "\n")
@@ -198,7 +204,11 @@ def identify_folder(folder: layouts.Folder, directory: Path) -> Pending:
 
 
 def identify_drawn(
-    seed: int, counts: dict[str, int], directory: Path, draw: Callable[[int, int], tuple[np.ndarray, int]], version: int
+    seed: int,
+    counts: dict[str, int],
+    directory: Path,
+    draw: Callable[[int, int], tuple[np.ndarray, int]],
+    version: int,
 ) -> Pending:
     """Return the cache of drawn images in `directory` with its digest, nothing drawn yet.
 
@@ -215,7 +225,9 @@ def identify_drawn(
     def make(index: int) -> tuple[np.ndarray, Entry]:
         image, label = draw(seed, index)
         name = f"{splits[index]}/{index:06d}"
-        return image, Entry(name, int(label), splits[index], hashlib.sha256(image.tobytes()).hexdigest())
+        return image, Entry(
+            name, int(label), splits[index], hashlib.sha256(image.tobytes()).hexdigest()
+        )
 
     return Pending(digest, lambda: _open(Path(directory), digest, len(splits), make))
 
@@ -226,7 +238,11 @@ def open_folder(folder: layouts.Folder, directory: Path) -> Cache:
 
 
 def open_drawn(
-    seed: int, counts: dict[str, int], directory: Path, draw: Callable[[int, int], tuple[np.ndarray, int]], version: int
+    seed: int,
+    counts: dict[str, int],
+    directory: Path,
+    draw: Callable[[int, int], tuple[np.ndarray, int]],
+    version: int,
 ) -> Cache:
     """Return the cache of drawn images in `directory`, built if need be; see `identify_drawn`."""
     return identify_drawn(seed, counts, directory, draw, version).open()
@@ -241,7 +257,11 @@ def summary(folder: layouts.Folder, cache: Cache) -> str:
         named = ", ".join(f"{printable(name)} ({reason})" for name, reason in cache.broken[:NAMED])
         more = f" and {len(cache.broken) - NAMED} more" if len(cache.broken) > NAMED else ""
         text += f", {len(cache.broken)} broken and skipped: {named}{more}"
-    return f"{text}; {folder.ignored} other file{'s' * (folder.ignored != 1)} ignored" if folder.ignored else text
+    return (
+        f"{text}; {folder.ignored} other file{'s' * (folder.ignored != 1)} ignored"
+        if folder.ignored
+        else text
+    )
 
 
 def drawn_summary(counts: dict[str, int]) -> str:
@@ -269,7 +289,9 @@ def _signature(folder: layouts.Folder) -> tuple[str, bool]:
         rows.append([image.name, image.split, image.label, status.st_size, status.st_mtime_ns])
         if status.st_mtime_ns <= now:
             newest = max(newest, status.st_mtime_ns)
-    return _sha256(_kind(), str(folder.root.resolve()), folder.classes, rows), now - newest > SETTLED_NS
+    return _sha256(
+        _kind(), str(folder.root.resolve()), folder.classes, rows
+    ), now - newest > SETTLED_NS
 
 
 def _recall(directory: Path, known: Path) -> Cache | None:
@@ -292,7 +314,11 @@ def _hashes(folder: layouts.Folder) -> list[str]:
         except OSError as error:
             raise UserError(f"cannot read {printable(path)}: {error.strerror}.") from error
 
-    return [digest for block in _blocks("reading the images", work, len(folder.images)) for digest in block]
+    return [
+        digest
+        for block in _blocks("reading the images", work, len(folder.images))
+        for digest in block
+    ]
 
 
 def _read(image: layouts.Image, digest: str) -> tuple[np.ndarray | None, Entry]:
@@ -305,7 +331,9 @@ def _read(image: layouts.Image, digest: str) -> tuple[np.ndarray | None, Entry]:
     except OSError as error:
         raise UserError(f"cannot read {printable(image.path)}: {error.strerror}.") from error
     if hashlib.sha256(data).hexdigest() != digest:
-        raise UserError(f"{printable(image.path)} changed while the images were being read: run again once it is complete.")
+        raise UserError(
+            f"{printable(image.path)} changed while the images were being read: run again once it is complete."
+        )
     try:
         return decode(data), Entry(image.name, image.label, image.split, digest)
     except BrokenImage as error:
@@ -327,7 +355,9 @@ def _blocks(what: str, work: Callable, count: int) -> Iterator[list]:
             yield results
 
 
-def _open(directory: Path, digest: str, count: int, make: Callable[[int], tuple[np.ndarray | None, Entry]]) -> Cache:
+def _open(
+    directory: Path, digest: str, count: int, make: Callable[[int], tuple[np.ndarray | None, Entry]]
+) -> Cache:
     """Load the cache `digest`, or build it from `make(0)` to `make(count - 1)`."""
     home = directory / digest[:16]
     cache = _load(home, digest)
@@ -376,7 +406,10 @@ def _make_room(home: Path, count: int) -> None:
         if leftover.stem == home.name:  # its lock is held here
             shutil.rmtree(leftover)
             continue
-        with suppress(Timeout), _lock(leftover.with_suffix("")).acquire(timeout=0):  # else a live process builds it
+        with (
+            suppress(Timeout),
+            _lock(leftover.with_suffix("")).acquire(timeout=0),
+        ):  # else a live process builds it
             shutil.rmtree(leftover, ignore_errors=True)
     free = shutil.disk_usage(home.parent).free
     if free < count * ROW:
@@ -386,7 +419,9 @@ def _make_room(home: Path, count: int) -> None:
         )
 
 
-def _build(home: Path, digest: str, count: int, make: Callable[[int], tuple[np.ndarray | None, Entry]]) -> None:
+def _build(
+    home: Path, digest: str, count: int, make: Callable[[int], tuple[np.ndarray | None, Entry]]
+) -> None:
     """Write a whole cache beside `home`, then rename it to `home`."""
     buffer = np.empty((min(count, BLOCK), SIZE, SIZE, 3), np.uint8)
 
@@ -402,7 +437,9 @@ def _build(home: Path, digest: str, count: int, make: Callable[[int], tuple[np.n
         good, broken = [], []
         # A plain file raises an exception if the disk is full; a memory map would kill the process.
         with (temporary / "images.npy").open("wb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of oddities that are common in images of the web
+            warnings.simplefilter(
+                "ignore"
+            )  # Pillow warns of oddities that are common in images of the web
             file.write(_header(0))
             for entries in _blocks("decoding the images", work, count):
                 for row, entry in enumerate(entries):
@@ -415,7 +452,10 @@ def _build(home: Path, digest: str, count: int, make: Callable[[int], tuple[np.n
             file.write(_header(len(good)))
             file.flush()
             os.fsync(file.fileno())
-        sealed.write(temporary / "index", json.dumps({"digest": digest, "images": good, "broken": broken}).encode())
+        checksums.write(
+            temporary / "index",
+            json.dumps({"digest": digest, "images": good, "broken": broken}).encode(),
+        )
         temporary.rename(home)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -424,13 +464,15 @@ def _build(home: Path, digest: str, count: int, make: Callable[[int], tuple[np.n
 def _header(count: int) -> bytes:
     """Return the header of images.npy; NumPy pads it to the same length for every `count`."""
     head = io.BytesIO()
-    np.lib.format.write_array_header_1_0(head, {"descr": "|u1", "fortran_order": False, "shape": (count, SIZE, SIZE, 3)})
+    np.lib.format.write_array_header_1_0(
+        head, {"descr": "|u1", "fortran_order": False, "shape": (count, SIZE, SIZE, 3)}
+    )
     return head.getvalue()
 
 
 def _load(home: Path, digest: str) -> Cache | None:
     """Return the cache in `home`, or None if it is missing, damaged or has another digest."""
-    content = sealed.read(home / "index")
+    content = checksums.read(home / "index")
     if content is None:
         return None
     index = json.loads(content)
@@ -438,7 +480,10 @@ def _load(home: Path, digest: str) -> Cache | None:
     header, file = _header(len(entries)), home / "images.npy"
     try:
         with file.open("rb") as opened:
-            whole = opened.read(len(header)) == header and file.stat().st_size == len(header) + len(entries) * ROW
+            whole = (
+                opened.read(len(header)) == header
+                and file.stat().st_size == len(header) + len(entries) * ROW
+            )
     except OSError:
         return None
     if not whole or index["digest"] != digest:
@@ -472,7 +517,9 @@ def _checked(folder: layouts.Folder, cache: Cache) -> Cache:
     for image in folder.images:
         if (image.split, image.label) not in usable:
             where = f" for {image.split}" if image.split else ""
-            name, reason = next((name, reason) for name, reason in cache.broken if name == image.name)
+            name, reason = next(
+                (name, reason) for name, reason in cache.broken if name == image.name
+            )
             raise UserError(
                 f"{folder.root}: none of the {folder.classes[image.label]} images{where} can be read.\n"
                 f"{printable(name)}: {reason}."

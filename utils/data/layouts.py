@@ -27,8 +27,13 @@ SPLITS = {
 }
 SINGULAR = {"cats": "cat", "dogs": "dog"}
 CATS_AND_DOGS = ("cat", "dog")
-KAGGLE = "Kaggle Cat and Dog"  # the dissertation's data set, and the only one that may bear its name
-LISTED, OFFERED = 5, 20  # classes that an error names: of a data set with too many, and to choose from
+KAGGLE = (
+    "Kaggle Cat and Dog"  # the dissertation's data set, and the only one that may bear its name
+)
+LISTED, OFFERED = (
+    5,
+    20,
+)  # classes that an error names: of a data set with too many, and to choose from
 EXPECTED = (
     "Expected two classes: folders like cats/ and dogs/, alone or inside train/ and test/, "
     "or files named like cat.0.jpg and dog.0.jpg."
@@ -100,7 +105,9 @@ def find(path: Path, classes: tuple[str, str] | None = None) -> Folder:
     _check_splits(root, rows, pair)
     layout = _layout(root, rows, pair, whole=not others)
     study = DISSERTATIONS if layout == KAGGLE else _slug(root.name, *(pair if others else ()))
-    images = tuple(Image(root / row.name, row.name, pair.index(row.label), row.split) for row in rows)
+    images = tuple(
+        Image(root / row.name, row.name, pair.index(row.label), row.split) for row in rows
+    )
     return Folder(root, layout, study, pair, images, len(files) - len(images))
 
 
@@ -126,7 +133,9 @@ def _identity(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _files(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, bool]]:
+def _files(
+    folder: Path, prefix: str, above: frozenset[tuple[int, int]]
+) -> Iterator[tuple[str, bool]]:
     """Yield the name of everything below `folder` except folders, and whether it is a file.
 
     `prefix` precedes each name. Links are followed, except those back to a folder `above`. Raises
@@ -134,7 +143,9 @@ def _files(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iter
     """
     if len(above) > DEEPEST:
         where = printable(folder)[-100:]
-        raise UserError(f"{where}: more than {DEEPEST} folders in one another. Give the folder that holds the images.")
+        raise UserError(
+            f"{where}: more than {DEEPEST} folders in one another. Give the folder that holds the images."
+        )
     try:
         with os.scandir(folder) as entries:
             for item in entries:
@@ -180,12 +191,16 @@ def _labels(root: Path, names: list[str], chosen: tuple[str, str] | None) -> dic
     `chosen` classes or, where none are chosen, cat and dog: img_1 and dsc_2 are no classes.
     """
     if not names:
-        packed = [entry.name for entry in sorted(root.iterdir()) if entry.suffix.lower() in ARCHIVES]
+        packed = [
+            entry.name for entry in sorted(root.iterdir()) if entry.suffix.lower() in ARCHIVES
+        ]
         hint = f"Unpack {printable(packed[0])} first." if packed else EXPECTED
         raise UserError(f"no images in {root}.\n{hint}")
     labels = _known({name: _folder_class(name) or _file_class(name) for name in names})
     if not labels:
-        raise UserError(f"{root}: {len(names)} images, for example {printable(names[0])}, but none carries a label.\n{EXPECTED}")
+        raise UserError(
+            f"{root}: {len(names)} images, for example {printable(names[0])}, but none carries a label.\n{EXPECTED}"
+        )
     kinds, wanted = {row.label for row in _rows(labels)}, set(chosen or CATS_AND_DOGS)
     if len(kinds) == 1 and not kinds & wanted:
         by_file = _known({name: _file_class(name) for name in names})
@@ -211,7 +226,9 @@ def _rows(labels: dict[str, str]) -> list[_Row]:
 
 def _split_folder(name: str) -> str | None:
     """Return the innermost folder that names a split, in lower case, or None."""
-    return next((part.lower() for part in reversed(name.split("/")[:-1]) if part.lower() in SPLITS), None)
+    return next(
+        (part.lower() for part in reversed(name.split("/")[:-1]) if part.lower() in SPLITS), None
+    )
 
 
 def _split(name: str) -> str | None:
@@ -229,7 +246,10 @@ def _check_chosen(root: Path, classes: tuple[str, str], counts: Counter[str]) ->
 
 def _listed(counts: Counter[str], limit: int) -> str:
     """Return text on the `limit` largest classes and the number of the others."""
-    listed = ", ".join(f"{printable(name)} ({count} image{'s' * (count != 1)})" for name, count in counts.most_common(limit))
+    listed = ", ".join(
+        f"{printable(name)} ({count} image{'s' * (count != 1)})"
+        for name, count in counts.most_common(limit)
+    )
     return f"{listed} and {len(counts) - limit} more" if len(counts) > limit else listed
 
 
@@ -252,7 +272,9 @@ def _check_names(root: Path, pair: tuple[str, str]) -> None:
     """Raise UserError if a class, which all tables and figures name, has a name that cannot be printed."""
     for name in pair:
         if printable(name) != name:
-            raise UserError(f"{root}: the class {printable(name)} has characters that cannot be printed. Rename its folder.")
+            raise UserError(
+                f"{root}: the class {printable(name)} has characters that cannot be printed. Rename its folder."
+            )
 
 
 def _check_splits(root: Path, rows: list[_Row], pair: tuple[str, str]) -> None:
@@ -279,7 +301,9 @@ def _layout(root: Path, rows: list[_Row], pair: tuple[str, str], whole: bool) ->
         return KAGGLE
     if folders:
         return "split and class folders"
-    if pair == CATS_AND_DOGS and all((root / row.name).parent.parent.name.lower() == "petimages" for row in rows):
+    if pair == CATS_AND_DOGS and all(
+        (root / row.name).parent.parent.name.lower() == "petimages" for row in rows
+    ):
         return "Microsoft PetImages"
     return "class folders"
 

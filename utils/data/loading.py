@@ -11,11 +11,11 @@ import numpy as np
 
 from utils import paths, progress, results
 from utils.cli import Options
-from utils.data import cache, drawn, layouts, partition
+from utils.data import cache, layouts, partition, synthetic
 from utils.errors import UserError
 
 if TYPE_CHECKING:
-    from utils.data.splits import Data
+    from utils.data.dataset import Data
 
 DRAWN_SEED = 0
 DRAWN_COUNTS = {"train": 1700, "val": 300, "test": 1000}
@@ -30,7 +30,9 @@ class Source:
     study: str  # name of its folder in results, figures and checkpoints
     classes: tuple[str, str]  # label 0, label 1
     stored: cache.Cache
-    index: dict[str, np.ndarray]  # "train" | "val" | "test" -> int64 indices into `stored`, ascending
+    index: dict[
+        str, np.ndarray
+    ]  # "train" | "val" | "test" -> int64 indices into `stored`, ascending
 
     @property
     def digest(self) -> str:
@@ -45,7 +47,9 @@ def find(options: Options) -> layouts.Folder | None:
     """
     if options.data is None:
         return None
-    return layouts.find(Path(download() if options.data == "kaggle" else options.data), options.classes)
+    return layouts.find(
+        Path(download() if options.data == "kaggle" else options.data), options.classes
+    )
 
 
 def open_source(options: Options) -> Source:
@@ -57,13 +61,17 @@ def open_source(options: Options) -> Source:
     directory, folder = options.checkpoints / "images", find(options)
     if folder is None:
         counts = SMOKE_COUNTS if options.smoke else DRAWN_COUNTS
-        pending = cache.identify_drawn(DRAWN_SEED, counts, directory, drawn.draw, drawn.VERSION)
-        study, classes = _study("drawn", pending.digest, options), drawn.CLASSES
+        pending = cache.identify_drawn(
+            DRAWN_SEED, counts, directory, synthetic.draw, synthetic.VERSION
+        )
+        study, classes = _study("drawn", pending.digest, options), synthetic.CLASSES
     else:
         pending = cache.identify_folder(folder, directory)
         study, classes = _study(folder.study, pending.digest, options), folder.classes
     stored = pending.open()
-    progress.say(f"data: {cache.drawn_summary(counts) if folder is None else cache.summary(folder, stored)}")
+    progress.say(
+        f"data: {cache.drawn_summary(counts) if folder is None else cache.summary(folder, stored)}"
+    )
     index = _split(stored, options)
     sizes = ", ".join(f"{len(rows)} {name}" for name, rows in index.items())
     progress.say(f"data: {sizes} images, sha256 {stored.digest[:12]}")
@@ -96,7 +104,9 @@ def _split(stored: cache.Cache, options: Options) -> dict[str, np.ndarray]:
                 "different images of each class, and others to test on than to train on."
             )
     if options.smoke:
-        return {name: partition.sample(stored, rows, SMOKE_COUNTS[name]) for name, rows in index.items()}
+        return {
+            name: partition.sample(stored, rows, SMOKE_COUNTS[name]) for name, rows in index.items()
+        }
     return index
 
 
@@ -109,12 +119,23 @@ def load(options: Options) -> "Data":
         find(options)  # a mistake in the data shows before torch is imported,
         check_device(options.device)  # and a missing GPU before minutes of decoding
     source = open_source(options)
-    from utils.data.splits import Data, Split  # torch
+    from utils.data.dataset import Data, Split  # torch
 
     stored = source.stored
-    parts = {name: Split(stored.images, stored.labels, stored.names, rows) for name, rows in source.index.items()}
+    parts = {
+        name: Split(stored.images, stored.labels, stored.names, rows)
+        for name, rows in source.index.items()
+    }
     broken = len(stored.broken)
-    return Data(source.study, source.classes, source.digest, parts["train"], parts["val"], parts["test"], broken)
+    return Data(
+        source.study,
+        source.classes,
+        source.digest,
+        parts["train"],
+        parts["val"],
+        parts["test"],
+        broken,
+    )
 
 
 def check_device(device: str) -> None:
@@ -122,7 +143,9 @@ def check_device(device: str) -> None:
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no usable GPU here; leave --device out to run on the CPU.")
+        raise UserError(
+            "--device cuda: torch finds no usable GPU here; leave --device out to run on the CPU."
+        )
 
 
 def download() -> str:
@@ -133,7 +156,9 @@ def download() -> str:
     try:
         import kagglehub
     except ImportError:
-        raise UserError("--data kaggle needs the package kagglehub: pip install kagglehub") from None
+        raise UserError(
+            "--data kaggle needs the package kagglehub: pip install kagglehub"
+        ) from None
     try:
         return kagglehub.dataset_download(KAGGLE_DATASET)
     except Exception as error:  # kagglehub passes on whatever its HTTP layer raises

@@ -24,7 +24,10 @@ def split(names, labels, splits, hashes) -> dict[str, np.ndarray]:
     """
     labels = np.asarray(labels)
     parts = ("train", "val", "test")
-    rows = {part: np.array([i for i, name in enumerate(splits) if name == part], np.int64) for part in parts}
+    rows = {
+        part: np.array([i for i, name in enumerate(splits) if name == part], np.int64)
+        for part in parts
+    }
     rest = np.array([i for i, name in enumerate(splits) if name is None], np.int64)
     rows["train"] = np.sort(np.concatenate([rows["train"], rest]))
     if len(rows["test"]) == 0:
@@ -41,7 +44,9 @@ def split(names, labels, splits, hashes) -> dict[str, np.ndarray]:
     return rows
 
 
-def _cut(index: np.ndarray, labels: np.ndarray, names, share: float) -> tuple[np.ndarray, np.ndarray]:
+def _cut(
+    index: np.ndarray, labels: np.ndarray, names, share: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Split `index` into the rest and a stratified `share`, at least one image of each class."""
     taken = []
     for label in np.unique(labels[index]):
@@ -59,7 +64,12 @@ def sample(images, index: np.ndarray, count: int, seed: int = SPLIT_SEED) -> np.
     """
     labels = images.labels[index]
     per_class = [_ranked(index[labels == label], images.names, seed) for label in np.unique(labels)]
-    turns = [rows[rank] for rank in range(max(map(len, per_class))) for rows in per_class if rank < len(rows)]
+    turns = [
+        rows[rank]
+        for rank in range(max(map(len, per_class)))
+        for rows in per_class
+        if rank < len(rows)
+    ]
     return np.sort(np.array(turns[:count], dtype=np.int64))
 
 
@@ -71,6 +81,8 @@ def _ranked(index: np.ndarray, names, seed: int) -> list[int]:
 
     def rank(i: int) -> bytes:
         # A name whose bytes are no UTF-8 holds them as lone surrogates.
-        return hashlib.sha256(f"{seed}:{names[i].rsplit('/')[-1]}".encode(errors="surrogateescape")).digest()
+        return hashlib.sha256(
+            f"{seed}:{names[i].rsplit('/')[-1]}".encode(errors="surrogateescape")
+        ).digest()
 
     return sorted(index, key=rank)

@@ -37,7 +37,9 @@ def of_operations(model: nn.Module, stored: Iterable[Stored]) -> dict[str, float
     weights have fewer than 32 bits in the file, which `stored` describes. `model` is the float network.
     """
     counts = macs(model)
-    quantized = {numbers.layer for numbers in stored if numbers.layer is not None and numbers.bits < FULL}
+    quantized = {
+        numbers.layer for numbers in stored if numbers.layer is not None and numbers.bits < FULL
+    }
     total = sum(counts.values())
     return {"macs": total, "quantized_macs_share": sum(counts[name] for name in quantized) / total}
 
@@ -82,11 +84,16 @@ class LiveBytes(TorchDispatchMode):
         self.alive = {_storage(x)}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        read = [_storage(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        read = [
+            _storage(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)
+        ]
         made = function(*args, **(kwargs or {}))
         of_weights = bool(read) and self.weights.issuperset(read)
         for tensor in tree_leaves(made):
-            if isinstance(tensor, torch.Tensor) and (key := _storage(tensor)) not in self.alive | self.weights:
+            if (
+                isinstance(tensor, torch.Tensor)
+                and (key := _storage(tensor)) not in self.alive | self.weights
+            ):
                 self._add(tensor.untyped_storage(), key, self.weights if of_weights else self.alive)
         return made
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from utils import progress
 from utils.backends.base import Deployed
-from utils.backends.profiles import Timed, by_kind
+from utils.backends.operator_times import Timed, by_kind
 from utils.catalog import BACKENDS
 from utils.timing.worker import Worker
 from utils.training.sessions import Experiment
@@ -29,10 +29,14 @@ def profile(deployed: Deployed, path: Path, experiment: Experiment) -> dict | No
     beside = name if BACKENDS[name].fp32 else "native"
     ours, fp32 = measured(name, path), measured(beside, experiment.baseline.path)
     if ours is None or fp32 is None:
-        progress.say(f"profile: {name} on {options.device} does not tell the times of its operators")
+        progress.say(
+            f"profile: {name} on {options.device} does not tell the times of its operators"
+        )
         return None
     total = sum(each.ms for each in ours)
-    shares = [f"{kind} {form} {ms / total:.0%}" for (kind, form), ms in list(by_kind(ours).items())[:4]]
+    shares = [
+        f"{kind} {form} {ms / total:.0%}" for (kind, form), ms in list(by_kind(ours).items())[:4]
+    ]
     progress.say(f"profile of batch {size}: {', '.join(shares)}")
     return {
         "batch_size": size,

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils import caveats, cli, environment, metrics, paths, progress, results, sealed, stats
+from utils import caveats, checksums, cli, environment, metrics, paths, progress, results, stats
 from utils.backends import fp16
 from utils.backends.base import Deployed
 from utils.catalog import Run
 from utils.errors import UserError
-from utils.measure import footprint, layers, profiling
-from utils.quantize import reference as execution
+from utils.measure import footprint, layer_errors, profiling
+from utils.quantize import exact
 from utils.timing import protocol
 from utils.timing.worker import EVAL_BATCH, Worker
 from utils.training import checkpoints, distributed, loop
@@ -24,7 +24,9 @@ RANDOM_SEED, RANDOM_IMAGES = 20261123, 4
 DIAGNOSED, SMOKE_DIAGNOSED = 32, 2  # validation images for the per-layer figures
 
 
-def run(experiment: Experiment, recipe: dict, deployed: Deployed, trained: Checkpoint | None = None) -> None:
+def run(
+    experiment: Experiment, recipe: dict, deployed: Deployed, trained: Checkpoint | None = None
+) -> None:
     """Save the artifact, load it in fresh processes, measure it there and write the results.
 
     Prints the main figures. `trained` is the checkpoint that QAT made from the baseline. If several
@@ -36,28 +38,36 @@ def run(experiment: Experiment, recipe: dict, deployed: Deployed, trained: Check
         return
     # Processes that train together share the threads, and sums depend on the number of threads.
     torch.set_num_threads(experiment.options.threads)
-    run, options, backend = experiment.run.on(deployed.backend.name), experiment.options, deployed.backend
+    run, options, backend = (
+        experiment.run.on(deployed.backend.name),
+        experiment.options,
+        deployed.backend,
+    )
     progress.say(f"measuring {run.name} on {backend.name}")
     host = _environment(run, experiment)
     if host["native_fp16"] is False:
         device = options.device.upper()
-        progress.say(f"warning: this {device} has no FP16 arithmetic; {backend.name} emulates it, or computes in FP32")
+        progress.say(
+            f"warning: this {device} has no FP16 arithmetic; {backend.name} emulates it, or computes in FP32"
+        )
     path = _saved(run, experiment, deployed)
     logits, numerics = artifact_logits(deployed, path, experiment)
-    reference = baseline_logits(experiment, logits if path == experiment.baseline.path else None)
-    method = reference_logits(deployed, experiment)
+    fp32 = baseline_logits(experiment, logits if path == experiment.baseline.path else None)
+    method = exact_logits(deployed, experiment)
     shown = experiment.data.validation.calibration(SMOKE_DIAGNOSED if options.smoke else DIAGNOSED)
     record = {
         "run": results.describe(run, experiment.data.study, backend.name, options),
-        "command": cli.published_command(experiment.run, options.replace(backends=(backend.name,), fastest=False)),
+        "command": cli.published_command(
+            experiment.run, options.replace(backends=(backend.name,), fastest=False)
+        ),
         "recipe": recipe,
-        "metrics": _metrics(logits, reference, method, deployed, experiment),
+        "metrics": _metrics(logits, fp32, method, deployed, experiment),
         "footprint": _footprint(deployed, path, experiment),
         "environment": host,
         "data": experiment.data.describe(),
         "training": (trained or experiment.baseline).training,
         "backend": deployed.facts | numerics | _kernels(backend, path),
-        "layers": layers.errors(deployed, shown),
+        "layers": layer_errors.errors(deployed, shown),
         "timing": _times(deployed, path, experiment),
     }
     if options.profile:
@@ -65,7 +75,9 @@ def run(experiment: Experiment, recipe: dict, deployed: Deployed, trained: Check
     # Last, because by now all modules that take part are loaded.
     record["provenance"] = _provenance(run, experiment, path)
     test = experiment.data.test
-    written = results.write(record, logits, test.y, options.results, [test.names[place] for place in test.index])
+    written = results.write(
+        record, logits, test.y, options.results, [test.names[place] for place in test.index]
+    )
     progress.say(f"{summary(record)}\nwritten: {written}")
 
 
@@ -78,11 +90,13 @@ def _saved(run: Run, experiment: Experiment, deployed: Deployed) -> Path:
     path = folder / f"{run.name}_{backend.name}_seed{options.seed}{backend.suffix}"
     with paths.atomic(path) as temporary:
         deployed.save(temporary)
-    sealed.note(path)
+    checksums.note(path)
     return path
 
 
-def artifact_logits(deployed: Deployed, path: Path, experiment: Experiment) -> tuple[np.ndarray, dict]:
+def artifact_logits(
+    deployed: Deployed, path: Path, experiment: Experiment
+) -> tuple[np.ndarray, dict]:
     """Compute the artifact's test logits, float32 (n, 2), in a fresh process.
 
     If torch runs the network, checks that saving changed nothing, bit for bit, on the first test
@@ -92,13 +106,17 @@ def artifact_logits(deployed: Deployed, path: Path, experiment: Experiment) -> t
     """
     options, test = experiment.options, experiment.data.test
     generator = torch.Generator().manual_seed(RANDOM_SEED)
-    noise = torch.randn(RANDOM_IMAGES, 3, 224, 224, generator=generator).to(memory_format=torch.channels_last)
+    noise = torch.randn(RANDOM_IMAGES, 3, 224, 224, generator=generator).to(
+        memory_format=torch.channels_last
+    )
     first = next(test.batches(EVAL_BATCH))[0]
-    for network in filter(None, (deployed.network, deployed.reference)):
+    for network in filter(None, (deployed.network, deployed.fp32)):
         network.to(options.device)
     with Worker(deployed.backend.name, path, options.device, options.threads) as worker:
         if deployed.predict:
-            _compare(deployed, path, "random inputs", noise.to(options.device), worker.call("run", noise))
+            _compare(
+                deployed, path, "random inputs", noise.to(options.device), worker.call("run", noise)
+            )
         if deployed.backend.watched:
             logits, extremes = worker.call("watched", test, EVAL_BATCH)
             facts = {"extremes": extremes}
@@ -115,7 +133,9 @@ def _compare(deployed: Deployed, path: Path, name: str, x: torch.Tensor, after: 
     before = deployed.predict(x).float().cpu().numpy()
     if not np.array_equal(before, after, equal_nan=True):
         largest = np.abs(before - after).max()
-        raise RuntimeError(f"{path} answers {name} differently from the network before saving, by {largest:.3g}")
+        raise RuntimeError(
+            f"{path} answers {name} differently from the network before saving, by {largest:.3g}"
+        )
 
 
 def baseline_logits(experiment: Experiment, known: np.ndarray | None = None) -> np.ndarray:
@@ -124,7 +144,9 @@ def baseline_logits(experiment: Experiment, known: np.ndarray | None = None) -> 
     They are computed once, unless `known`, and stored beside the baseline's checkpoint.
     """
     baseline, options, test = experiment.baseline, experiment.options, experiment.data.test
-    key = checkpoints.fingerprint(checkpoint=baseline.sha256, index=test.index.tolist(), device=options.device)
+    key = checkpoints.fingerprint(
+        checkpoint=baseline.sha256, index=test.index.tolist(), device=options.device
+    )
     path = baseline.path.with_suffix(f".{options.device}.logits")
 
     def compute() -> np.ndarray:
@@ -134,7 +156,7 @@ def baseline_logits(experiment: Experiment, known: np.ndarray | None = None) -> 
     return _store(path, key, known) if known is not None else _remembered(path, key, compute)
 
 
-def reference_logits(deployed: Deployed, experiment: Experiment) -> np.ndarray | None:
+def exact_logits(deployed: Deployed, experiment: Experiment) -> np.ndarray | None:
     """Test logits of the method in exact arithmetic, float32 (n, 2); None if nothing was lowered.
 
     Engines that lower the same network share them: they are stored by its digest.
@@ -142,14 +164,18 @@ def reference_logits(deployed: Deployed, experiment: Experiment) -> np.ndarray |
     quantized, test = deployed.quantized, experiment.data.test
     if quantized is None:
         return None
-    key = checkpoints.fingerprint(network=quantized.digest(), index=test.index.tolist(), data=experiment.data.digest)
-    path = experiment.baseline.path.parent / "references" / f"{experiment.run.name}_{key[:16]}.logits"
-    return _remembered(path, key, lambda: execution.logits(quantized, test))
+    key = checkpoints.fingerprint(
+        network=quantized.digest(), index=test.index.tolist(), data=experiment.data.digest
+    )
+    path = (
+        experiment.baseline.path.parent / "references" / f"{experiment.run.name}_{key[:16]}.logits"
+    )
+    return _remembered(path, key, lambda: exact.logits(quantized, test))
 
 
 def _remembered(path: Path, key: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
     """Return the array that was stored at `path` for `key`; compute and store it if there is none."""
-    if (content := sealed.read(path)) is not None:
+    if (content := checksums.read(path)) is not None:
         with np.load(io.BytesIO(content)) as stored:
             if str(stored["key"]) == key:
                 return stored["logits"]
@@ -159,7 +185,7 @@ def _remembered(path: Path, key: str, compute: Callable[[], np.ndarray]) -> np.n
 def _store(path: Path, key: str, logits: np.ndarray) -> np.ndarray:
     buffer = io.BytesIO()
     np.savez(buffer, key=np.array(key), logits=logits)
-    sealed.write(path, buffer.getbuffer())
+    checksums.write(path, buffer.getbuffer())
     return logits
 
 
@@ -169,7 +195,11 @@ def _kernels(backend, path: Path) -> dict:
 
 
 def _metrics(
-    logits: np.ndarray, reference: np.ndarray, method: np.ndarray | None, deployed: Deployed, experiment: Experiment
+    logits: np.ndarray,
+    fp32: np.ndarray,
+    method: np.ndarray | None,
+    deployed: Deployed,
+    experiment: Experiment,
 ) -> dict:
     test, device = experiment.data.test, experiment.options.device
     name = f"{experiment.run.name} on {deployed.backend.name}"
@@ -178,13 +208,13 @@ def _metrics(
     except ValueError as error:
         raise UserError(f"{name}: {error}") from None
     low, high = stats.wilson(round(quality["accuracy"] * len(logits)), len(logits))
-    quality |= {"accuracy_ci_low": low, "accuracy_ci_high": high} | metrics.fidelity(logits, reference)
-    if logits is not reference:
-        quality |= stats.against(logits.argmax(1) == test.y, reference.argmax(1) == test.y)
+    quality |= {"accuracy_ci_low": low, "accuracy_ci_high": high} | metrics.fidelity(logits, fp32)
+    if logits is not fp32:
+        quality |= stats.against(logits.argmax(1) == test.y, fp32.argmax(1) == test.y)
     if method is not None:
         quality |= {
             "accuracy_reference": float((method.argmax(1) == test.y).mean()),
-            "sqnr_reference_db": metrics.sqnr_db(reference, method),
+            "sqnr_reference_db": metrics.sqnr_db(fp32, method),
             "sqnr_vs_reference_db": metrics.sqnr_db(method, logits),
             "agreement_reference": float((method.argmax(1) == logits.argmax(1)).mean()),
         }
@@ -200,7 +230,9 @@ def _times(deployed: Deployed, path: Path, experiment: Experiment) -> list[dict]
         # Not timed: the speed of a simulation says nothing.
         return [{"batch_size": None, "threads": experiment.options.threads}]
     candidate = deployed.backend.name, path
-    return protocol.measure(candidate, experiment.baseline, experiment.data.test, experiment.options)
+    return protocol.measure(
+        candidate, experiment.baseline, experiment.data.test, experiment.options
+    )
 
 
 def _footprint(deployed: Deployed, path: Path, experiment: Experiment) -> dict:
@@ -208,7 +240,9 @@ def _footprint(deployed: Deployed, path: Path, experiment: Experiment) -> dict:
     known = deployed.network is not None and not experiment.run.simulated_on(deployed.backend.name)
     return {
         "size_mb": footprint.size_mb(path),
-        "activation_mb": footprint.activation_mb(deployed.predict, deployed.network, image) if known else None,
+        "activation_mb": footprint.activation_mb(deployed.predict, deployed.network, image)
+        if known
+        else None,
         **footprint.of_operations(experiment.baseline.model, deployed.stored),
         **footprint.of_numbers(deployed.stored),
     }
@@ -230,7 +264,7 @@ def _provenance(run: Run, experiment: Experiment, path: Path) -> dict:
         "code_sha256": environment.code_sha256(code),
         "data_sha256": experiment.data.digest,
         "baseline_sha256": experiment.baseline.sha256,
-        "artifact_sha256": sealed.sha256_of(path),
+        "artifact_sha256": checksums.sha256_of(path),
         "code": code,
     }
 
@@ -242,25 +276,37 @@ def summary(record: dict) -> str:
     row = results.rows_of(record)[first]
     lines = [_in_short(row)]
     if row["agreement_reference"] is not None:
-        method = "no noise" if row["sqnr_reference_db"] is None else f"{row['sqnr_reference_db']:.1f} dB"
-        engine = "nothing" if row["sqnr_vs_reference_db"] is None else f"{row['sqnr_vs_reference_db']:.1f} dB"
+        method = (
+            "no noise" if row["sqnr_reference_db"] is None else f"{row['sqnr_reference_db']:.1f} dB"
+        )
+        engine = (
+            "nothing"
+            if row["sqnr_vs_reference_db"] is None
+            else f"{row['sqnr_vs_reference_db']:.1f} dB"
+        )
         lines.append(
             f"the method in exact arithmetic: accuracy {100 * row['accuracy_reference']:.2f} %, {method} from FP32; "
             f"the engine adds {engine} and agrees on {100 * row['agreement_reference']:.2f} %"
         )
     if row["accuracy_fake_quant"] is not None:
         accuracy, agreement = 100 * row["accuracy_fake_quant"], 100 * row["agreement_fake_quant"]
-        lines.append(f"before conversion, rounding in FP32: accuracy {accuracy:.2f} %, agrees on {agreement:.2f} %")
+        lines.append(
+            f"before conversion, rounding in FP32: accuracy {accuracy:.2f} %, agrees on {agreement:.2f} %"
+        )
     if seen := record["backend"].get("extremes"):
         largest = f"largest {seen['largest']:.4g}, in {seen['largest_in']}"
         lines.append(f"layer outputs on the test images: {seen['nonfinite']} not finite; {largest}")
     if "verdict" in quality and not study.endswith("_smoke"):
-        lines.append(f"accuracy of FP32 within {100 * quality['margin']:g} points: {quality['verdict']}")
+        lines.append(
+            f"accuracy of FP32 within {100 * quality['margin']:g} points: {quality['verdict']}"
+        )
     words = [words for words in caveats.of(row) if words != "contended"]  # said below, of all rows
     lines += [f"note: {sentence}" for sentence in caveats.explained(words, row["margin"])]
     if contended := [entry for entry in record["timing"] if entry.get("contended")]:
         (meaning,) = caveats.explained(["contended"], row["margin"])
-        where = ", ".join(f"batch {entry['batch_size']} on {entry['threads']} threads" for entry in contended)
+        where = ", ".join(
+            f"batch {entry['batch_size']} on {entry['threads']} threads" for entry in contended
+        )
         lines.append(f"note: {meaning} It was at {where}.")
     return "\n".join(lines)
 
@@ -284,4 +330,9 @@ def _in_short(row: dict) -> str:
         return ", ".join([*parts, f"{time} (smoke: no measurement)"])
     contended = "; contended" if row["contended"] else ""
     eager, best = row["speedup_vs_eager_fp32"], row["speedup_vs_best_fp32"]
-    return ", ".join([*parts, f"{time} ({eager:.2f}x eager FP32, {best:.2f}x the fastest FP32, {row['best_fp32']}{contended})"])
+    return ", ".join(
+        [
+            *parts,
+            f"{time} ({eager:.2f}x eager FP32, {best:.2f}x the fastest FP32, {row['best_fp32']}{contended})",
+        ]
+    )

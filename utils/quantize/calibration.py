@@ -8,8 +8,9 @@ from torch import nn
 
 from utils import progress
 from utils.errors import UserError
-from utils.quantize import placement as placing
-from utils.quantize.placement import INTEGERS, Inserted, Placement
+from utils.quantize import insertion
+from utils.quantize.insertion import Inserted
+from utils.quantize.qdq_config import INTEGERS, QDQConfig
 
 BATCH = 32
 BINS = 2048  # of a histogram
@@ -28,7 +29,9 @@ def observe(network: nn.Module, images: torch.Tensor) -> None:
             bar.step(len(batch))
 
 
-def fill(network: nn.Module, observers: dict[str, "Observer"], images: torch.Tensor, method: str) -> None:
+def fill(
+    network: nn.Module, observers: dict[str, "Observer"], images: torch.Tensor, method: str
+) -> None:
     """Run `images` through a `network` with `observers`, for ranges by `method`: twice unless "minmax".
 
     Raises `UserError` with the first of the observers' names at which a value is infinite or NaN.
@@ -36,7 +39,9 @@ def fill(network: nn.Module, observers: dict[str, "Observer"], images: torch.Ten
     observe(network, images)
     for name, observer in observers.items():
         if not torch.isfinite(observer.high - observer.low).all():
-            raise UserError(f"calibration: the FP32 network gives infinite values or NaN at {name}; train it again.")
+            raise UserError(
+                f"calibration: the FP32 network gives infinite values or NaN at {name}; train it again."
+            )
     if method != "minmax":
         for observer in observers.values():
             observer.counts = torch.zeros(len(observer.low), BINS, dtype=torch.float64)
@@ -62,7 +67,9 @@ class Observer(nn.Module):
         values = x.detach().clamp(*self.useful) if self.useful else x.detach()
         rows = (values.transpose(0, 1) if self.channelwise else values[None]).flatten(1)
         if self.counts is not None:
-            for counts, row, low, high in zip(self.counts, rows, self.low.tolist(), self.high.tolist(), strict=True):
+            for counts, row, low, high in zip(
+                self.counts, rows, self.low.tolist(), self.high.tolist(), strict=True
+            ):
                 if low < high:
                     counts += torch.histc(row, BINS, low, high)
             return x
@@ -71,7 +78,7 @@ class Observer(nn.Module):
         self.high = high if self.high is None else torch.maximum(self.high, high)
         return x
 
-    def range(self, method: str, placement: Placement) -> tuple[np.ndarray, np.ndarray]:
+    def range(self, method: str, config: QDQConfig) -> tuple[np.ndarray, np.ndarray]:
         """Return the ends of the range, float64 (rows,) each, by a method of METHODS.
 
         If zero-points are 0, the ends are equal in magnitude. A row gets at least SILENT times the
@@ -79,24 +86,30 @@ class Observer(nn.Module):
         """
         counts = [None] * len(self.low) if self.counts is None else self.counts.numpy()
         ends = zip(counts, self.low.double().tolist(), self.high.double().tolist(), strict=True)
-        low, high = np.array([METHODS[method](*row, placement) for row in ends]).T
-        if placement.symmetric:
+        low, high = np.array([METHODS[method](*row, config) for row in ends]).T
+        if config.symmetric:
             high = np.maximum(-low, high)
             low = -high
         if not (high - low).any():
-            return (-np.ones_like(high) if placement.symmetric else low), np.ones_like(high)
+            return (-np.ones_like(high) if config.symmetric else low), np.ones_like(high)
         scarce = (high - low) < SILENT * (high - low).max()
         widest = np.argmax(high - low)
         least = SILENT * low[widest], SILENT * high[widest]
-        return np.where(scarce, np.minimum(least[0], low), low), np.where(scarce, np.maximum(least[1], high), high)
+        return np.where(scarce, np.minimum(least[0], low), low), np.where(
+            scarce, np.maximum(least[1], high), high
+        )
 
 
-def minmax(counts: np.ndarray | None, low: float, high: float, placement: Placement) -> tuple[float, float]:
+def minmax(
+    counts: np.ndarray | None, low: float, high: float, config: QDQConfig
+) -> tuple[float, float]:
     """Return the ends of all values, so that nothing is clipped."""
     return low, high
 
 
-def percentile(counts: np.ndarray, low: float, high: float, placement: Placement) -> tuple[float, float]:
+def percentile(
+    counts: np.ndarray, low: float, high: float, config: QDQConfig
+) -> tuple[float, float]:
     """Return the bin edges between which PERCENTILE percent of the values lie.
 
     Half of the rest is beyond either end, or all of it beyond one end if 0 is the other.
@@ -108,7 +121,7 @@ def percentile(counts: np.ndarray, low: float, high: float, placement: Placement
     return (min(lower, 0.0) if low < 0 else low), (max(upper, 0.0) if high > 0 else high)
 
 
-def mse(counts: np.ndarray, low: float, high: float, placement: Placement) -> tuple[float, float]:
+def mse(counts: np.ndarray, low: float, high: float, config: QDQConfig) -> tuple[float, float]:
     """Return the range with the least squared error of clipping and rounding.
 
     Both ends are tried at 100 shares of their calibrated values. Values beyond an end are clipped
@@ -117,14 +130,14 @@ def mse(counts: np.ndarray, low: float, high: float, placement: Placement) -> tu
     """
     edges = np.linspace(low, high, BINS + 1)
     centres = (edges[:-1] + edges[1:]) / 2
-    if placement.symmetric:
+    if config.symmetric:
         limits = SHARES * max(-low, high)
-        lows, highs, step = -limits, limits, limits / INTEGERS[placement.activation][1]
+        lows, highs, step = -limits, limits, limits / INTEGERS[config.activation][1]
     else:
         # An end at 0, as that of most channels after ReLU, leaves only the other one to be chosen.
         lows, highs = ((SHARES if end else SHARES[:1]) * end for end in (low, high))
         lows, highs = lows[:, None], highs[None, :]
-        step = (highs - lows) / placement.levels
+        step = (highs - lows) / config.levels
     # Sums of counts, of values and of squares below every edge give the clipping error of any end.
     sums = [np.concatenate([[0], np.cumsum(counts * centres**power)]) for power in (0, 1, 2)]
     below, beyond = np.searchsorted(centres, lows), np.searchsorted(centres, highs, side="right")
@@ -134,42 +147,54 @@ def mse(counts: np.ndarray, low: float, high: float, placement: Placement) -> tu
     )
 
     def squares(places: np.ndarray, ends: np.ndarray, above: bool) -> np.ndarray:
-        count, first, second = ((total[-1] - total[places]) if above else total[places] for total in sums)
+        count, first, second = (
+            (total[-1] - total[places]) if above else total[places] for total in sums
+        )
         return second - 2 * ends * first + ends**2 * count
 
     count, _, near = (total[zeros[1]] - total[zeros[0]] for total in sums)
     rounded = sums[0][beyond] - sums[0][below] - count
-    error = squares(below, lows, False) + squares(beyond, highs, True) + near + rounded * step**2 / 12
+    error = (
+        squares(below, lows, False) + squares(beyond, highs, True) + near + rounded * step**2 / 12
+    )
     best = np.unravel_index(np.argmin(error), error.shape)
-    return float(np.broadcast_to(lows, error.shape)[best]), float(np.broadcast_to(highs, error.shape)[best])
+    return float(np.broadcast_to(lows, error.shape)[best]), float(
+        np.broadcast_to(highs, error.shape)[best]
+    )
 
 
 METHODS = {"minmax": minmax, "percentile": percentile, "mse": mse}
 
 
-def numbers(low: np.ndarray, high: np.ndarray, placement: Placement) -> tuple[torch.Tensor, torch.Tensor]:
+def numbers(
+    low: np.ndarray, high: np.ndarray, config: QDQConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the scales, float32, and zero-points, int64, of ranges from `low` to `high`, (rows,).
 
     A single row gives the shape (). 0 is always one of the values. In a placement that is `centred`,
     a single row gets the middle integer as its zero-point if its steps then grow by at most the factor
     NEARLY. Engines can store such a tensor as signed integers with zero-point 0, which is faster.
     """
-    lowest, highest = INTEGERS[placement.activation]
-    if placement.symmetric:
+    lowest, highest = INTEGERS[config.activation]
+    if config.symmetric:
         scale, zero_point = high / highest, np.zeros_like(high)
     else:
-        scale = (high - low) / placement.levels
-        zero_point = lowest + np.clip(np.round(-low / scale), 0, placement.levels)
-        below = placement.middle - lowest  # integers below the middle; above it there is one less
+        scale = (high - low) / config.levels
+        zero_point = lowest + np.clip(np.round(-low / scale), 0, config.levels)
+        below = config.middle - lowest  # integers below the middle; above it there is one less
         around = np.maximum(-low / below, high / (below - 1))
-        if placement.centred and len(low) == 1 and around <= NEARLY * scale:
-            scale, zero_point = around, np.full_like(zero_point, placement.middle)
+        if config.centred and len(low) == 1 and around <= NEARLY * scale:
+            scale, zero_point = around, np.full_like(zero_point, config.middle)
     shape = () if len(low) == 1 else (-1,)
-    scale = np.maximum(scale, np.finfo(np.float32).tiny)  # of a range of denormal numbers float32 would make 0
-    return torch.from_numpy(scale).float().reshape(shape), torch.from_numpy(zero_point).long().reshape(shape)
+    scale = np.maximum(
+        scale, np.finfo(np.float32).tiny
+    )  # of a range of denormal numbers float32 would make 0
+    return torch.from_numpy(scale).float().reshape(shape), torch.from_numpy(
+        zero_point
+    ).long().reshape(shape)
 
 
-def calibrate(network: nn.Module, images: torch.Tensor, placement: Placement, recipe: dict) -> dict:
+def calibrate(network: nn.Module, images: torch.Tensor, config: QDQConfig, recipe: dict) -> dict:
     """Return the scale and zero-point of every pair of `network`, by the pair's name.
 
     `network` is float, with BatchNorm folded; it is not changed. `images` are float32
@@ -178,33 +203,33 @@ def calibrate(network: nn.Module, images: torch.Tensor, placement: Placement, re
     on all ranges, 1 if missing.
     """
     observed = copy.deepcopy(network)
-    pairs = placing.insert(observed, placement, recipe.get("keep_fp32", ()), Observer)
-    observers = {name: observed.get_submodule(name) for name in pairs.source}
+    qdqs = insertion.insert(observed, config, recipe.get("keep_fp32", ()), Observer)
+    observers = {name: observed.get_submodule(name) for name in qdqs.source}
     for name, observer in observers.items():
-        observer.channelwise, observer.useful = name in pairs.channelwise, pairs.useful[name]
+        observer.channelwise, observer.useful = name in qdqs.channelwise, qdqs.useful[name]
     method = recipe["activations"]
     fill(observed, observers, images, method)
     headroom = recipe.get("headroom", 1.0)
     chosen = {}
-    for name in _leading_first(pairs):
-        if name in pairs.same_as:
-            chosen[name] = chosen[pairs.same_as[name]]
-        elif name in pairs.gates:
-            chosen[name] = torch.tensor(1 / 256), torch.tensor(INTEGERS[placement.activation][0])
+    for name in _leading_first(qdqs):
+        if name in qdqs.same_as:
+            chosen[name] = chosen[qdqs.same_as[name]]
+        elif name in qdqs.gates:
+            chosen[name] = torch.tensor(1 / 256), torch.tensor(INTEGERS[config.activation][0])
         else:
-            low, high = observers[name].range(method, placement)
-            chosen[name] = numbers(headroom * low, headroom * high, placement)
+            low, high = observers[name].range(method, config)
+            chosen[name] = numbers(headroom * low, headroom * high, config)
     return chosen
 
 
-def origin(pairs: Inserted, name: str, recipe: dict, count: int) -> str:
+def origin(qdqs: Inserted, name: str, recipe: dict, count: int) -> str:
     """Say in a few words where the scale of a pair comes from."""
-    if name in pairs.same_as:
-        return f"as {pairs.same_as[name]}"
-    if name in pairs.gates:
+    if name in qdqs.same_as:
+        return f"as {qdqs.same_as[name]}"
+    if name in qdqs.gates:
         return "fixed: a gate ends at 1"
     return f"{recipe['activations']} of {count} images"
 
 
-def _leading_first(pairs: Inserted) -> list[str]:
-    return sorted(pairs.source, key=lambda name: name in pairs.same_as)
+def _leading_first(qdqs: Inserted) -> list[str]:
+    return sorted(qdqs.source, key=lambda name: name in qdqs.same_as)

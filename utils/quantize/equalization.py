@@ -28,16 +28,20 @@ from utils import metrics
 from utils.quantize import calibration
 from utils.quantize.calibration import Observer
 from utils.quantize.layers import watching
+from utils.quantize.modules import QDQ, by_output
 from utils.quantize.operators import Graph, Kind, ScaledHardswish
-from utils.quantize.placement import Placement
-from utils.quantize.quantized import Pair, by_output
+from utils.quantize.qdq_config import QDQConfig
 
 LIMIT = 30.0  # dB: SQNR of the logits if a single tensor is rounded with one scale
 IMAGES = 64  # that measure it
 LOW = 0.5  # largest magnitude of an equalized range's low end, relative to its high end
-SMALLEST = 2.0**-8  # of the factors, relative to the largest: rare values of quiet channels must fit, too
+SMALLEST = (
+    2.0**-8
+)  # of the factors, relative to the largest: rare values of quiet channels must fit, too
 
-Range = tuple[torch.Tensor, torch.Tensor]  # low and high ends of the channels, float32 (channels,) each
+Range = tuple[
+    torch.Tensor, torch.Tensor
+]  # low and high ends of the channels, float32 (channels,) each
 
 
 @dataclass(frozen=True)
@@ -65,14 +69,20 @@ def places(network: fx.GraphModule, keep_fp32: tuple[str, ...]) -> list[Place]:
         activation = node.args[0] if isinstance(between, nn.ReLU | nn.Hardswish) else None
         layer = node.args[0] if activation is None else activation.args[0]
         alone = all(len(each.users) == 1 for each in (layer, activation) if each is not None)
-        if graph.kinds[layer] is Kind.LAYER and alone and not any(graph.inside(each, keep_fp32) for each in (layer, node)):
+        if (
+            graph.kinds[layer] is Kind.LAYER
+            and alone
+            and not any(graph.inside(each, keep_fp32) for each in (layer, node))
+        ):
             exact = not isinstance(between, nn.Hardswish)
             result.append(Place(layer.target, activation and activation.target, node.target, exact))
     return result
 
 
 @torch.no_grad()
-def equalize(network: fx.GraphModule, images: torch.Tensor, placement: Placement, recipe: dict) -> dict[str, str]:
+def equalize(
+    network: fx.GraphModule, images: torch.Tensor, config: QDQConfig, recipe: dict
+) -> dict[str, str]:
     """Equalize a float `network`, whose BatchNorm is folded, in place.
 
     It remains the same function, but for FP32's rounding. Ranges are those of `images`, float32
@@ -81,27 +91,34 @@ def equalize(network: fx.GraphModule, images: torch.Tensor, placement: Placement
     nothing is done; where it has one only if "needed", nothing after hardswish. The depthwise
     convolutions for whose inputs one scale is enough are in `network.meta["even"]`, a set of names.
     """
-    if placement.scales not in ("tensor", "needed"):
+    if config.scales not in ("tensor", "needed"):
         return {}
     done, chosen = {}, places(network, tuple(recipe.get("keep_fp32", ())))
-    if placement.scales == "needed":
+    if config.scales == "needed":
         chosen = [place for place in chosen if place.exact]
     network.meta["even"] = {place.depthwise for place in chosen}
     names = {name for place in chosen for name in (place.layer, place.read)}
-    ranges = channel_ranges(network, names, images, placement, recipe["activations"])
+    ranges = channel_ranges(network, names, images, config, recipe["activations"])
     logits = None if all(place.exact for place in chosen) else network(images[:IMAGES]).numpy()
     for place in chosen:
         layer, factor = network.get_submodule(place.layer), factors(ranges[place.read])
         if place.exact:
             divide(layer, factor)
-            done[place.depthwise] = f"inputs equalized exactly, factors from {factor.min():.3g} to 1"
+            done[place.depthwise] = (
+                f"inputs equalized exactly, factors from {factor.min():.3g} to 1"
+            )
         else:
-            rounded = (place.layer, place.read) if placement.pairs == "outputs" else (place.read,)
-            alone = [_rounded_alone(network, name, ranges[name], placement).run(images[:IMAGES]) for name in rounded]
+            rounded = (place.layer, place.read) if config.position == "outputs" else (place.read,)
+            alone = [
+                _rounded_alone(network, name, ranges[name], config).run(images[:IMAGES])
+                for name in rounded
+            ]
             worst = min(metrics.sqnr_db(logits, each.numpy()) or float("inf") for each in alone)
             if worst >= LIMIT:
                 continue
-            before = factors(ranges[place.layer]) if place.layer in rounded else torch.ones_like(factor)
+            before = (
+                factors(ranges[place.layer]) if place.layer in rounded else torch.ones_like(factor)
+            )
             divide(layer, before)
             network.set_submodule(place.read, ScaledHardswish(before, 1 / factor))
             done[place.depthwise] = (
@@ -112,7 +129,7 @@ def equalize(network: fx.GraphModule, images: torch.Tensor, placement: Placement
 
 
 def channel_ranges(
-    network: fx.GraphModule, names: set[str], images: torch.Tensor, placement: Placement, method: str
+    network: fx.GraphModule, names: set[str], images: torch.Tensor, config: QDQConfig, method: str
 ) -> dict[str, Range]:
     """Return the ranges of every channel of the modules `names`, by a method of `calibration.METHODS`."""
     graph, observers = Graph(network), {}
@@ -123,8 +140,10 @@ def channel_ranges(
     modules = [(name, network.get_submodule(name)) for name in observers]
     with watching(modules, lambda name, output: observers[name](output)):
         calibration.fill(network, observers, images, method)
-    ends = {name: observer.range(method, placement) for name, observer in observers.items()}
-    return {name: tuple(torch.from_numpy(end).float() for end in pair) for name, pair in ends.items()}
+    ends = {name: observer.range(method, config) for name, observer in observers.items()}
+    return {
+        name: tuple(torch.from_numpy(end).float() for end in both) for name, both in ends.items()
+    }
 
 
 def factors(ends: Range) -> torch.Tensor:
@@ -150,21 +169,23 @@ def multiply(depthwise: nn.Conv2d, factor: torch.Tensor) -> None:
     depthwise.weight.data *= by_output(factor, depthwise.weight)
 
 
-def _rounded_alone(network: fx.GraphModule, name: str, ends: Range, placement: Placement) -> fx.Interpreter:
+def _rounded_alone(
+    network: fx.GraphModule, name: str, ends: Range, config: QDQConfig
+) -> fx.Interpreter:
     """Return an interpreter of `network` that rounds the output of module `name` with one scale."""
-    pair = Pair(placement.activation)
+    qdq = QDQ(config.activation)
     low, high = ends[0].min()[None].double().numpy(), ends[1].max()[None].double().numpy()
-    pair.assign(*calibration.numbers(low, high, placement))
-    return _Alone(network, name, pair)
+    qdq.assign(*calibration.numbers(low, high, config))
+    return _Alone(network, name, qdq)
 
 
 class _Alone(fx.Interpreter):
     """An interpreter that rounds the output of one module, and nothing else."""
 
-    def __init__(self, network: fx.GraphModule, name: str, pair: Pair):
+    def __init__(self, network: fx.GraphModule, name: str, qdq: QDQ):
         super().__init__(network)
-        self.name, self.pair = name, pair
+        self.name, self.qdq = name, qdq
 
     def call_module(self, target, args, kwargs):
         output = super().call_module(target, args, kwargs)
-        return self.pair(output) if target == self.name else output
+        return self.qdq(output) if target == self.name else output

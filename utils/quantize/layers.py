@@ -16,7 +16,9 @@ def weighted(model: nn.Module) -> dict[str, nn.Module]:
 
 def is_depthwise(module: nn.Module | None) -> bool:
     """Return whether `module` is a convolution with one filter for each channel."""
-    return isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels
+    return (
+        isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels
+    )
 
 
 def blocks(model: nn.Module) -> tuple[str, ...]:
@@ -37,7 +39,9 @@ def blocks(model: nn.Module) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def watching(modules: Iterable[tuple[str, nn.Module]], look: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
+def watching(
+    modules: Iterable[tuple[str, nn.Module]], look: Callable[[str, torch.Tensor], None]
+) -> Iterator[None]:
     """Call `look(name, output)` on every output of the named `modules` inside this context."""
 
     def hook(name: str):
@@ -84,7 +88,9 @@ def extremes(network: nn.Module) -> Iterator[dict]:
         before = worst.get(name, torch.zeros_like(now))
         worst[name] = torch.stack([before[0] + now[0], torch.maximum(before[1], now[1])])
 
-    leaves = [(name, module) for name, module in network.named_modules() if not any(module.children())]
+    leaves = [
+        (name, module) for name, module in network.named_modules() if not any(module.children())
+    ]
     with watching(leaves, look):
         yield report
     where = max(worst, key=lambda name: worst[name][1].item())
@@ -93,7 +99,9 @@ def extremes(network: nn.Module) -> Iterator[dict]:
 
 
 @torch.no_grad()
-def channel_moments(network: nn.Module, batches: Iterable[torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def channel_moments(
+    network: nn.Module, batches: Iterable[torch.Tensor]
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Return the mean and the standard deviation of each channel of all weighted layers' outputs.
 
     They are taken over images and positions while `batches`, float32 (n, 3, 224, 224), run through
@@ -103,7 +111,9 @@ def channel_moments(network: nn.Module, batches: Iterable[torch.Tensor]) -> dict
     count = 0
 
     def add(name: str, output: torch.Tensor) -> None:
-        now = torch.stack([mean_by_channel(output), mean_by_channel(output.square())]).double() * len(output)
+        now = torch.stack(
+            [mean_by_channel(output), mean_by_channel(output.square())]
+        ).double() * len(output)
         sums[name] = sums.get(name, 0) + now
 
     with watching(weighted(network).items(), add):
@@ -112,7 +122,8 @@ def channel_moments(network: nn.Module, batches: Iterable[torch.Tensor]) -> dict
             count += len(batch)
     moments = {name: total / count for name, total in sums.items()}
     return {
-        name: (mean.float(), (square - mean.square()).clamp_min(0).sqrt().float()) for name, (mean, square) in moments.items()
+        name: (mean.float(), (square - mean.square()).clamp_min(0).sqrt().float())
+        for name, (mean, square) in moments.items()
     }
 
 

@@ -84,9 +84,13 @@ class Graph:
         module = self.module(node)
         if node.op in ONE_NODE:
             return ONE_NODE[node.op]
-        if isinstance(module, nn.Conv2d) and (module.padding_mode != "zeros" or isinstance(module.padding, str)):
+        if isinstance(module, nn.Conv2d) and (
+            module.padding_mode != "zeros" or isinstance(module.padding, str)
+        ):
             kind = module.padding_mode if module.padding_mode != "zeros" else module.padding
-            raise UserError(f"quantization knows convolutions padded by numbers of zeros only, not {kind!r} ({node.name}).")
+            raise UserError(
+                f"quantization knows convolutions padded by numbers of zeros only, not {kind!r} ({node.name})."
+            )
         listed, matches = {
             "call_module": (MODULES, lambda types: isinstance(module, types)),
             "call_function": (FUNCTIONS, lambda targets: node.target in targets),
@@ -96,7 +100,11 @@ class Graph:
         for kind, entries in listed.items():
             if matches(entries):
                 return kind
-        name = type(module).__name__ if module is not None else getattr(node.target, "__name__", node.target)
+        name = (
+            type(module).__name__
+            if module is not None
+            else getattr(node.target, "__name__", node.target)
+        )
         raise UserError(
             f"quantization does not know the operator {name} ({node.name}), so it would stay unrounded. Add it to "
             "utils/quantize/operators.py, with a test."
@@ -114,7 +122,11 @@ class Graph:
         users = list(node.users)
         while len(users) == 1 and isinstance(self.module(users[0]), IDLE):
             users = list(users[0].users)
-        fusible = len(users) == 1 and isinstance(self.module(users[0]), FOLLOWING) and node.op != "placeholder"
+        fusible = (
+            len(users) == 1
+            and isinstance(self.module(users[0]), FOLLOWING)
+            and node.op != "placeholder"
+        )
         return users[0] if fusible and self.computes(node) else None
 
     def first(self, node: fx.Node) -> fx.Node:
@@ -133,7 +145,11 @@ class Graph:
 
     def inside(self, node: fx.Node, names: tuple[str, ...]) -> bool:
         """Return whether `node` belongs to one of the modules `names` or to a module inside one."""
-        path = node.target if node.op == "call_module" else next(reversed(node.meta.get("nn_module_stack") or [""]))
+        path = (
+            node.target
+            if node.op == "call_module"
+            else next(reversed(node.meta.get("nn_module_stack") or [""]))
+        )
         return any(path == name or path.startswith(f"{name}.") for name in names)
 
     def readers(self, users: Iterable[fx.Node]) -> list[fx.Node]:
@@ -151,10 +167,15 @@ class Graph:
         tells all apart.
         """
         modules = [self.module(reader) for reader in readers]
-        if not modules or not all(isinstance(module, (*FLAT, ScaledHardswish)) for module in modules):
+        if not modules or not all(
+            isinstance(module, (*FLAT, ScaledHardswish)) for module in modules
+        ):
             return None
         ends = [FLAT.get(type(module), (-3.0, math.inf)) for module in modules]
-        lows = [low / getattr(module, "before", torch.tensor(1.0)) for (low, _), module in zip(ends, modules, strict=True)]
+        lows = [
+            low / getattr(module, "before", torch.tensor(1.0))
+            for (low, _), module in zip(ends, modules, strict=True)
+        ]
         return functools.reduce(torch.minimum, lows), torch.tensor(max(high for _, high in ends))
 
     def depthwise(self, node: fx.Node) -> bool:
@@ -172,7 +193,10 @@ class Graph:
         """Return whether a reader flattens `node`, so that its channels are no dimension any more."""
         plain = (nn.MaxPool2d, *IDLE)
         moving = [user for user in node.users if self.kinds[user] is Kind.MOVING]
-        return any(not isinstance(self.module(user), plain) or self.mixes_when_moved(user) for user in moving)
+        return any(
+            not isinstance(self.module(user), plain) or self.mixes_when_moved(user)
+            for user in moving
+        )
 
 
 def folded(model: nn.Module) -> fx.GraphModule:

@@ -3,16 +3,17 @@
 import torch
 from torch import nn
 
-from utils.quantize import calibration, rounding
+from utils.quantize import adaround, calibration
 from utils.quantize.equalization import equalize
+from utils.quantize.exact import ExactInterpreter
 from utils.quantize.layers import channel_moments, mean_by_channel
+from utils.quantize.modules import QuantizedLayer, along_channels
+from utils.quantize.network import Quantized
 from utils.quantize.operators import folded
-from utils.quantize.placement import Placement
-from utils.quantize.quantized import Quantized, QuantizedLayer, along_channels
-from utils.quantize.reference import Reference
+from utils.quantize.qdq_config import QDQConfig
 
 
-def quantize(model: nn.Module, images: torch.Tensor, recipe: dict, placement: Placement) -> Quantized:
+def quantize(model: nn.Module, images: torch.Tensor, recipe: dict, config: QDQConfig) -> Quantized:
     """Quantize a float `model` as `recipe` says, for the engines of `placement`.
 
     `images`, float32 (n, 3, 224, 224) normalised, are for calibration. Recipe: `activations`, a
@@ -21,28 +22,32 @@ def quantize(model: nn.Module, images: torch.Tensor, recipe: dict, placement: Pl
     `bias_correction` (bool), in the order in which they are done. The model is not changed.
     """
     network = folded(model)
-    equalized = equalize(network, images, placement, recipe) if recipe.get("equalize") else {}
-    result = Quantized.skeleton(network, placement, tuple(recipe.get("keep_fp32", ())))
-    result.reference = network
-    for name, numbers in calibration.calibrate(network, images, placement, recipe).items():
-        result.pair(name).assign(*numbers)
-        result.origin[name] = calibration.origin(result.pairs, name, recipe, len(images))
+    equalized = equalize(network, images, config, recipe) if recipe.get("equalize") else {}
+    result = Quantized.skeleton(network, config, tuple(recipe.get("keep_fp32", ())))
+    result.fp32 = network
+    for name, numbers in calibration.calibrate(network, images, config, recipe).items():
+        result.qdq(name).assign(*numbers)
+        result.origin[name] = calibration.origin(result.qdqs, name, recipe, len(images))
     shared = recipe.get("weights") == "tensor"
     for name, layer in result.layers.items():
-        plain = result.reference.get_submodule(name)
-        scale = (plain.weight.detach().abs().max() / layer.high).expand(len(plain.weight)) if shared else None
+        plain = result.fp32.get_submodule(name)
+        scale = (
+            (plain.weight.detach().abs().max() / layer.high).expand(len(plain.weight))
+            if shared
+            else None
+        )
         layer.quantize(plain, result.input_scale(name), scale)
         result.origin[name] = f"largest magnitude of {'the layer' if shared else 'each channel'}"
     for name, how in equalized.items():
         result.origin[name] += f"; {how}"
     if recipe.get("adaptive_rounding"):
-        rounding.adapt(result, images)
+        adaround.adapt(result, images)
     if recipe.get("bias_correction"):
         correct_biases(result, images)
     return result
 
 
-class _Correcting(Reference):
+class _Correcting(ExactInterpreter):
     """An exact run that matches each layer's mean output to that of the float network.
 
     Layers are visited in the order of computation, so each reads inputs from corrected layers.
@@ -80,5 +85,5 @@ def correct_biases(quantized: Quantized, images: torch.Tensor) -> None:
     All images pass through a layer before the next layer runs: 256 images take about 8 GB in
     ResNet-18.
     """
-    moments = channel_moments(quantized.reference, images.split(calibration.BATCH))
+    moments = channel_moments(quantized.fp32, images.split(calibration.BATCH))
     _Correcting(quantized, {name: mean for name, (mean, _) in moments.items()}).run(images.double())

@@ -20,15 +20,24 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from utils.quantize import calibration, ptq
-from utils.quantize import placement as placing
+from utils.quantize import calibration, insertion, ptq
 from utils.quantize.layers import channel_moments, weighted
+from utils.quantize.modules import along_channels, by_output, quantize_weight
+from utils.quantize.network import Quantized
 from utils.quantize.operators import Graph, folded
-from utils.quantize.placement import INTEGERS, Placement
-from utils.quantize.quantized import Quantized, along_channels, by_output, quantize_weight
+from utils.quantize.qdq_config import INTEGERS, QDQConfig
 
 # Of a recipe: what decides the network that is trained.
-SETTINGS = ("bits", "activations", "headroom", "keep_fp32", "calibration_images", "equalize", "bias_correction", "reconstruct")
+SETTINGS = (
+    "bits",
+    "activations",
+    "headroom",
+    "keep_fp32",
+    "calibration_images",
+    "equalize",
+    "bias_correction",
+    "reconstruct",
+)
 STEPS = 127  # units of a weight: from 0 to the largest of its channel
 WIDTH = 1 / 16  # unit of biases and ranges
 
@@ -59,8 +68,14 @@ class Rounding(torch.autograd.Function):
         x, y, scale, integer = ctx.saved_tensors
         dx = passed(dy, (x / scale).add_(integer), *ctx.limits)
         dims = [dim for dim in range(x.ndim) if scale.ndim == 0 or dim != 1]
-        of_scale = (dy * y).addcmul_(dx, x, value=-1).sum(dims) / scale.flatten() if ctx.needs_input_grad[1] else None
-        of_zero_point = scale.flatten() * (dx.sum(dims) - dy.sum(dims)) if ctx.needs_input_grad[2] else None
+        of_scale = (
+            (dy * y).addcmul_(dx, x, value=-1).sum(dims) / scale.flatten()
+            if ctx.needs_input_grad[1]
+            else None
+        )
+        of_zero_point = (
+            scale.flatten() * (dx.sum(dims) - dy.sum(dims)) if ctx.needs_input_grad[2] else None
+        )
         return dx, of_scale, of_zero_point, None
 
 
@@ -100,8 +115,8 @@ class HalfRounding(torch.autograd.Function):
         return dy
 
 
-class TrainedPair(nn.Module):
-    """The rounding of a `Pair`, whose range learns at both ends.
+class FakeQuantize(nn.Module):
+    """The rounding of a `QDQ`, whose range learns at both ends.
 
     `stretch` and `shift`, float32 () or (channels,), are 0 at the beginning.
     """
@@ -111,15 +126,25 @@ class TrainedPair(nn.Module):
         self.limits = INTEGERS[dtype]
         self.assign(torch.tensor(1.0), torch.tensor(0))
 
-    def assign(self, scale: torch.Tensor, zero_point: torch.Tensor, learns: bool = True, symmetric: bool = False) -> None:
+    def assign(
+        self,
+        scale: torch.Tensor,
+        zero_point: torch.Tensor,
+        learns: bool = True,
+        symmetric: bool = False,
+    ) -> None:
         """Set the scale and the zero-point, () or (channels,), at which training begins.
 
         They stay unless the pair `learns`; the zero-point of a `symmetric` one stays in any case.
         """
         self.register_buffer("first_scale", scale.float())
         self.register_buffer("first_zero_point", zero_point.float())
-        self.stretch = nn.Parameter(torch.zeros_like(scale, dtype=torch.float32), requires_grad=learns)
-        self.shift = nn.Parameter(torch.zeros_like(scale, dtype=torch.float32), requires_grad=learns and not symmetric)
+        self.stretch = nn.Parameter(
+            torch.zeros_like(scale, dtype=torch.float32), requires_grad=learns
+        )
+        self.shift = nn.Parameter(
+            torch.zeros_like(scale, dtype=torch.float32), requires_grad=learns and not symmetric
+        )
 
     @property
     def scale(self) -> torch.Tensor:
@@ -169,7 +194,9 @@ class _Trained:
         if self.highest is None:
             weight = self.float_weight()
         else:
-            weight = WeightRounding.apply(self.weight, STEPS / self.highest, self.highest, by_output(self.unit, self.weight))
+            weight = WeightRounding.apply(
+                self.weight, STEPS / self.highest, self.highest, by_output(self.unit, self.weight)
+            )
         return self.in_format(weight), self.in_format(self.first_bias + self.bias_unit * self.bias)
 
     def in_format(self, x: torch.Tensor) -> torch.Tensor:
@@ -191,22 +218,26 @@ class TrainedLinear(_Trained, nn.Linear):
         return self.in_format(F.linear(self.in_format(x), *self.used()))
 
 
-def trainable(model: nn.Module, images: torch.Tensor, recipe: dict, placement: Placement) -> fx.GraphModule:
+def trainable(
+    model: nn.Module, images: torch.Tensor, recipe: dict, config: QDQConfig
+) -> fx.GraphModule:
     """Return the network that PTQ by `recipe` gives, ready to be trained with its rounding.
 
     `images`, float32 (n, 3, 224, 224) normalised, are those for calibration; for the recipe see
     `ptq.quantize`. Biases are not rounded. What stays in FP32 does not learn.
     """
-    quantized = ptq.quantize(model, images, recipe, placement)
-    network = _quiet(quantized.reference)
-    network.meta["folded"] = quantized.reference
-    moments = channel_moments(quantized.reference, images.split(calibration.BATCH))
-    pairs = placing.insert(network, placement, quantized.keep_fp32, lambda: TrainedPair(placement.activation))
-    for name in pairs.source:
-        pair = quantized.pair(name)
-        stays = placement.symmetric or (placement.centred and pair.zero_point.eq(placement.middle).all())
-        network.get_submodule(name).assign(pair.scale, pair.zero_point, name not in pairs.gates, stays)
-    for name, leading in pairs.same_as.items():
+    quantized = ptq.quantize(model, images, recipe, config)
+    network = _quiet(quantized.fp32)
+    network.meta["folded"] = quantized.fp32
+    moments = channel_moments(quantized.fp32, images.split(calibration.BATCH))
+    qdqs = insertion.insert(
+        network, config, quantized.keep_fp32, lambda: FakeQuantize(config.activation)
+    )
+    for name in qdqs.source:
+        qdq = quantized.qdq(name)
+        stays = config.symmetric or (config.centred and qdq.zero_point.eq(config.middle).all())
+        network.get_submodule(name).assign(qdq.scale, qdq.zero_point, name not in qdqs.gates, stays)
+    for name, leading in qdqs.same_as.items():
         network.set_submodule(name, network.get_submodule(leading))
     for name, layer in quantized.layers.items():
         trained = _begin(network.get_submodule(name), layer.scale, layer.high, moments[name][1])
@@ -240,28 +271,30 @@ def _quiet(network: fx.GraphModule) -> fx.GraphModule:
     return network
 
 
-def _begin(layer: nn.Module, scale: torch.Tensor, highest: int | None, width: torch.Tensor) -> _Trained:
+def _begin(
+    layer: nn.Module, scale: torch.Tensor, highest: int | None, width: torch.Tensor
+) -> _Trained:
     layer.__class__ = TrainedConv2d if isinstance(layer, nn.Conv2d) else TrainedLinear
     layer.begin(scale, highest, width)
     return layer
 
 
 @torch.no_grad()
-def convert(trained: fx.GraphModule, recipe: dict, placement: Placement) -> Quantized:
+def convert(trained: fx.GraphModule, recipe: dict, config: QDQConfig) -> Quantized:
     """Return the quantized network for `placement` of what `trainable` gave for `placement.in_training`."""
     network = copy.deepcopy(trained.meta["folded"])
     for name, layer in _trained(trained).items():
         plain = network.get_submodule(name)
         plain.weight.data, plain.bias = layer.float_weight(), nn.Parameter(layer.used()[1])
-    result = Quantized.skeleton(network, placement, tuple(recipe.get("keep_fp32", ())))
-    result.reference = network
-    shift = INTEGERS[placement.activation][0] - INTEGERS[placement.in_training.activation][0]
-    for name in result.pairs.source:
-        pair = trained.get_submodule(name)
-        integer = pair.zero_point.round().clamp(*pair.limits).long()
-        result.pair(name).assign(pair.scale, integer + shift)
-        begun = calibration.origin(result.pairs, name, recipe, recipe["calibration_images"])
-        result.origin[name] = begun + (", trained" if pair.stretch.requires_grad else "")
+    result = Quantized.skeleton(network, config, tuple(recipe.get("keep_fp32", ())))
+    result.fp32 = network
+    shift = INTEGERS[config.activation][0] - INTEGERS[config.in_training.activation][0]
+    for name in result.qdqs.source:
+        qdq = trained.get_submodule(name)
+        integer = qdq.zero_point.round().clamp(*qdq.limits).long()
+        result.qdq(name).assign(qdq.scale, integer + shift)
+        begun = calibration.origin(result.qdqs, name, recipe, recipe["calibration_images"])
+        result.origin[name] = begun + (", trained" if qdq.stretch.requires_grad else "")
     for name, layer in result.layers.items():
         scale = trained.get_submodule(name).unit * (STEPS / layer.high)
         layer.quantize(network.get_submodule(name), result.input_scale(name), scale)
@@ -295,4 +328,6 @@ def plain(trained: fx.GraphModule, model: nn.Module) -> nn.Module:
 
 
 def _trained(network: nn.Module) -> dict[str, _Trained]:
-    return {name: module for name, module in network.named_modules() if isinstance(module, _Trained)}
+    return {
+        name: module for name, module in network.named_modules() if isinstance(module, _Trained)
+    }

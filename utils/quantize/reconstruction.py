@@ -18,8 +18,8 @@ from utils import progress
 from utils.quantize import qat
 from utils.quantize.calibration import BATCH
 from utils.quantize.layers import blocks
-from utils.quantize.placement import Placement
-from utils.quantize.quantized import Quantized
+from utils.quantize.network import Quantized
+from utils.quantize.qdq_config import QDQConfig
 
 STEPS = 100  # the most that a block learns for, with one batch in each; 200 brought MobileNetV3-Small 0.1 dB
 PASSES = 25  # the most that a block sees each image
@@ -39,8 +39,12 @@ class Part:
         read = [node for each in nodes for node in each.all_input_nodes if node not in inside]
         self.read = list(dict.fromkeys(read))
         self.given = [node for node in nodes if not inside.issuperset(node.users)]
-        modules = dict.fromkeys(network.get_submodule(node.target) for node in nodes if node.op == "call_module")
-        self.learning = [each for module in modules for each in module.parameters() if each.requires_grad]
+        modules = dict.fromkeys(
+            network.get_submodule(node.target) for node in nodes if node.op == "call_module"
+        )
+        self.learning = [
+            each for module in modules for each in module.parameters() if each.requires_grad
+        ]
 
     def __call__(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
         """Return the values of `given` from those of `read`."""
@@ -52,23 +56,34 @@ class Part:
     @torch.no_grad()
     def answers(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
         """Return the same for many images, a batch after the other."""
-        batches = [self(list(batch)) for batch in zip(*(values.split(BATCH) for values in inputs), strict=True)]
+        batches = [
+            self(list(batch))
+            for batch in zip(*(values.split(BATCH) for values in inputs), strict=True)
+        ]
         return [torch.cat(values) for values in zip(*batches, strict=True)]
 
 
-def reconstruct(model: nn.Module, images: torch.Tensor, recipe: dict, placement: Placement) -> Quantized:
+def reconstruct(
+    model: nn.Module, images: torch.Tensor, recipe: dict, config: QDQConfig
+) -> Quantized:
     """Quantize a float `model` as `ptq.quantize` does, then reconstruct its blocks.
 
     `images`, float32 (n, 3, 224, 224) normalised, are for calibration. The model is not changed.
     """
-    return qat.convert(trainable(model, images, recipe, placement.in_training), recipe, placement)
+    return qat.convert(trainable(model, images, recipe, config.in_training), recipe, config)
 
 
-def trainable(model: nn.Module, images: torch.Tensor, recipe: dict, placement: Placement) -> fx.GraphModule:
+def trainable(
+    model: nn.Module, images: torch.Tensor, recipe: dict, config: QDQConfig
+) -> fx.GraphModule:
     """Return the network of `qat.trainable` with its blocks reconstructed, ready for QAT to go on."""
-    network = qat.trainable(model, images, recipe, placement)
+    network = qat.trainable(model, images, recipe, config)
     parts = divide(network, blocks(model))
-    wanted = _float_values(network.meta["folded"], images, {_source(network, node) for part in parts for node in part.given})
+    wanted = _float_values(
+        network.meta["folded"],
+        images,
+        {_source(network, node) for part in parts for node in part.given},
+    )
     held = {node: images for node in network.graph.nodes if node.op == "placeholder"}
     with progress.Bar("reconstructing", len(parts), "blocks") as bar:
         for number, part in enumerate(parts):
@@ -89,12 +104,17 @@ def divide(network: fx.GraphModule, names: tuple[str, ...]) -> list[Part]:
         if node.op in ("placeholder", "output"):
             continue
         if node.op == "call_module":
-            number = next((i for i, name in enumerate(names) if f"{node.target}.".startswith(f"{name}.")), number)
+            number = next(
+                (i for i, name in enumerate(names) if f"{node.target}.".startswith(f"{name}.")),
+                number,
+            )
         parts.setdefault(number, []).append(node)
     return [Part(network, nodes) for nodes in parts.values()]
 
 
-def learn(part: Part, inputs: list[torch.Tensor], targets: list[torch.Tensor]) -> list[torch.Tensor]:
+def learn(
+    part: Part, inputs: list[torch.Tensor], targets: list[torch.Tensor]
+) -> list[torch.Tensor]:
     """Train `part` on `inputs`, (n, ...) each, to give `targets`, (n, ...) each, in place; returns what it gives.
 
     What it learns counts only if its error on all images is smaller than before.
@@ -102,11 +122,15 @@ def learn(part: Part, inputs: list[torch.Tensor], targets: list[torch.Tensor]) -
     first_answers = part.answers(inputs)
     if not part.learning:
         return first_answers
-    weights = [1 / target.var().clamp_min(TINY) for target in targets]  # tensors count alike, whatever their size
+    weights = [
+        1 / target.var().clamp_min(TINY) for target in targets
+    ]  # tensors count alike, whatever their size
 
     def error(outputs: list[torch.Tensor], chosen: torch.Tensor | slice) -> torch.Tensor:
         compared = zip(outputs, targets, weights, strict=True)
-        return sum(weight * F.mse_loss(output, target[chosen]) for output, target, weight in compared)
+        return sum(
+            weight * F.mse_loss(output, target[chosen]) for output, target, weight in compared
+        )
 
     first = [parameter.detach().clone() for parameter in part.learning]
     optimizer, generator = torch.optim.Adam(part.learning, RATE), torch.Generator().manual_seed(0)
@@ -128,13 +152,17 @@ def learn(part: Part, inputs: list[torch.Tensor], targets: list[torch.Tensor]) -
 
 def _source(network: fx.GraphModule, node: fx.Node) -> str:
     """Return the name of the node whose values `node` holds, rounded if it is a pair."""
-    while node.op == "call_module" and isinstance(network.get_submodule(node.target), qat.TrainedPair):
+    while node.op == "call_module" and isinstance(
+        network.get_submodule(node.target), qat.FakeQuantize
+    ):
         node = node.args[0]
     return node.name
 
 
 @torch.no_grad()
-def _float_values(network: fx.GraphModule, images: torch.Tensor, names: set[str]) -> dict[str, torch.Tensor]:
+def _float_values(
+    network: fx.GraphModule, images: torch.Tensor, names: set[str]
+) -> dict[str, torch.Tensor]:
     """Return the values of the nodes `names` of a float network on `images`."""
     parts: dict[str, list[torch.Tensor]] = {}
 
@@ -142,7 +170,9 @@ def _float_values(network: fx.GraphModule, images: torch.Tensor, names: set[str]
         def run_node(self, node):
             value = super().run_node(node)
             if node.name in names:
-                parts.setdefault(node.name, []).append(value.clone())  # activation functions may work in place
+                parts.setdefault(node.name, []).append(
+                    value.clone()
+                )  # activation functions may work in place
             return value
 
     for batch in images.split(BATCH):

@@ -61,7 +61,9 @@ class Trial:
         return f"{self.name}: {self.ms:.3g} ms, {sqnr}, {100 * self.accuracy_drop:+.2f} points lost"
 
 
-def plans(experiment: Experiment, calibration: torch.Tensor, recipe: dict) -> Iterator[tuple[Backend, dict]]:
+def plans(
+    experiment: Experiment, calibration: torch.Tensor, recipe: dict
+) -> Iterator[tuple[Backend, dict]]:
     """Yield each backend to deploy on, and the recipe to quantize by.
 
     These are the backends of the options and `recipe`, unless something is to be chosen, see above.
@@ -80,33 +82,43 @@ def budget_of(recipe: dict) -> dict[str, float]:
     """Return the budget that a recipe names, or BUDGET. Raises `ValueError` for an unknown key."""
     budget = recipe.get("budget", BUDGET)
     if not budget or set(budget) - set(BUDGETS) or None in budget.values():
-        raise ValueError(f"budget={budget} in the recipe: give numbers for one or both of {', '.join(BUDGETS)}")
+        raise ValueError(
+            f"budget={budget} in the recipe: give numbers for one or both of {', '.join(BUDGETS)}"
+        )
     return budget
 
 
-def fastest(experiment: Experiment, able: list[Backend], calibration: torch.Tensor, recipe: dict) -> tuple[Backend, dict]:
+def fastest(
+    experiment: Experiment, able: list[Backend], calibration: torch.Tensor, recipe: dict
+) -> tuple[Backend, dict]:
     """Return that of the backends `able` which runs the network fastest within the budget, and the log.
 
     Networks are those of PTQ by `recipe`, for QAT as well, as speed hardly depends on the numbers.
     """
     budget, networks, deployed = budget_of(recipe), {}, {}
     for backend in able:
-        placement = backend.placement_by(recipe)
-        if placement not in networks:  # engines that round alike share a network
-            networks[placement] = backend.quantized(experiment.baseline.model, calibration, recipe)
-        deployed[backend.name] = backend.deploy(networks[placement])
+        config = backend.qdq_config(recipe)
+        if config not in networks:  # engines that round alike share a network
+            networks[config] = backend.quantized(experiment.baseline.model, calibration, recipe)
+        deployed[backend.name] = backend.deploy(networks[config])
     trials = compare(experiment, deployed, fp32_logits(experiment))
     for trial in trials:
         progress.say(f"{trial}{'' if trial.meets(budget) else ', which is over the budget'}")
     within = [trial for trial in trials if trial.meets(budget)]
     if not within:
-        raise UserError(f"--backend fastest: no engine is within the budget, {_wanted(budget)}; see above.")
+        raise UserError(
+            f"--backend fastest: no engine is within the budget, {_wanted(budget)}; see above."
+        )
     best = min(within, key=lambda trial: trial.ms)
     progress.say(f"fastest within {_wanted(budget)}: {best.name}")
-    return next(each for each in able if each.name == best.name), {"engines": _log(experiment, budget, trials)}
+    return next(each for each in able if each.name == best.name), {
+        "engines": _log(experiment, budget, trials)
+    }
 
 
-def formats(experiment: Experiment, backend: Backend, calibration: torch.Tensor, recipe: dict) -> dict:
+def formats(
+    experiment: Experiment, backend: Backend, calibration: torch.Tensor, recipe: dict
+) -> dict:
     """Return `recipe` with the blocks that stay in FP32 on `backend`, if it says `formats="auto"`.
 
     First, all blocks in INT8 are compared with each one in FP32. Those that are faster in FP32 stay
@@ -116,23 +128,31 @@ def formats(experiment: Experiment, backend: Backend, calibration: torch.Tensor,
     if "formats" not in recipe:
         return recipe
     if recipe["formats"] != "auto":
-        raise ValueError(f"formats={recipe['formats']!r} in the recipe: give 'auto', or the blocks in FP32 as `keep_fp32`")
+        raise ValueError(
+            f"formats={recipe['formats']!r} in the recipe: give 'auto', or the blocks in FP32 as `keep_fp32`"
+        )
     budget, model = budget_of(recipe), experiment.baseline.model
     count = min(FEW, len(calibration))
-    few = calibration[torch.arange(count) * len(calibration) // count]  # evenly spaced: the first may be of one class
+    few = calibration[
+        torch.arange(count) * len(calibration) // count
+    ]  # evenly spaced: the first may be of one class
     plain = {name: value for name, value in recipe.items() if name not in ("formats", "budget")}
     quick = plain | {"reconstruct": False, "adaptive_rounding": False}
-    alone = {name: backend.quantize(model, few, quick | {"keep_fp32": (name,)}) for name in blocks(model)}
+    alone = {
+        name: backend.quantize(model, few, quick | {"keep_fp32": (name,)}) for name in blocks(model)
+    }
     whole = {WHOLLY: backend.quantize(model, few, quick | {"keep_fp32": ()})}
-    reference = fp32_logits(experiment)
-    wholly, *single = compare(experiment, whole | alone, reference)
+    fp32 = fp32_logits(experiment)
+    wholly, *single = compare(experiment, whole | alone, fp32)
     fast = {trial.name for trial in single if wholly.ms / trial.ms > FASTER}
     order = [trial.name for trial in sorted(single, key=lambda trial: _price(wholly, trial))]
     log = []
     for keep in _growing(fast, order):
         chosen = plain | {"keep_fp32": tuple(name for name in blocks(model) if name in keep)}
         label = f"in FP32: {', '.join(chosen['keep_fp32']) or 'nothing'}"
-        beside, trial = compare(experiment, whole | {label: backend.quantize(model, calibration, chosen)}, reference)
+        beside, trial = compare(
+            experiment, whole | {label: backend.quantize(model, calibration, chosen)}, fp32
+        )
         progress.say(f"{backend.name}, {trial}; {WHOLLY}: {beside.ms:.3g} ms")
         log += [beside, trial]
         if trial.meets(budget):
@@ -167,7 +187,7 @@ def fp32_logits(experiment: Experiment) -> np.ndarray:
     return loop.predict(experiment.baseline.model, experiment.data.validation)
 
 
-def compare(experiment: Experiment, deployed: dict[str, Deployed], reference: np.ndarray) -> list[Trial]:
+def compare(experiment: Experiment, deployed: dict[str, Deployed], fp32: np.ndarray) -> list[Trial]:
     """Time the networks `deployed` in alternating rounds, and measure their errors on validation images.
 
     `reference` is what `fp32_logits` returned.
@@ -179,19 +199,31 @@ def compare(experiment: Experiment, deployed: dict[str, Deployed], reference: np
             for number, (name, each) in enumerate(deployed.items()):
                 path = folder / f"{number}{each.backend.suffix}"
                 each.save(path)
-                sides.append(stack.enter_context(Worker(each.backend.name, path, options.device, options.threads)))
+                sides.append(
+                    stack.enter_context(
+                        Worker(each.backend.name, path, options.device, options.threads)
+                    )
+                )
                 bar.step(note=name)
         logits = [side.call("logits", split, EVAL_BATCH) for side in sides]
-        seconds = np.median(rounds.compare(sides, split, options.batch_sizes[0], 1 if options.smoke else None), axis=0)
-    return [_trial(name, *measured, reference, split.y) for name, *measured in zip(deployed, seconds, logits, strict=True)]
+        seconds = np.median(
+            rounds.compare(sides, split, options.batch_sizes[0], 1 if options.smoke else None),
+            axis=0,
+        )
+    return [
+        _trial(name, *measured, fp32, split.y)
+        for name, *measured in zip(deployed, seconds, logits, strict=True)
+    ]
 
 
-def _trial(name: str, seconds: float, logits: np.ndarray, reference: np.ndarray, y: np.ndarray) -> Trial:
+def _trial(name: str, seconds: float, logits: np.ndarray, fp32: np.ndarray, y: np.ndarray) -> Trial:
     if not np.isfinite(logits).all():
-        raise UserError(f"{name}: some validation logits are not finite, so its error has no size; check the weights.")
+        raise UserError(
+            f"{name}: some validation logits are not finite, so its error has no size; check the weights."
+        )
     # From counts, because the difference of two shares is inexact: 0.9 - 0.7 > 0.2.
-    lost = int((reference.argmax(1) == y).sum()) - int((logits.argmax(1) == y).sum())
-    return Trial(name, 1e3 * float(seconds), metrics.sqnr_db(reference, logits), lost / len(y))
+    lost = int((fp32.argmax(1) == y).sum()) - int((logits.argmax(1) == y).sum())
+    return Trial(name, 1e3 * float(seconds), metrics.sqnr_db(fp32, logits), lost / len(y))
 
 
 def _wanted(budget: dict[str, float]) -> str:
@@ -201,4 +233,7 @@ def _wanted(budget: dict[str, float]) -> str:
 def _log(experiment: Experiment, budget: dict[str, float], trials: list[Trial]) -> dict:
     options = experiment.options
     how = {"budget": budget, "threads": options.threads, "batch_size": options.batch_sizes[0]}
-    return how | {"images": len(experiment.data.validation), "tried": [vars(trial) for trial in trials]}
+    return how | {
+        "images": len(experiment.data.validation),
+        "tried": [vars(trial) for trial in trials],
+    }

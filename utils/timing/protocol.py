@@ -28,7 +28,7 @@ import numpy as np
 
 from utils import cli, progress, stats
 from utils.cli import Options
-from utils.data.splits import Split
+from utils.data.dataset import Split
 from utils.timing import fastest, rounds
 from utils.timing.worker import Worker
 from utils.training.checkpoints import Checkpoint
@@ -52,7 +52,13 @@ class Tier:
 
 
 # A p90 needs at least 64 queries, a p99 at least 662: see `stats.percentile_bound`.
-TIERS = dict(zip(cli.TIMING, (Tier(3, 3, 64, single=False), Tier(10, 6, 64), Tier(60, 10, 662), Tier(600, 10, 662)), strict=True))
+TIERS = dict(
+    zip(
+        cli.TIMING,
+        (Tier(3, 3, 64, single=False), Tier(10, 6, 64), Tier(60, 10, 662), Tier(600, 10, 662)),
+        strict=True,
+    )
+)
 
 
 @dataclass
@@ -67,7 +73,9 @@ class Launch:
     cost: dict[str, float]  # of the candidate, from `Worker.call("cost")`
 
 
-def measure(candidate: tuple[str, Path], baseline: Checkpoint, split: Split, options: Options) -> list[dict]:
+def measure(
+    candidate: tuple[str, Path], baseline: Checkpoint, split: Split, options: Options
+) -> list[dict]:
     """Measure latency and throughput of a candidate, given as (backend, artifact).
 
     Returns columns of results.csv, one dict for each number of threads and batch size. Every batch
@@ -91,12 +99,26 @@ def measure(candidate: tuple[str, Path], baseline: Checkpoint, split: Split, opt
                     bar.step(note=f"batch {size}, {threads} threads")
             for size in batch_sizes:
                 how = {"protocol": options.protocol, "tier": options.tier}
-                entries.append({"threads": threads, "batch_size": size} | how | summarize(collected[size], size) | best[size])
+                entries.append(
+                    {"threads": threads, "batch_size": size}
+                    | how
+                    | summarize(collected[size], size)
+                    | best[size]
+                )
     fastest_batch = max(entries, key=lambda entry: entry["throughput_ips"])
-    return [entry | {"offline_ips": entry["throughput_ips"] if entry is fastest_batch else None} for entry in entries]
+    return [
+        entry | {"offline_ips": entry["throughput_ips"] if entry is fastest_batch else None}
+        for entry in entries
+    ]
 
 
-def _launch(candidate: tuple[str, Path], baseline: Checkpoint, split: Split, best: dict[int, str], options: Options):
+def _launch(
+    candidate: tuple[str, Path],
+    baseline: Checkpoint,
+    split: Split,
+    best: dict[int, str],
+    options: Options,
+):
     """Start all processes once; yields the `Launch` of each batch size in `best`.
 
     `best` maps a batch size to the name of its fastest FP32 engine.
@@ -111,7 +133,11 @@ def _launch(candidate: tuple[str, Path], baseline: Checkpoint, split: Split, bes
         for size, name in best.items():
             sides = list(dict.fromkeys([ours, engines["native"], engines[name]]))
             rounds.hold(sides, split, size)
-            runs, planned = plan([rounds.warm_up(side) for side in sides], tier, size) if tier else ([1] * len(sides), 2)
+            runs, planned = (
+                plan([rounds.warm_up(side) for side in sides], tier, size)
+                if tier
+                else ([1] * len(sides), 2)
+            )
             kept, repeated, contended = rounds.alternate(rounds.turns(sides, runs), planned)
             times = {side: [times[place] for times in kept] for place, side in enumerate(sides)}
             compared = times[ours], times[engines["native"]], times[engines[name]]
@@ -126,8 +152,14 @@ def plan(seconds: list[float], tier: Tier, batch_size: int) -> tuple[list[int], 
     """
     runs, round_s = rounds.fill(seconds)
     p99 = tier.queries >= stats.fewest_queries(0.99)
-    queries = tier.queries if batch_size == SINGLE_STREAM or (batch_size == MULTI_STREAM and p99) else 0
-    return runs, max(1, round(tier.seconds / tier.launches / round_s), math.ceil(queries / tier.launches / (2 * runs[0])))
+    queries = (
+        tier.queries if batch_size == SINGLE_STREAM or (batch_size == MULTI_STREAM and p99) else 0
+    )
+    return runs, max(
+        1,
+        round(tier.seconds / tier.launches / round_s),
+        math.ceil(queries / tier.launches / (2 * runs[0])),
+    )
 
 
 def summarize(launches: list[Launch], batch_size: int) -> dict:
@@ -138,7 +170,10 @@ def summarize(launches: list[Launch], batch_size: int) -> dict:
     samples = 1e3 * np.concatenate([times for launch in launches for times in launch.candidate])
     middle = by_launch([launch.candidate for launch in launches])
     low, high = stats.mean_interval(middle)
-    scenarios = {"single_stream_p90_ms": (SINGLE_STREAM, 0.90), "multi_stream_p99_ms": (MULTI_STREAM, 0.99)}
+    scenarios = {
+        "single_stream_p90_ms": (SINGLE_STREAM, 0.90),
+        "multi_stream_p99_ms": (MULTI_STREAM, 0.99),
+    }
     return {
         "latency_ms_p50": float(middle.mean()),
         "latency_ms_ci_low": low,
@@ -148,19 +183,29 @@ def summarize(launches: list[Launch], batch_size: int) -> dict:
         **{f"latency_ms_p{q}": stats.percentile(samples, q) for q in (90, 95, 99)},
         "eager_fp32_ms": float(by_launch([launch.eager for launch in launches]).mean()),
         "best_fp32_ms": float(by_launch([launch.best for launch in launches]).mean()),
-        **{key: stats.percentile_bound(samples, q) if batch_size == n else None for key, (n, q) in scenarios.items()},
+        **{
+            key: stats.percentile_bound(samples, q) if batch_size == n else None
+            for key, (n, q) in scenarios.items()
+        },
         "throughput_ips": float(1e3 * batch_size / samples.mean()),
-        **speedup("speedup_vs_eager_fp32", [(launch.eager, launch.candidate) for launch in launches]),
+        **speedup(
+            "speedup_vs_eager_fp32", [(launch.eager, launch.candidate) for launch in launches]
+        ),
         **speedup("speedup_vs_best_fp32", [(launch.best, launch.candidate) for launch in launches]),
         "n_timed": len(samples),
         "n_launches": len(launches),
         "n_rounds": sum(len(launch.candidate) for launch in launches),
         "n_repeated": sum(launch.repeated for launch in launches),
         "contended": any(launch.contended for launch in launches),
-        **{key: float(np.median([launch.cost[key] for launch in launches])) for key in launches[0].cost},
+        **{
+            key: float(np.median([launch.cost[key] for launch in launches]))
+            for key in launches[0].cost
+        },
         "samples_ms": [milliseconds(launch.candidate) for launch in launches],
         "eager_samples_ms": [milliseconds(launch.eager) for launch in launches],
-        "best_samples_ms": [milliseconds(launch.best) for launch in launches if launch.best is not launch.eager],
+        "best_samples_ms": [
+            milliseconds(launch.best) for launch in launches if launch.best is not launch.eager
+        ],
     }
 
 
@@ -179,7 +224,13 @@ def speedup(name: str, launches: list[tuple[list, list]]) -> dict[str, float]:
     Returns the columns `name`, `name`_ci_low and `name`_ci_high.
     """
     ratios = [
-        np.median([np.median(reference) / np.median(times) for reference, times in zip(*pair, strict=True)]) for pair in launches
+        np.median(
+            [
+                np.median(reference) / np.median(times)
+                for reference, times in zip(*pair, strict=True)
+            ]
+        )
+        for pair in launches
     ]
     low, high = stats.mean_interval(np.array(ratios))
     return {name: float(np.mean(ratios)), f"{name}_ci_low": low, f"{name}_ci_high": high}

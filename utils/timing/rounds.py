@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from utils.data.splits import Split
+from utils.data.dataset import Split
 from utils.timing.worker import Worker
 
 WARMUP_S, WARMUP_RUNS = 0.3, 2
@@ -53,7 +53,9 @@ def fill(seconds: list[float]) -> tuple[list[int], float]:
     return runs, 2 * sum(n * run for n, run in zip(runs, seconds, strict=True))
 
 
-def compare(sides: list[Worker], split: Split, batch_size: int, count: int | None = None) -> np.ndarray:
+def compare(
+    sides: list[Worker], split: Split, batch_size: int, count: int | None = None
+) -> np.ndarray:
     """Time all `sides` on the same batch in alternating rounds; returns seconds of a batch, (rounds, sides).
 
     An entry is the median of one side's runs in one round. There are `count` rounds, or by default as
@@ -77,9 +79,14 @@ def alternate(turns: list[Callable[[], list[float]]], rounds: int) -> tuple[list
     while len(clean) < rounds and len(contended) < max(rounds, MIN_TRIES):
         first = (len(clean) + len(contended)) % len(turns)  # another side begins each round
         order = [*range(first, len(turns)), *range(first)]
-        there, back = {side: turns[side]() for side in order}, {side: turns[side]() for side in reversed(order)}
+        there, back = (
+            {side: turns[side]() for side in order},
+            {side: turns[side]() for side in reversed(order)},
+        )
         medians = np.array([[np.median(half[side]) for side in order] for half in (there, back)])
         spread = (medians.max(0) / medians.min(0)).max()
-        (clean if spread <= CONTENDED else contended).append([there[side] + back[side] for side in range(len(turns))])
+        (clean if spread <= CONTENDED else contended).append(
+            [there[side] + back[side] for side in range(len(turns))]
+        )
     dirty = len(clean) < rounds
     return (clean + contended if dirty else clean), len(contended), dirty

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils import paths, progress, sealed
+from utils import checksums, paths, progress
 from utils.backends import registry
-from utils.backends.profiles import Timed
-from utils.data.splits import Split
+from utils.backends.operator_times import Timed
+from utils.data.dataset import Split
 from utils.errors import UserError
 from utils.quantize import layers
 from utils.timing import memory
@@ -31,14 +31,18 @@ class Worker:
     """A process that has loaded the artifact at `path`; use it as a context manager.
 
     Calls run in that process and return their results. Raises `UserError` if the file was replaced
-    since it was noted, see `sealed.check`.
+    since it was noted, see `checksums.check`.
     """
 
-    def __init__(self, backend: str, path: Path, device: str, threads: int, cuda_graph: bool = False):
-        sealed.check(path)
+    def __init__(
+        self, backend: str, path: Path, device: str, threads: int, cuda_graph: bool = False
+    ):
+        checksums.check(path)
         context = _context()
         self.connection, other = context.Pipe()
-        self.process = context.Process(target=_serve, args=(other, backend, path, device, threads, cuda_graph), daemon=True)
+        self.process = context.Process(
+            target=_serve, args=(other, backend, path, device, threads, cuda_graph), daemon=True
+        )
         self.process.start()
         other.close()
 

@@ -51,7 +51,9 @@ def build(name: str) -> nn.Module:
     The model's attribute `architecture` is `name`. The parameter counts with this head are
     57,012,034 (alexnet), 11,177,538 (resnet18) and 1,519,906 (mobilenetv3).
     """
-    model = getattr(torchvision_models(), MODELS[name].torchvision)(weights=None, num_classes=NUM_CLASSES)
+    model = getattr(torchvision_models(), MODELS[name].torchvision)(
+        weights=None, num_classes=NUM_CLASSES
+    )
     model.architecture = name  # stored in artifacts that hold only weights, for `rebuild`
     return model
 
@@ -90,10 +92,16 @@ def initialize(name: str, init: str, seed: int) -> Start:
         return Start(model, frozenset(), "scratch")
     source = _imagenet(name) if init == "imagenet" else _read(Path(init))
     current = model.state_dict()
-    fits = {key: value for key, value in source.items() if key in current and current[key].shape == value.shape}
+    fits = {
+        key: value
+        for key, value in source.items()
+        if key in current and current[key].shape == value.shape
+    }
     loaded = frozenset(key for key, _ in model.named_parameters() if key in fits)
     if not loaded:
-        raise UserError(f"--init {init}: none of its {len(source)} tensors fits {name}; is it another architecture's file?")
+        raise UserError(
+            f"--init {init}: none of its {len(source)} tensors fits {name}; is it another architecture's file?"
+        )
     model.load_state_dict(fits, strict=False)
     _report(init, current, source, fits)
     return Start(model, loaded, cli.init_digest(init))
@@ -102,7 +110,9 @@ def initialize(name: str, init: str, seed: int) -> Start:
 def _imagenet(name: str) -> dict[str, torch.Tensor]:
     models = torchvision_models()
     try:
-        return models.get_model_weights(MODELS[name].torchvision)["DEFAULT"].get_state_dict(progress=False)
+        return models.get_model_weights(MODELS[name].torchvision)["DEFAULT"].get_state_dict(
+            progress=False
+        )
     except (OSError, http.client.HTTPException) as error:  # urllib raises subclasses of OSError
         raise UserError(
             f"--init imagenet: torchvision could not download the {name} weights ({error}). Without internet access, give "
@@ -130,11 +140,19 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
             f"--init {path}: holds a {type(content).__name__}, not a state dict. Give a file that was saved with "
             "torch.save(model.state_dict(), FILE)."
         )
-    tensors = {str(key).removeprefix("module."): value for key, value in content.items() if isinstance(value, torch.Tensor)}
+    tensors = {
+        str(key).removeprefix("module."): value
+        for key, value in content.items()
+        if isinstance(value, torch.Tensor)
+    }
     for key, value in tensors.items():
         if why := unusable(value):
-            raise UserError(f"--init {path}: the tensor {key} {why}. Give a file with plain, finite weights.")
-    return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
+            raise UserError(
+                f"--init {path}: the tensor {key} {why}. Give a file with plain, finite weights."
+            )
+    return {
+        key: value.float() if value.is_floating_point() else value for key, value in tensors.items()
+    }
 
 
 def unusable(tensor: torch.Tensor) -> str | None:
@@ -142,7 +160,9 @@ def unusable(tensor: torch.Tensor) -> str | None:
     if tensor.is_meta:
         return "has a shape but no values (it is on torch's meta device)"
     if tensor.is_quantized or tensor.is_complex() or tensor.layout is not torch.strided:
-        kind = "quantized" if tensor.is_quantized else "complex" if tensor.is_complex() else "sparse"
+        kind = (
+            "quantized" if tensor.is_quantized else "complex" if tensor.is_complex() else "sparse"
+        )
         return f"is {kind}"
     if not (finite := torch.isfinite(tensor)).all():
         return f"has {int((~finite).sum())} values that are infinite or NaN"
@@ -150,15 +170,23 @@ def unusable(tensor: torch.Tensor) -> str | None:
 
 
 def _report(init: str, current: dict, source: dict, fits: dict) -> None:
-    missing = [key for key in current if key not in fits and not key.endswith("num_batches_tracked")]
+    missing = [
+        key for key in current if key not in fits and not key.endswith("num_batches_tracked")
+    ]
     unused = [key for key in source if key not in fits]
     progress.say(f"init: {len(fits)} of {len(current)} tensors from {Path(init).name}")
     if missing:
         progress.say(f"init: drawn at random: {', '.join(missing)}")
     if unused:
-        progress.say(f"init: in the file but not used (no such name or another shape): {', '.join(unused)}")
+        progress.say(
+            f"init: in the file but not used (no such name or another shape): {', '.join(unused)}"
+        )
 
 
 def head(model: nn.Module, name: str) -> set[str]:
     """Return the names of the parameters in the last layer of `model`, of architecture `name`."""
-    return {parameter for parameter, _ in model.named_parameters() if parameter.startswith(MODELS[name].head + ".")}
+    return {
+        parameter
+        for parameter, _ in model.named_parameters()
+        if parameter.startswith(MODELS[name].head + ".")
+    }

@@ -14,10 +14,10 @@ import torch
 from filelock import FileLock
 from torch import nn
 
-from utils import cli, paths, progress, sealed
+from utils import checksums, cli, paths, progress
 from utils.catalog import Run
 from utils.cli import Options
-from utils.data.splits import Data
+from utils.data.dataset import Data
 from utils.errors import UserError
 from utils.training import architectures
 
@@ -59,16 +59,16 @@ def derived(path: Path, suffix: str, write: Callable[[Path], None]) -> Path:
     weights have another file. Its hash lies beside it, too: if it was changed since, it is made again.
     Processes that ask at once wait for the first.
     """
-    target = path.with_name(f"{path.stem}.{sealed.sha256_of(path)[:8]}{suffix}")
+    target = path.with_name(f"{path.stem}.{checksums.sha256_of(path)[:8]}{suffix}")
     noted = target.with_name(f"{target.name}.sha256")
     with FileLock(f"{target}.lock"):
-        if target.exists() and sealed.read(noted) == sealed.sha256_of(target).encode():
+        if target.exists() and checksums.read(noted) == checksums.sha256_of(target).encode():
             return target
         if target.exists():
             progress.say(f"cache: {target} is not what was written there, and is made again")
         with paths.atomic(target) as temporary:
             write(temporary)
-        sealed.write(noted, sealed.sha256_of(target).encode())
+        checksums.write(noted, checksums.sha256_of(target).encode())
     return target
 
 
@@ -146,7 +146,9 @@ def read(path: Path) -> dict:
     if facts.get("format") != FORMAT:
         raise UserError(f"{path} was written by another version of this code; train it again.")
     if not intact:
-        raise UserError(f"{path} is damaged (its weights are not those that were stored); train it again.")
+        raise UserError(
+            f"{path} is damaged (its weights are not those that were stored); train it again."
+        )
     return {"state_dict": weights, **facts}
 
 
@@ -173,10 +175,21 @@ def load_baseline(run: Run, data: Data, options: Options) -> Checkpoint:
     except UserError as error:
         raise UserError(f"{str(error).removesuffix('.')}: {command}") from None
     if content["architecture"] != run.model:
-        raise UserError(f"the baseline at {path} is of the model {content['architecture']}. Train {run.model}: {command}")
-    if any(content["data"][name] != data.describe()[name] for name in ("sha256", "negative_class", "positive_class")):
-        raise UserError(f"the baseline at {path} was trained on other images. Train it on these: {command}")
+        raise UserError(
+            f"the baseline at {path} is of the model {content['architecture']}. Train {run.model}: {command}"
+        )
+    if any(
+        content["data"][name] != data.describe()[name]
+        for name in ("sha256", "negative_class", "positive_class")
+    ):
+        raise UserError(
+            f"the baseline at {path} was trained on other images. Train it on these: {command}"
+        )
     for name, value in content["state_dict"].items():
         if why := architectures.unusable(value):
-            raise UserError(f"the baseline at {path} cannot be used: its tensor {name} {why}. Train it again: {command}")
-    return Checkpoint(path, architectures.rebuild(content).eval(), sealed.note(path), content["training"])
+            raise UserError(
+                f"the baseline at {path} cannot be used: its tensor {name} {why}. Train it again: {command}"
+            )
+    return Checkpoint(
+        path, architectures.rebuild(content).eval(), checksums.note(path), content["training"]
+    )

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils import progress, sealed
+from utils import checksums, progress
 from utils.catalog import Run
 from utils.cli import Options
-from utils.data.splits import Data
+from utils.data.dataset import Data
 from utils.errors import UserError
 from utils.training import architectures, checkpoints, distributed, loop
 from utils.training.architectures import Start
@@ -48,8 +48,16 @@ def train(run: Run, start: Start, data: Data, recipe: dict, options: Options) ->
     if recipe.get("silent_branches"):
         architectures.silence_branches(start.model)
     head = {name for name, _ in start.model.named_parameters() if name not in start.pretrained}
-    setup = loop.Setup(head | architectures.head(start.model, run.model), options.seed, options.device)
-    job = _Job(checkpoints.path_of(run, data.study, options), run.model, recipe, {"init": start.digest}, setup)
+    setup = loop.Setup(
+        head | architectures.head(start.model, run.model), options.seed, options.device
+    )
+    job = _Job(
+        checkpoints.path_of(run, data.study, options),
+        run.model,
+        recipe,
+        {"init": start.digest},
+        setup,
+    )
     _once(job, start.model, data, options)
     return checkpoints.load_baseline(run, data, options)
 
@@ -65,11 +73,13 @@ def finetune(experiment: Experiment, backend, prepared: nn.Module, recipe: dict)
     tag, settings = backend.training(recipe)
     schedule = recipe["training"]
     teacher = baseline.model if schedule["distill"] else None
-    setup = loop.Setup(architectures.head(prepared, run.model), options.seed, options.device, teacher)
+    setup = loop.Setup(
+        architectures.head(prepared, run.model), options.seed, options.device, teacher
+    )
     path = checkpoints.path_of(run, experiment.data.study, options, tag)
     job = _Job(path, run.model, schedule, {"init": baseline.sha256, "backend": settings}, setup)
     facts = _once(job, prepared, experiment.data, options)
-    return Checkpoint(path, prepared.eval(), sealed.note(path), facts)
+    return Checkpoint(path, prepared.eval(), checksums.note(path), facts)
 
 
 def _once(job: _Job, model: nn.Module, data: Data, options: Options) -> dict:
@@ -91,7 +101,11 @@ def _once(job: _Job, model: nn.Module, data: Data, options: Options) -> dict:
     resume = loop.Resume(path.with_suffix(".resume"), fingerprint)
     facts |= loop.fit(model, data, recipe, job.setup, resume)
     # Sums in another order round otherwise, so the same training on other threads gives other bits.
-    facts |= {"fingerprint": fingerprint, "processes": distributed.size(), "threads": torch.get_num_threads()}
+    facts |= {
+        "fingerprint": fingerprint,
+        "processes": distributed.size(),
+        "threads": torch.get_num_threads(),
+    }
     if distributed.rank() == 0:
         checkpoints.save(path, job.architecture, model, data, facts)
         resume.path.unlink(missing_ok=True)

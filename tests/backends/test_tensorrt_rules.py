@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from utils.backends import onnx_export, qdq_lint, tensorrt
+from utils.backends import onnx_export, tensorrt, tensorrt_rules
 from utils.errors import UserError
 
 CHANNELS = 4
@@ -23,44 +23,78 @@ NUMBERS = {  # of the good graph
 }
 
 
-def pair(x, scale="scale", zero="zero", name=None, scale_back=None, **attributes):
+def qdq(x, scale="scale", zero="zero", name=None, scale_back=None, **attributes):
     """A quantization of `x` and its dequantization, whose output is `name`."""
     name = name or f"{x}_rounded"
     return [
         helper.make_node("QuantizeLinear", [x, scale, zero], [f"{name}_integers"], **attributes),
-        helper.make_node("DequantizeLinear", [f"{name}_integers", scale_back or scale, zero], [name], **attributes),
+        helper.make_node(
+            "DequantizeLinear",
+            [f"{name}_integers", scale_back or scale, zero],
+            [name],
+            **attributes,
+        ),
     ]
 
 
 def nodes(first=None, weight=None, conv=None, relu=None, head=None):
     """The operators of the good graph; each argument replaces a part of them."""
     return [
-        *(pair("images") if first is None else first),
-        *(weight or [helper.make_node("DequantizeLinear", ["weight", "steps", "zeros"], ["w"], axis=0)]),
-        *(conv or [helper.make_node("Conv", ["images_rounded", "w", "bias"], ["conv"], kernel_shape=[3, 3])]),
+        *(qdq("images") if first is None else first),
+        *(
+            weight
+            or [helper.make_node("DequantizeLinear", ["weight", "steps", "zeros"], ["w"], axis=0)]
+        ),
+        *(
+            conv
+            or [
+                helper.make_node(
+                    "Conv", ["images_rounded", "w", "bias"], ["conv"], kernel_shape=[3, 3]
+                )
+            ]
+        ),
         *(relu or [helper.make_node("Relu", ["conv"], ["relu"])]),
         helper.make_node("GlobalAveragePool", ["relu"], ["mean"]),
         helper.make_node("Flatten", ["mean"], ["flat"]),
-        *pair("flat", "after"),
-        *(head or [helper.make_node("DequantizeLinear", ["head", "head_steps", "head_zeros"], ["h"], axis=0)]),
+        *qdq("flat", "after"),
+        *(
+            head
+            or [
+                helper.make_node(
+                    "DequantizeLinear", ["head", "head_steps", "head_zeros"], ["h"], axis=0
+                )
+            ]
+        ),
         helper.make_node("Gemm", ["flat_rounded", "h"], ["logits"], transB=1),
     ]
 
 
 def model(operators=None, **numbers):
     """A convolution, its ReLU, a mean over all positions and a linear layer, with `numbers` in place of some of theirs."""
-    constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in (NUMBERS | numbers).items()]
-    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n", 3, tensorrt.SIDE, tensorrt.SIDE])
+    constants = [
+        numpy_helper.from_array(np.asarray(value), name)
+        for name, value in (NUMBERS | numbers).items()
+    ]
+    images = helper.make_tensor_value_info(
+        "images", TensorProto.FLOAT, ["n", 3, tensorrt.SIDE, tensorrt.SIDE]
+    )
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 2])
     graph = helper.make_graph(operators or nodes(), "small", [images], [logits], constants)
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", onnx_export.OPSET)], ir_version=10)
+    made = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", onnx_export.OPSET)], ir_version=10
+    )
     onnx.checker.check_model(made, full_check=True)
     return made
 
 
 def quantized_bias():
     extra = [helper.make_node("DequantizeLinear", ["bias", "bias_steps"], ["b"], axis=0)]
-    return nodes(conv=[*extra, helper.make_node("Conv", ["images_rounded", "w", "b"], ["conv"], kernel_shape=[3, 3])])
+    return nodes(
+        conv=[
+            *extra,
+            helper.make_node("Conv", ["images_rounded", "w", "b"], ["conv"], kernel_shape=[3, 3]),
+        ]
+    )
 
 
 WEIGHT = numpy_helper.to_array(numpy_helper.from_array(NUMBERS["weight"])).astype(np.float32)
@@ -78,7 +112,7 @@ BROKEN = [
         quantized_bias(), bias=np.ones(CHANNELS, np.int32), bias_steps=np.full(CHANNELS, 2e-4, np.float32)
     ), "its bias is quantized", False),
     ("pair before ReLU", lambda: model(nodes(
-        relu=[*pair("conv"), helper.make_node("Relu", ["conv_rounded"], ["relu"])]
+        relu=[*qdq("conv"), helper.make_node("Relu", ["conv_rounded"], ["relu"])]
     )), "Relu relu: a pair of Q and DQ stands between it and Conv conv", True),
     ("one scale of a weight", lambda: model(steps=np.float32(0.01), zeros=np.int8(0)), "its weight has one scale", True),
     ("wrong axis", lambda: model(nodes(
@@ -94,9 +128,9 @@ BROKEN = [
         first=[helper.make_node("Identity", ["images"], ["images_rounded"])]
     )), "its weight is quantized, its input is not", True),
     ("scales of channels", lambda: model(
-        nodes(first=pair("images", "scales", "zeros3", axis=1)), scales=np.full(3, 0.02, np.float32), zeros3=np.zeros(3, np.int8)
+        nodes(first=qdq("images", "scales", "zeros3", axis=1)), scales=np.full(3, 0.02, np.float32), zeros3=np.zeros(3, np.int8)
     ), "the activation images has 3 scales, not one", True),
-    ("two scales in a pair", lambda: model(nodes(first=pair("images", scale_back="after"))), "its scale is not that of", True),
+    ("two scales in a pair", lambda: model(nodes(first=qdq("images", scale_back="after"))), "its scale is not that of", True),
     ("scale of 0", lambda: model(scale=np.float32(0)), "its scale is not a positive constant", False),
     ("quantized nowhere", lambda: model(nodes(first=[
         helper.make_node("Cast", ["images"], ["q"], to=TensorProto.INT8),
@@ -107,35 +141,61 @@ NAMES = [name for name, *_ in BROKEN]
 
 
 def float_model():
-    layers = [helper.make_node("Conv", ["images", "weight", "bias"], ["conv"]), helper.make_node("Relu", ["conv"], ["relu"])]
-    tail = [helper.make_node("GlobalAveragePool", ["relu"], ["mean"]), helper.make_node("Flatten", ["mean"], ["flat"])]
+    layers = [
+        helper.make_node("Conv", ["images", "weight", "bias"], ["conv"]),
+        helper.make_node("Relu", ["conv"], ["relu"]),
+    ]
+    tail = [
+        helper.make_node("GlobalAveragePool", ["relu"], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["flat"]),
+    ]
     return model([*layers, *tail, helper.make_node("Gemm", ["flat", "head"], ["logits"], transB=1)],
                  weight=WEIGHT, head=NUMBERS["head"].astype(np.float32))  # fmt: skip
 
 
 def rounded_weights():
     """The good graph with float weights that the graph quantizes, as fake quantization gives it."""
-    weight = pair("weight", "steps", "zeros", name="w", axis=0)
+    weight = qdq("weight", "steps", "zeros", name="w", axis=0)
     return model(nodes(weight=weight), weight=WEIGHT)
 
 
 def other_linear_layers():
     """A Gemm without transposition, and a MatMul, whose output channels are the last axis of their weight."""
-    operators = nodes(head=[helper.make_node("DequantizeLinear", ["head", "head_steps", "head_zeros"], ["h"], axis=1)])
+    operators = nodes(
+        head=[
+            helper.make_node(
+                "DequantizeLinear", ["head", "head_steps", "head_zeros"], ["h"], axis=1
+            )
+        ]
+    )
     plain = [helper.make_node("Gemm", ["flat_rounded", "h"], ["hidden"])]
-    again = [*pair("hidden"), helper.make_node("DequantizeLinear", ["square", "head_steps", "head_zeros"], ["s"], axis=-1)]
+    again = [
+        *qdq("hidden"),
+        helper.make_node(
+            "DequantizeLinear", ["square", "head_steps", "head_zeros"], ["s"], axis=-1
+        ),
+    ]
     product = [helper.make_node("MatMul", ["hidden_rounded", "s"], ["logits"])]
     head = NUMBERS["head"].T.copy()
-    return model([*operators[:-1], *plain, *again, *product], head=head, square=np.ones((2, 2), np.int8))
+    return model(
+        [*operators[:-1], *plain, *again, *product], head=head, square=np.ones((2, 2), np.int8)
+    )
 
 
 def half_model():
     """The good graph with all numbers that are not integers in FP16."""
-    numbers = {name: value.astype(np.float16) for name, value in NUMBERS.items() if value.dtype == np.float32}
+    numbers = {
+        name: value.astype(np.float16)
+        for name, value in NUMBERS.items()
+        if value.dtype == np.float32
+    }
     cast = helper.make_node("Cast", ["images"], ["x"], to=TensorProto.FLOAT16)
-    operators = nodes(first=[cast, *pair("x", name="images_rounded")])
+    operators = nodes(first=[cast, *qdq("x", name="images_rounded")])
     operators[-1].output[0] = "half"
-    return model([*operators, helper.make_node("Cast", ["half"], ["logits"], to=TensorProto.FLOAT)], **numbers)
+    return model(
+        [*operators, helper.make_node("Cast", ["half"], ["logits"], to=TensorProto.FLOAT)],
+        **numbers,
+    )
 
 
 GOOD = [model, float_model, rounded_weights, other_linear_layers, half_model]
@@ -155,12 +215,12 @@ def refused(made, folder):
 
 @pytest.mark.parametrize("make", GOOD)
 def test_a_good_graph_breaks_no_rule(make):
-    assert qdq_lint.violations(make()) == []
+    assert tensorrt_rules.violations(make()) == []
 
 
 @pytest.mark.parametrize(("make", "line"), [variant[1:3] for variant in BROKEN], ids=NAMES)
 def test_each_broken_rule_is_named(make, line):
-    assert any(line in said for said in qdq_lint.violations(make()))
+    assert any(line in said for said in tensorrt_rules.violations(make()))
 
 
 @pytest.mark.parametrize("make", GOOD)
@@ -168,6 +228,8 @@ def test_tensorrt_builds_the_good_graphs(make, tmp_path):
     assert not refused(make(), tmp_path)
 
 
-@pytest.mark.parametrize(("make", "builds"), [(variant[1], variant[3]) for variant in BROKEN], ids=NAMES)
+@pytest.mark.parametrize(
+    ("make", "builds"), [(variant[1], variant[3]) for variant in BROKEN], ids=NAMES
+)
 def test_tensorrt_refuses_only_some_of_the_broken_graphs(make, builds, tmp_path):
     assert refused(make(), tmp_path) != builds

@@ -20,20 +20,48 @@ SIZE = 224
 CLASSES = ("cat", "dog")
 
 FULL = 2 * SIZE  # side of the canvas for shapes, in pixels
-CUES = ("flop", "ear_round", "ear_length", "muzzle", "nose", "skull", "eye", "pupil", "whiskers", "tail")
+CUES = (
+    "flop",
+    "ear_round",
+    "ear_length",
+    "muzzle",
+    "nose",
+    "skull",
+    "eye",
+    "pupil",
+    "whiskers",
+    "tail",
+)
 CUE_MEAN = (0.15, 0.85)  # of cats, of dogs
 CUE_SPREAD = 0.16
 CUE_LOST = 0.08  # probability that a cue is uniform in 0..1, whatever the class
 
-COATS = ("#e29248", "#9698a0", "#423e42", "#eed6ac", "#8a5e3e", "#f2eee6", "#5c4234", "#707c8e", "#d6b068", "#b05c38")
+COATS = (
+    "#e29248",
+    "#9698a0",
+    "#423e42",
+    "#eed6ac",
+    "#8a5e3e",
+    "#f2eee6",
+    "#5c4234",
+    "#707c8e",
+    "#d6b068",
+    "#b05c38",
+)
 WALLS = ("#b0cee2", "#ecdec4", "#a0bc9a", "#e0b8aa", "#707e94", "#4e5a64", "#cec6d8", "#e8c67a")
 FLOORS = ("#7a9e54", "#b68a60", "#dac49e", "#8c6650", "#babcbe", "#7090a8", "#b06054")
 TOYS = ("#ce5448", "#f0be4c", "#548cbc", "#60965c", "#ece4d6", "#966ea0", "#464a5c")
 IRISES = ("#d6a034", "#8eb24e", "#6e4628", "#70a0c4", "#aa763c")
 LIT = 215  # the shade that leaves the colour of a coat unchanged
-DARK, LIGHT, PINK = (42, 32, 34, 255), (248, 244, 240, 255), (206, 108, 112, 255)  # of lines, noses, tongues
+DARK, LIGHT, PINK = (
+    (42, 32, 34, 255),
+    (248, 244, 240, 255),
+    (206, 108, 112, 255),
+)  # of lines, noses, tongues
 
-Y, X = np.mgrid[:SIZE, :SIZE].astype(np.float32) / SIZE - 0.5  # pixel positions relative to the middle
+Y, X = (
+    np.mgrid[:SIZE, :SIZE].astype(np.float32) / SIZE - 0.5
+)  # pixel positions relative to the middle
 STEPS = np.linspace(0, 1, 14)  # along a curve
 ROUND = np.linspace(0, 2 * np.pi, 48, endpoint=False)  # around an ellipse
 CIRCLE = np.stack([np.cos(ROUND), np.sin(ROUND)], 1)
@@ -78,7 +106,11 @@ def _noise(rng, cells_x: int, cells_y: int) -> np.ndarray:
 
 def _tint(rng, palette: tuple) -> tuple[int, int, int, int]:
     """Return a colour of the palette, somewhat altered, and 255 for full coverage."""
-    colour = np.array(ImageColor.getrgb(palette[rng.integers(len(palette))])) + rng.normal(0, 12) + rng.normal(0, 6, 3)
+    colour = (
+        np.array(ImageColor.getrgb(palette[rng.integers(len(palette))]))
+        + rng.normal(0, 12)
+        + rng.normal(0, 6, 3)
+    )
     return (*np.clip(colour, 0, 255).astype(int).tolist(), 255)
 
 
@@ -91,7 +123,11 @@ def _ellipse(centre, radii, rng=None, rough: float = 0.0) -> np.ndarray:
 
     Every other point moves out by about `rough` radii, like tufts of fur.
     """
-    swell = 1 + rough * np.abs(rng.standard_normal((48, 1))) * (np.arange(48) % 2)[:, None] if rough else 1.0
+    swell = (
+        1 + rough * np.abs(rng.standard_normal((48, 1))) * (np.arange(48) % 2)[:, None]
+        if rough
+        else 1.0
+    )
     return np.asarray(centre) + CIRCLE * np.asarray(radii) * swell
 
 
@@ -125,9 +161,13 @@ def _background(rng) -> np.ndarray:
     left, right = rng.uniform(0.4, 1.1) * FULL + rng.normal(0, 15, 2)
     _fill(pen, np.array([(0, left), (FULL, right), (FULL, FULL), (0, FULL)]), _tint(rng, FLOORS))
     for _ in range(rng.integers(0, 5)):
-        _thing(rng, pen, (rng.uniform(0, FULL), rng.uniform(min(left, 400), FULL)), rng.uniform(10, 60))
+        _thing(
+            rng, pen, (rng.uniform(0, FULL), rng.uniform(min(left, 400), FULL)), rng.uniform(10, 60)
+        )
     if rng.random() < 0.5:  # out of focus
-        image = image.reduce(int(rng.choice([7, 14, 28]))).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+        image = image.reduce(int(rng.choice([7, 14, 28]))).resize(
+            (SIZE, SIZE), Image.Resampling.BICUBIC
+        )
     else:
         image = image.reduce(2)
     grain = _noise(rng, *rng.integers(4, 100, 2))
@@ -141,7 +181,9 @@ def _thing(rng, pen: ImageDraw.ImageDraw, at, size: float) -> None:
     ahead = size * np.array([math.cos(turn), math.sin(turn)])
     if kind == "ball":
         _fill(pen, _ellipse(at, (0.7 * size, 0.7 * size)), colour)
-        _fill(pen, _ellipse(_shift(at, -0.25 * size, -0.25 * size), (0.2 * size, 0.14 * size)), other)
+        _fill(
+            pen, _ellipse(_shift(at, -0.25 * size, -0.25 * size), (0.2 * size, 0.14 * size)), other
+        )
     elif kind == "picture":
         corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * size * rng.uniform(0.4, 0.9, 2)
         _fill(pen, at + corners, colour)
@@ -169,7 +211,11 @@ def _occlude(rng, layer: Image.Image) -> None:
         height, colour = rng.uniform(40, 190), _tint(rng, FLOORS[:1])
         for x in rng.uniform(0, FULL, rng.integers(8, 28)):
             tip = (x + rng.normal(0, 40), FULL - height * rng.uniform(0.5, 1.2))
-            _fill(pen, _ribbon(_curve((x, FULL), (x, FULL - height / 2), tip), 6 - 5.5 * STEPS), colour)
+            _fill(
+                pen,
+                _ribbon(_curve((x, FULL), (x, FULL - height / 2), tip), 6 - 5.5 * STEPS),
+                colour,
+            )
 
 
 class Animal:
@@ -198,7 +244,9 @@ class Animal:
         self.tilt = rng.normal(0, 0.2)
         self.yaw, self.pitch = np.clip(rng.normal(0, 0.4), -0.7, 0.7), rng.normal(0.03, 0.08)
         self.rough = rng.uniform(0.0, 0.06)
-        self.marks = rng.choice([0, 255], 4).tolist()  # first (0) or second coat colour of muzzle, chest, paws, ears
+        self.marks = rng.choice(
+            [0, 255], 4
+        ).tolist()  # first (0) or second coat colour of muzzle, chest, paws, ears
         self._body()
         self._head()
 
@@ -221,7 +269,11 @@ class Animal:
         for size, light in ((1.0, 0.65), (0.94, 0.88), (0.75, 0.96), (0.5, 1.02)):
             for part in parts:
                 middle = part.mean(axis=0) - 0.08 * self.radius * (1 - size)
-                _fill(self.fur_pen, middle + (part - middle) * size, (255, int(LIT * shade * light), mark))
+                _fill(
+                    self.fur_pen,
+                    middle + (part - middle) * size,
+                    (255, int(LIT * shade * light), mark),
+                )
 
     def _body(self) -> None:
         """Draw shadow, tail, trunk and legs in the animal's pose."""
@@ -242,7 +294,9 @@ class Animal:
         for (centre, radii), shade, mark in zip(trunk, (0.86, 0.91), (0, chest), strict=True):
             self._coat([_ellipse(centre, radii, rng, rough)], shade, mark)
         for x in feet:
-            line = _curve((x * 0.9, 1.25), (x + rng.normal(0, 0.12), (floor + 1.25) / 2), (x, floor))
+            line = _curve(
+                (x * 0.9, 1.25), (x + rng.normal(0, 0.12), (floor + 1.25) / 2), (x, floor)
+            )
             self._coat([_ribbon(line, leg * np.sqrt(np.minimum(1, 0.1 + 4 * STEPS)))], 0.95)
             self._coat([_ellipse((x - 0.05, floor), (leg * 1.35, leg * 0.85))], 1.0, paws)
 
@@ -282,7 +336,9 @@ class Animal:
         flap = (0.22 + 0.2 * np.sin(np.pi * STEPS)) * np.sqrt(1 - STEPS**5)
         width = (1 - rounded) * 0.46 * (1 - STEPS) + rounded * flap
         for side in (-1, 1):
-            angle = np.radians(12 + 75 * flop + (120 * flop + self.rng.normal(0, 8)) * np.minimum(1, 2 * STEPS))
+            angle = np.radians(
+                12 + 75 * flop + (120 * flop + self.rng.normal(0, 8)) * np.minimum(1, 2 * STEPS)
+            )
             step = np.stack([side * np.sin(angle), -np.cos(angle)], 1) * length / 14
             root = (side * (0.62 + 0.1 * flop) + 0.2 * np.sin(self.yaw), -0.5 - 0.05 * flop)
             line = root + np.cumsum(step, axis=0)
@@ -293,7 +349,9 @@ class Animal:
 
     def _face(self, longitude: float, height: float) -> np.ndarray:
         """Return where a point of the face appears, in head radii, on the turned head."""
-        return np.array([(1.05 - 0.16 * self.cue["skull"]) * np.sin(longitude + self.yaw), height + self.pitch])
+        return np.array(
+            [(1.05 - 0.16 * self.cue["skull"]) * np.sin(longitude + self.yaw), height + self.pitch]
+        )
 
     def _muzzle(self) -> np.ndarray:
         """Draw the muzzle, from a cat's small pad to a long snout, and return its tip.
@@ -322,7 +380,13 @@ class Animal:
         if self.rng.random() < 0.15 + 0.25 * self.cue["muzzle"]:
             self._ink(_ellipse(_shift(tip, 0.02, 0.3), (0.12, 0.2)), PINK)
         for side in (-1, 1):
-            self._ink(_ribbon(_curve(tip, _shift(tip, 0.02 * side, 0.3), _shift(tip, 0.26 * side, 0.17)), 0.018), DARK)
+            self._ink(
+                _ribbon(
+                    _curve(tip, _shift(tip, 0.02 * side, 0.3), _shift(tip, 0.26 * side, 0.17)),
+                    0.018,
+                ),
+                DARK,
+            )
 
     def _whiskers(self, tip: np.ndarray) -> None:
         """Draw three whiskers on each side, long for a cat, short or none for a dog."""
@@ -333,7 +397,11 @@ class Animal:
         for side in (-1, 1):
             for slope in self.rng.normal((-0.2, 0.0, 0.2), 0.04):
                 a = _shift(tip, side * 0.2, 0.05 + 0.3 * slope)
-                hair = _curve(a, _shift(a, side * 0.5 * length, 0.2 * slope), _shift(a, side * length, slope * length))
+                hair = _curve(
+                    a,
+                    _shift(a, side * 0.5 * length, 0.2 * slope),
+                    _shift(a, side * length, slope * length),
+                )
                 self._ink(_ribbon(hair, 0.016 - 0.01 * STEPS), fill)
 
     def _eyes(self) -> None:
@@ -354,7 +422,10 @@ class Animal:
                 ball[:, 1] -= side * ball[:, 0] * 0.35 * (1 - dog)
                 self._ink(at + ball, fill)
             self._ink(_ellipse(_shift(at, glance, 0), (wide * slit, 0.76 * size)), DARK)
-            self._ink(_ellipse(_shift(at, glance - 0.25 * size, -0.3 * size), (0.2 * size, 0.2 * size)), LIGHT)
+            self._ink(
+                _ellipse(_shift(at, glance - 0.25 * size, -0.3 * size), (0.2 * size, 0.2 * size)),
+                LIGHT,
+            )
 
 
 def _fur(rng, layer: Image.Image) -> np.ndarray:
@@ -379,7 +450,11 @@ def _fur(rng, layer: Image.Image) -> np.ndarray:
 def _photograph(rng, scene: np.ndarray) -> np.ndarray:
     """Return a photograph of the scene, uint8 (224, 224, 3): light, cast, contrast, blur, grain."""
     turn = rng.uniform(0, 2 * math.pi)
-    light = 1 + rng.uniform(0, 0.5) * (math.cos(turn) * X + math.sin(turn) * Y) - rng.uniform(0, 0.6) * (X * X + Y * Y)
+    light = (
+        1
+        + rng.uniform(0, 0.5) * (math.cos(turn) * X + math.sin(turn) * Y)
+        - rng.uniform(0, 0.6) * (X * X + Y * Y)
+    )
     cast = rng.normal(1, 0.05, (3, 1, 1)).astype(np.float32)
     scene = (scene * cast * light - 120) * rng.uniform(0.65, 1.1) + rng.uniform(95, 150)
     bands = [Image.fromarray(band) for band in np.clip(scene, 0, 255).astype(np.uint8)]
@@ -387,4 +462,6 @@ def _photograph(rng, scene: np.ndarray) -> np.ndarray:
         blur = ImageFilter.GaussianBlur(rng.uniform(0.4, 1.3))
         bands = [band.filter(blur) for band in bands]
     grain = rng.uniform(1, 9) * rng.standard_normal((SIZE, SIZE), dtype=np.float32)
-    return np.stack([np.clip(np.asarray(band) + grain, 0, 255).astype(np.uint8) for band in bands], 2)
+    return np.stack(
+        [np.clip(np.asarray(band) + grain, 0, 255).astype(np.uint8) for band in bands], 2
+    )

@@ -4,23 +4,25 @@ import hashlib
 
 import pytest
 
-from utils import sealed
+from utils import checksums
 from utils.errors import UserError
 
 
 def test_what_is_written_is_read(tmp_path):
     for content in (b"", b"value", b"two\nlines\n", bytes(range(256))):
-        sealed.write(tmp_path / "a", content)
-        assert sealed.read(tmp_path / "a") == content
+        checksums.write(tmp_path / "a", content)
+        assert checksums.read(tmp_path / "a") == content
 
 
 def test_a_file_is_its_digest_and_its_content(tmp_path):
-    sealed.write(tmp_path / "a", memoryview(b"abc"))  # the digest is the example of FIPS 180-2
-    assert (tmp_path / "a").read_bytes() == b"ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad\nabc"
+    checksums.write(tmp_path / "a", memoryview(b"abc"))  # the digest is the example of FIPS 180-2
+    assert (
+        tmp_path / "a"
+    ).read_bytes() == b"ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad\nabc"
 
 
 def test_nothing_is_read_of_a_missing_file(tmp_path, capsys):
-    assert sealed.read(tmp_path / "a") is None and capsys.readouterr().out == ""
+    assert checksums.read(tmp_path / "a") is None and capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("damage", [
@@ -29,20 +31,20 @@ def test_nothing_is_read_of_a_missing_file(tmp_path, capsys):
 ])  # fmt: skip
 def test_damage_is_said_in_a_line_and_not_used(damage, tmp_path, capsys):
     path = tmp_path / "a"
-    sealed.write(path, b"value")
+    checksums.write(path, b"value")
     path.write_bytes(damage(path.read_bytes()))
-    assert sealed.read(path) is None
+    assert checksums.read(path) is None
     assert capsys.readouterr().out == f"cache: {path} is damaged and is made again\n"
 
 
 def test_a_file_that_was_replaced_is_refused(tmp_path):
     path = tmp_path / "artifact"
     path.write_bytes(b"ours")
-    sealed.check(path)  # nobody has noted it
-    assert sealed.note(path) == sealed.sha256_of(path) == hashlib.sha256(b"ours").hexdigest()
-    sealed.check(path)
+    checksums.check(path)  # nobody has noted it
+    assert checksums.note(path) == checksums.sha256_of(path) == hashlib.sha256(b"ours").hexdigest()
+    checksums.check(path)
     path.write_bytes(b"theirs")
     with pytest.raises(UserError, match="artifact was replaced while this run used it"):
-        sealed.check(path)
-    sealed.note(path)
-    sealed.check(path)
+        checksums.check(path)
+    checksums.note(path)
+    checksums.check(path)

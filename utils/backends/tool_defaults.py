@@ -14,18 +14,20 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils.backends import exported, onnx_export, torch_ao
+from utils.backends import onnx_export, torch_ao, torch_export
 from utils.quantize.operators import folded
 
 
 @dataclass(frozen=True)
-class Peer:
+class Tool:
     """A tool and the engine that runs what it writes."""
 
     backend: str  # key of catalog.BACKENDS
     package: str  # that has to be installed
     suffix: str  # of its files
-    write: Callable[[nn.Module, torch.Tensor, Path], None]  # from a float network and images to a file
+    write: Callable[
+        [nn.Module, torch.Tensor, Path], None
+    ]  # from a float network and images to a file
 
     @property
     def missing(self) -> bool:
@@ -47,7 +49,7 @@ def onnxruntime_default(model: nn.Module, images: torch.Tensor, path: Path) -> N
 
     plain, prepared = path.with_suffix(".fp32.onnx"), path.with_suffix(".prepared.onnx")
     onnx_export.export(folded(model), plain)
-    with exported.quiet():
+    with torch_export.quiet():
         quant_pre_process(plain, prepared)
         quantization.quantize_static(prepared, path, Reader())
 
@@ -60,29 +62,37 @@ def nncf_default(model: nn.Module, images: torch.Tensor, path: Path) -> None:
     logging.getLogger("nncf").setLevel(logging.ERROR)
     plain = path.with_suffix(".fp32.onnx")
     onnx_export.export(folded(model), plain)
-    with exported.quiet():
+    with torch_export.quiet():
         data = nncf.Dataset([batch.numpy() for batch in images.split(1)])
-        openvino.save_model(nncf.quantize(openvino.Core().read_model(plain), data, subset_size=len(images)), path)
+        openvino.save_model(
+            nncf.quantize(openvino.Core().read_model(plain), data, subset_size=len(images)), path
+        )
 
 
 def xnnpack_default(model: nn.Module, images: torch.Tensor, path: Path) -> None:
     """ExecuTorch's quantizer for XNNPACK: int8 activations, one scale for each output channel."""
-    with exported.quiet():
+    with torch_export.quiet():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.backends.xnnpack.quantizer import xnnpack_quantizer
         from executorch.exir import to_edge_transform_and_lower
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-        # A smaller example would bound the batch size; see `exported.SHAPE`.
-        example = (torch.zeros(exported.SHAPE).to(memory_format=torch.channels_last),)
+        # A smaller example would bound the batch size; see `torch_export.SHAPE`.
+        example = (torch.zeros(torch_export.SHAPE).to(memory_format=torch.channels_last),)
         free = {"dynamic_shapes": ({0: torch.export.Dim("n", min=1, max=64)},)}
         how = xnnpack_quantizer.get_symmetric_quantization_config(is_per_channel=True)
         quantizer = xnnpack_quantizer.XNNPACKQuantizer().set_global(how)
-        network = prepare_pt2e(torch.export.export(copy.deepcopy(model).eval(), example, **free).module(), quantizer)
+        network = prepare_pt2e(
+            torch.export.export(copy.deepcopy(model).eval(), example, **free).module(), quantizer
+        )
         for batch in images.split(16):
             network(batch.contiguous(memory_format=torch.channels_last))
         program = torch.export.export(convert_pt2e(network), example, **free)
-        path.write_bytes(to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch().buffer)
+        path.write_bytes(
+            to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+            .to_executorch()
+            .buffer
+        )
 
 
 def torch_default(model: nn.Module, images: torch.Tensor, path: Path) -> None:
@@ -90,9 +100,9 @@ def torch_default(model: nn.Module, images: torch.Tensor, path: Path) -> None:
     torch_ao.save_default("x86", model, images, path)
 
 
-PEERS = {
-    "torch FX": Peer("x86", "torch", ".torchscript", torch_default),
-    "ONNX Runtime": Peer("onnxruntime", "onnxruntime", ".onnx", onnxruntime_default),
-    "NNCF": Peer("openvino", "nncf", ".xml", nncf_default),
-    "XNNPACK": Peer("xnnpack", "executorch", ".pte", xnnpack_default),
+TOOL_DEFAULTS = {
+    "torch FX": Tool("x86", "torch", ".torchscript", torch_default),
+    "ONNX Runtime": Tool("onnxruntime", "onnxruntime", ".onnx", onnxruntime_default),
+    "NNCF": Tool("openvino", "nncf", ".xml", nncf_default),
+    "XNNPACK": Tool("xnnpack", "executorch", ".pte", xnnpack_default),
 }

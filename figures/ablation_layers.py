@@ -1,29 +1,31 @@
 """Where the error of INT8 arises: signal-to-noise ratio of every layer after each step of the method.
 
-    python figures/int8_ladder_layers.py --study cats_and_dogs
+    python figures/ablation_layers.py --study cats_and_dogs
 
-Draws ladder_layers.csv, which quantization/int8_ladder.py writes.
+Draws ablation_layers.csv, which quantization/ablation.py writes.
 """
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from figures.shared import ladders, script, style
+from figures.shared import ablations, script, style
 from figures.shared.style import plt
 
-TABLE = "ladder_layers.csv"
+TABLE = "ablation_layers.csv"
 STACKED = ("stacked", "trained")  # the kinds of rungs that stand on those before them
 DARKEST, LIGHTEST = 0, 40  # dB: as much noise as signal, and hardly any
 
 
 def applies(frame, args):
     """Whether all.py draws it for this study."""
-    return not ladders.read(args, TABLE).empty
+    return not ablations.read(args, TABLE).empty
 
 
 def make(frame, args):
-    groups = [(*key, rows[rows["kind"].isin(STACKED)]) for *key, rows in ladders.groups(args, TABLE)]
+    groups = [
+        (*key, rows[rows["kind"].isin(STACKED)]) for *key, rows in ablations.groups(args, TABLE)
+    ]
     heights = [0.9 + 0.2 * rows["rung"].nunique() for _, _, rows in groups]
     size = dict(figsize=(7.5, 0.8 + sum(heights)), height_ratios=heights, layout="constrained")
     figure, panels = plt.subplots(len(groups), 1, squeeze=False, **size)
@@ -33,11 +35,13 @@ def make(frame, args):
         shades = style.shaded(axes, table, cmap="cividis", vmin=DARKEST, vmax=LIGHTEST)
         axes.set_yticks(range(len(table)), table.index, fontsize=7)
         axes.set_xticks(range(table.shape[1]), table.columns, rotation=90, fontsize=4.5)
-        axes.set_title(ladders.heading(model, backend), fontsize=9, loc="left")
+        axes.set_title(ablations.heading(model, backend), fontsize=9, loc="left")
     label = "SQNR of the layer's output (dB); white: no error"
     figure.colorbar(shades, ax=panels[:, 0], label=label, extend="both", aspect=40, fraction=0.03)
-    figure.suptitle("Where the error of INT8 arises, layer by layer in order of computation", fontsize=9)
-    style.save(figure, args, "int8_ladder_layers")
+    figure.suptitle(
+        "Where the error of INT8 arises, layer by layer in order of computation", fontsize=9
+    )
+    style.save(figure, args, "ablation_layers")
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ import torch.nn.functional as F
 
 from utils import progress
 from utils.quantize import calibration
+from utils.quantize.exact import ExactInterpreter
 from utils.quantize.layers import watching, weighted
-from utils.quantize.quantized import Quantized, QuantizedLayer, by_output
-from utils.quantize.reference import Reference
+from utils.quantize.modules import QuantizedLayer, by_output
+from utils.quantize.network import Quantized
 
 SAMPLES = 8192  # outputs of each channel that its weights are judged by
 SWEEPS = 20  # over all weights of a layer, at most
@@ -34,14 +35,18 @@ def adapt(quantized: Quantized, images: torch.Tensor) -> None:
     """
     each = max(1, SAMPLES // len(images))
     wanted: dict[str, list[torch.Tensor]] = {}
-    modules = [item for item in weighted(quantized.reference).items() if item[0] in quantized.layers]
-    with watching(modules, lambda name, output: wanted.setdefault(name, []).append(outputs_at(output, each))):
-        calibration.observe(quantized.reference, images)
+    modules = [item for item in weighted(quantized.fp32).items() if item[0] in quantized.layers]
+    with watching(
+        modules, lambda name, output: wanted.setdefault(name, []).append(outputs_at(output, each))
+    ):
+        calibration.observe(quantized.fp32, images)
     with progress.Bar("rounding", len(wanted), "layers") as bar, torch.no_grad():
-        _Adapting(quantized, {name: torch.cat(parts) for name, parts in wanted.items()}, bar).run(images.double())
+        _Adapting(quantized, {name: torch.cat(parts) for name, parts in wanted.items()}, bar).run(
+            images.double()
+        )
 
 
-class _Adapting(Reference):
+class _Adapting(ExactInterpreter):
     """An exact run that chooses the integers of each layer before it computes."""
 
     def __init__(self, quantized: Quantized, wanted: dict[str, torch.Tensor], bar: progress.Bar):
@@ -53,7 +58,7 @@ class _Adapting(Reference):
         if isinstance(layer, QuantizedLayer):
             outputs = self.wanted.pop(target)
             inputs = inputs_at(layer, args[0], len(outputs) // len(args[0]))
-            adapt_layer(layer, self.quantized.reference.get_submodule(target).weight, inputs, outputs)
+            adapt_layer(layer, self.quantized.fp32.get_submodule(target).weight, inputs, outputs)
             self.quantized.origin[target] += ", rounded adaptively"
             self.bar.step(note=target)
         return super().call_module(target, args, kwargs)
@@ -76,40 +81,58 @@ def inputs_at(layer: QuantizedLayer, x: torch.Tensor, count: int) -> torch.Tenso
         return x[:, None].float()
     stride, padding, dilation, groups = layer.convolution
     kernel, size = layer.weight.shape[2:], x.shape[2:]
-    shape = [(size[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1)]
+    shape = [
+        (size[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
+        for i in (0, 1)
+    ]
     where = positions(count, shape[0] * shape[1])
     starts = where // shape[1], where % shape[1]
-    rows, columns = (starts[i][:, None] * stride[i] + torch.arange(kernel[i]) * dilation[i] for i in (0, 1))
+    rows, columns = (
+        starts[i][:, None] * stride[i] + torch.arange(kernel[i]) * dilation[i] for i in (0, 1)
+    )
     padded = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
-    windows = padded[:, :, rows[:, :, None], columns[:, None, :]]  # (n, channels, positions, kernel height, width)
+    windows = padded[
+        :, :, rows[:, :, None], columns[:, None, :]
+    ]  # (n, channels, positions, kernel height, width)
     return windows.transpose(1, 2).flatten(0, 1).unflatten(1, (groups, -1)).flatten(2).float()
 
 
 @torch.no_grad()
-def adapt_layer(layer: QuantizedLayer, weight: torch.Tensor, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
+def adapt_layer(
+    layer: QuantizedLayer, weight: torch.Tensor, inputs: torch.Tensor, outputs: torch.Tensor
+) -> None:
     """Choose the integers of `layer` in place, each a neighbour of the float `weight` (out, ...).
 
     Its outputs on `inputs`, float32 (samples, groups, inputs), are to be near `outputs` (samples, out).
     """
     groups, size = inputs.shape[1:]
 
-    def by_group(values: torch.Tensor) -> torch.Tensor:  # (out, ...) -> (groups, out of a group, inputs)
+    def by_group(
+        values: torch.Tensor,
+    ) -> torch.Tensor:  # (out, ...) -> (groups, out of a group, inputs)
         return values.reshape(groups, -1, size)
 
     scale = by_output(layer.scale, weight)
     exact, step = by_group(weight / scale), by_group(scale.expand_as(weight))
     inputs = inputs.transpose(0, 1)  # (groups, samples, inputs)
-    wanted = (outputs - layer.bias).unflatten(1, (groups, -1)).transpose(0, 1)  # (groups, samples, out of a group)
+    wanted = (
+        (outputs - layer.bias).unflatten(1, (groups, -1)).transpose(0, 1)
+    )  # (groups, samples, out of a group)
     nearest = exact.round().clamp(layer.low, layer.high)
     other = torch.where(nearest > exact, nearest - 1, nearest + 1).clamp(layer.low, layer.high)
     products = inputs.transpose(1, 2) @ inputs, wanted.transpose(1, 2) @ inputs
     chosen = descend(nearest * step, other * step, *products) / step
-    errors = [(inputs @ (values * step).transpose(1, 2) - wanted).square().mean(1) for values in (chosen, nearest)]
+    errors = [
+        (inputs @ (values * step).transpose(1, 2) - wanted).square().mean(1)
+        for values in (chosen, nearest)
+    ]
     best = torch.where((errors[0] < errors[1])[..., None], chosen.round(), nearest)
     layer.weight = best.reshape(weight.shape).to(layer.weight.dtype)
 
 
-def descend(first: torch.Tensor, other: torch.Tensor, squares: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+def descend(
+    first: torch.Tensor, other: torch.Tensor, squares: torch.Tensor, wanted: torch.Tensor
+) -> torch.Tensor:
     """Return the weights, each from `first` or `other`, that no single exchange improves.
 
     The error of weights w (groups, out, inputs) is w squares w - 2 w wanted, for each of the outputs,

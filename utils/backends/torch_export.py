@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import fx, nn
 
-from utils.quantize.quantized import OPS
+from utils.quantize.modules import OPS
 
 # Of the example. torch's choice of a convolution depends on whether a batch has 16 images; the tracer takes it for a bound.
 # With fewer images in the example, it would be an upper one: no batch over 15 could run.
@@ -19,7 +19,9 @@ SHAPE = (16, 3, 224, 224)
 
 
 def program(
-    network: nn.Module, largest: int | None = None, layout: torch.memory_format = torch.contiguous_format
+    network: nn.Module,
+    largest: int | None = None,
+    layout: torch.memory_format = torch.contiguous_format,
 ) -> torch.export.ExportedProgram:
     """Export `network`, a function of float32 images (n, 3, 224, 224) in the memory layout `layout`.
 
@@ -71,7 +73,11 @@ def quiet() -> Iterator[None]:
     If an exception leaves the block, all of it goes to the standard error after all.
     """
     threshold = logging.root.manager.disable
-    with tempfile.TemporaryFile() as kept, warnings.catch_warnings(), contextlib.ExitStack() as stack:
+    with (
+        tempfile.TemporaryFile() as kept,
+        warnings.catch_warnings(),
+        contextlib.ExitStack() as stack,
+    ):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         _flush()

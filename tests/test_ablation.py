@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from helpers import split_of
 
-from quantization import int8_ladder as script
-from quantization.int8_ladder import CHANNELS, COLUMNS, LAYER_COLUMNS, STEPS, VARIATIONS, Rung
+from quantization import ablation as script
+from quantization.ablation import CHANNELS, COLUMNS, LAYER_COLUMNS, STEPS, VARIATIONS, Rung
 from utils.catalog import Run
 
 PTQ, QAT = dict(keep_fp32=(), seven_bits="weights"), dict(training={}, calibration_images=4)
@@ -35,29 +35,50 @@ def test_each_step_stands_alone_and_on_top_of_those_before_it():
     assert recipe_of(climbed, "bias correction", "alone") == start | {"bias_correction": True}
     assert recipe_of(climbed, "reconstruction", "stacked")["keep_fp32"] == ()
     top = recipe_of(climbed, "first blocks in FP32", "stacked")
-    assert top["keep_fp32"] == ("stem",) and top["reconstruct"] and top["equalize"] and top["activations"] == "mse"
+    assert (
+        top["keep_fp32"] == ("stem",)
+        and top["reconstruct"]
+        and top["equalize"]
+        and top["activations"] == "mse"
+    )
     assert recipe_of(climbed, "QAT", "trained") == QAT
     assert all(rung.recipe["seven_bits"] == "weights" for rung in climbed if rung.kind != "trained")
     assert recipe_of(climbed, "the study's recipe", "varied") == PTQ
-    assert recipe_of(climbed, "with 100 calibration images", "varied") == PTQ | {"calibration_images": 100}
+    assert recipe_of(climbed, "with 100 calibration images", "varied") == PTQ | {
+        "calibration_images": 100
+    }
 
 
 def test_tools_that_are_not_installed_are_named_and_left_out(monkeypatch, capsys):
-    from utils.backends import peers
+    from utils.backends import tool_defaults
 
-    absent = peers.Peer("openvino", "a_package_that_nobody_has", ".xml", None)
-    monkeypatch.setattr(peers, "PEERS", {"torch FX": peers.PEERS["torch FX"], "Other": absent})
+    absent = tool_defaults.Tool("openvino", "a_package_that_nobody_has", ".xml", None)
+    monkeypatch.setattr(
+        tool_defaults,
+        "PEERS",
+        {"torch FX": tool_defaults.TOOL_DEFAULTS["torch FX"], "Other": absent},
+    )
     (tool,) = script.tools()
     assert (tool.name, tool.kind) == ("torch FX", "tool") and tool.recipe["version"]
-    assert "default of Other left out: not installed: a_package_that_nobody_has" in capsys.readouterr().out
+    assert (
+        "default of Other left out: not installed: a_package_that_nobody_has"
+        in capsys.readouterr().out
+    )
 
 
 def test_the_quality_of_four_answers():
     logits = np.array([[2, 0], [0, 1], [1, 0], [0, 3]], np.float32)
-    reference = np.array([[2, 0], [0, 1], [0, 1], [0, 3]], np.float32)
-    row = script.quality(logits, reference, np.array([0, 1, 1, 1]))
-    assert (row["images"], row["accuracy"], row["accuracy_fp32"], row["agreement_fp32"]) == (4, 0.75, 1.0, 0.75)
-    assert row["sqnr_db"] == pytest.approx(10 * np.log10(15 / 2))  # squares of the reference over those of the difference
+    fp32 = np.array([[2, 0], [0, 1], [0, 1], [0, 3]], np.float32)
+    row = script.quality(logits, fp32, np.array([0, 1, 1, 1]))
+    assert (row["images"], row["accuracy"], row["accuracy_fp32"], row["agreement_fp32"]) == (
+        4,
+        0.75,
+        1.0,
+        0.75,
+    )
+    assert row["sqnr_db"] == pytest.approx(
+        10 * np.log10(15 / 2)
+    )  # squares of the reference over those of the difference
     assert row["accuracy_ci_low"] < 0.75 < row["accuracy_ci_high"]
 
 
@@ -80,18 +101,25 @@ def climbing(tmp_path, monkeypatch):
             model=lambda x: x[:, :2, 0, 0], **changes)  # fmt: skip
         data = SimpleNamespace(validation=split, test=split, digest="b")
         experiment = SimpleNamespace(
-            run=Run("resnet18", "ptq", "int8"), data=data, baseline=facts, options=SimpleNamespace(smoke=True)
+            run=Run("resnet18", "ptq", "int8"),
+            data=data,
+            baseline=facts,
+            options=SimpleNamespace(smoke=True),
         )
         climbed.clear()
-        script.ladder(experiment, SimpleNamespace(name="fbgemm"), tmp_path / "ladder", RUNGS)
+        script.ladder(experiment, SimpleNamespace(name="fbgemm"), tmp_path / "ablation", RUNGS)
         return list(climbed)
 
     monkeypatch.setattr(script, "climb", climb)
-    (tmp_path / "ladder").mkdir()
+    (tmp_path / "ablation").mkdir()
     return again, tmp_path
 
 
-RUNGS = [Rung("a", "tool", {}), Rung("b", "stacked", dict(bits=8)), Rung("c", "alone", dict(bits=8, keep_fp32=("stem",)))]
+RUNGS = [
+    Rung("a", "tool", {}),
+    Rung("b", "stacked", dict(bits=8)),
+    Rung("c", "alone", dict(bits=8, keep_fp32=("stem",))),
+]
 
 
 def rows_of(path):
@@ -102,9 +130,9 @@ def rows_of(path):
 def test_rungs_are_stored_and_not_climbed_twice(climbing):
     again, folder = climbing
     assert again() == ["a", "b", "c"]
-    rows = rows_of(folder / "ladder.csv")
+    rows = rows_of(folder / "ablation.csv")
     assert tuple(rows[0]) == COLUMNS and [row["rung"] for row in rows] == ["a", "b", "c"]
-    layers = rows_of(folder / "ladder_layers.csv")
+    layers = rows_of(folder / "ablation_layers.csv")
     assert tuple(layers[0]) == LAYER_COLUMNS
     assert [(row["rung"], row["layer"], row["sqnr_db"]) for row in layers] == [
         ("b", "conv1", "30.0"), ("b", "fc", ""), ("c", "conv1", "30.0"), ("c", "fc", "")
@@ -124,10 +152,32 @@ def test_rungs_are_stored_and_not_climbed_twice(climbing):
 def test_the_command_climbs_all_rungs_on_a_few_images(tmp_path):
     from test_scripts import run
 
-    options = ("--smoke", "--threads", "1", "--models", "mobilenetv3", "--results", "out", "--checkpoints", "weights")
-    done = run("quantization/int8_ladder.py", *options, cwd=tmp_path)
-    assert "rung 4 of 23: XNNPACK (tool)" in done.stdout and "rung 13 of 23: QAT (trained)" in done.stdout
+    options = (
+        "--smoke",
+        "--threads",
+        "1",
+        "--models",
+        "mobilenetv3",
+        "--results",
+        "out",
+        "--checkpoints",
+        "weights",
+    )
+    done = run("quantization/ablation.py", *options, cwd=tmp_path)
+    assert (
+        "rung 4 of 23: XNNPACK (tool)" in done.stdout
+        and "rung 13 of 23: QAT (trained)" in done.stdout
+    )
     assert len(list((tmp_path / "out/drawn_smoke/ladder").glob("*.json"))) == 23
-    for name in ("int8_ladder", "int8_ladder_layers"):
-        drawn = run(f"figures/{name}.py", "--study", "drawn_smoke", "--results", "out", "--out", "here", cwd=tmp_path)
+    for name in ("ablation", "ablation_layers"):
+        drawn = run(
+            f"figures/{name}.py",
+            "--study",
+            "drawn_smoke",
+            "--results",
+            "out",
+            "--out",
+            "here",
+            cwd=tmp_path,
+        )
         assert (tmp_path / f"here/{name}.png").exists(), drawn.stderr

@@ -10,15 +10,15 @@ import torch
 from small_networks import images, mixed
 from torch import nn
 
-from utils.backends import exported
+from utils.backends import torch_export
+from utils.quantize.modules import OPS
 from utils.quantize.operators import folded
-from utils.quantize.quantized import OPS
 
 NUMBERS = (0.5, 3, -128, 127, torch.int8)
 Q, DQ = OPS.quantize_per_tensor.default, OPS.dequantize_per_tensor.default
 
 
-def pair(x, numbers=NUMBERS):
+def qdq(x, numbers=NUMBERS):
     return DQ(Q(x, *numbers), *numbers)
 
 
@@ -26,8 +26,8 @@ class Shared(nn.Module):
     """Three operators read one rounded tensor, one of them twice; the last pair repeats another."""
 
     def forward(self, x):
-        x = pair(x)
-        return pair(pair(torch.relu(x) + x * x)) + torch.tanh(x)
+        x = qdq(x)
+        return qdq(qdq(torch.relu(x) + x * x)) + torch.tanh(x)
 
 
 def count(graph, target):
@@ -39,9 +39,11 @@ def test_every_reader_has_a_separate_dequantization_and_answers_stay():
     x = 20 * torch.randn(2, 3)
     before = module(x)
     assert count(module.graph, DQ) == 3
-    exported.separate_dequantizations(module.graph)
+    torch_export.separate_dequantizations(module.graph)
     module.recompile()
-    assert count(module.graph, DQ) == 5 and count(module.graph, Q) == 3  # of the readers relu, mul and tanh; of two pairs
+    assert (
+        count(module.graph, DQ) == 5 and count(module.graph, Q) == 3
+    )  # of the readers relu, mul and tanh; of two pairs
     assert all(len(node.users) <= 1 for node in module.graph.nodes if node.target is DQ)
     assert torch.equal(module(x), before)
 
@@ -49,12 +51,12 @@ def test_every_reader_has_a_separate_dequantization_and_answers_stay():
 def test_a_pair_that_repeats_another_is_removed_one_with_other_numbers_is_not():
     class Repeated(nn.Module):
         def forward(self, x):
-            return pair(pair(pair(x)), (0.25, 3, -128, 127, torch.int8))
+            return qdq(qdq(qdq(x)), (0.25, 3, -128, 127, torch.int8))
 
     module = torch.export.export(Repeated(), (torch.randn(2, 3),)).module()
     x = 20 * torch.randn(2, 3)
     before = module(x)
-    exported.remove_repeated_pairs(module.graph)
+    torch_export.remove_repeated_pairs(module.graph)
     module.recompile()
     assert count(module.graph, Q) == count(module.graph, DQ) == 2
     assert torch.equal(module(x), before)
@@ -63,7 +65,7 @@ def test_a_pair_that_repeats_another_is_removed_one_with_other_numbers_is_not():
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_the_batch_size_of_a_program_is_free_up_to_the_largest(layout):
     model = mixed()
-    program = exported.program(folded(model), 40, layout)
+    program = torch_export.program(folded(model), 40, layout)
     (bounds,) = program.range_constraints.values()
     assert (bounds.lower, bounds.upper) == (1, 40)
     for size in (1, 40):
@@ -84,7 +86,7 @@ def everything_speaks():
 
 
 def test_compilers_are_quiet(capfd):
-    with exported.quiet():
+    with torch_export.quiet():
         everything_speaks()
     assert capfd.readouterr() == ("", "")
     print("heard")
@@ -93,9 +95,13 @@ def test_compilers_are_quiet(capfd):
 
 
 def test_a_compiler_that_fails_is_heard(capfd):
-    with pytest.raises(ValueError, match="because"), exported.quiet():
+    with pytest.raises(ValueError, match="because"), torch_export.quiet():
         everything_speaks()
         raise ValueError("because")
     output, errors = capfd.readouterr()
     assert output == ""
-    assert all(f"{who}, {where}" in errors for who in ("python", "native") for where in ("output", "errors"))
+    assert all(
+        f"{who}, {where}" in errors
+        for who in ("python", "native")
+        for where in ("output", "errors")
+    )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.data.drawn import CLASSES, SIZE, draw
+from utils.data.synthetic import CLASSES, SIZE, draw
 from utils.paths import ROOT
 
 TRAIN, TEST = 600, 400
@@ -28,7 +28,9 @@ def pictures(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
 def simple_views() -> dict[str, np.ndarray]:
     """Colours and coarse pixels of pictures, float32 (1000, n), and labels, int64 (1000,)."""
     drawn = [draw(3, index) for index in range(TRAIN + TEST)]
-    fine = np.stack([np.asarray(Image.fromarray(image).reduce(8), dtype=np.float32) for image, _ in drawn])
+    fine = np.stack(
+        [np.asarray(Image.fromarray(image).reduce(8), dtype=np.float32) for image, _ in drawn]
+    )
     coarse = fine.reshape(len(drawn), 7, 4, 7, 4, 3).mean(axis=(2, 4))
     statistics = np.stack([(image.mean(axis=(0, 1)), image.std(axis=(0, 1))) for image in fine])
     views = {"28x28": fine, "7x7": coarse, "colour statistics": statistics}
@@ -40,7 +42,9 @@ def linear_accuracy(features: np.ndarray, labels: np.ndarray, ridge: float) -> f
     """Fit a ridge regression to the first `TRAIN` rows; return its accuracy on the others."""
     x = (features - features[:TRAIN].mean(axis=0)) / (features[:TRAIN].std(axis=0) + 1e-6)
     y = 2.0 * labels - 1
-    weights = np.linalg.solve(x[:TRAIN].T @ x[:TRAIN] + ridge * np.eye(x.shape[1]), x[:TRAIN].T @ y[:TRAIN])
+    weights = np.linalg.solve(
+        x[:TRAIN].T @ x[:TRAIN] + ridge * np.eye(x.shape[1]), x[:TRAIN].T @ y[:TRAIN]
+    )
     return float(np.mean((x[TRAIN:] @ weights > 0) == labels[TRAIN:]))
 
 
@@ -55,10 +59,12 @@ def test_picture_and_label(index):
 
 def test_same_in_another_process():
     code = (
-        "import hashlib; from utils.data.drawn import draw; "
+        "import hashlib; from utils.data.synthetic import draw; "
         "print(*(hashlib.sha256(draw(5, i)[0].tobytes()).hexdigest() for i in range(12)))"
     )
-    other = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    other = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     here = [digest(5, i) for i in reversed(range(12))]  # the order does not matter either
     assert other.stdout.split() == here[::-1]
 
@@ -76,7 +82,9 @@ def test_every_seed_and_index_gives_a_different_picture():
     assert len({digest(seed, index) for seed in range(5) for index in range(8)}) == 40
 
 
-@pytest.mark.parametrize(("view", "ridge"), [("28x28", 1000.0), ("7x7", 200.0), ("colour statistics", 1.0)])
+@pytest.mark.parametrize(
+    ("view", "ridge"), [("28x28", 1000.0), ("7x7", 200.0), ("colour statistics", 1.0)]
+)
 def test_linear_model_cannot_tell_the_class(simple_views, view, ridge):
     assert linear_accuracy(simple_views[view], simple_views["labels"], ridge) <= 0.65
 
@@ -88,12 +96,18 @@ def test_small_network_learns_the_class():
 
     def tensors(seed: int, count: int):
         images, labels = pictures(seed, count)
-        halves = images.reshape(count, SIZE // 2, 2, SIZE // 2, 2, 3).mean(axis=(2, 4), dtype=np.float32)
-        return torch.from_numpy(halves).permute(0, 3, 1, 2).contiguous() / 128 - 1, torch.from_numpy(labels)
+        halves = images.reshape(count, SIZE // 2, 2, SIZE // 2, 2, 3).mean(
+            axis=(2, 4), dtype=np.float32
+        )
+        return torch.from_numpy(halves).permute(
+            0, 3, 1, 2
+        ).contiguous() / 128 - 1, torch.from_numpy(labels)
 
     layers, wide = [], 3
     for width in (16, 32, 64, 96, 128):
-        convolution = torch.nn.Conv2d(wide, width, 3, stride=2 if wide == 3 else 1, padding=1, bias=False)
+        convolution = torch.nn.Conv2d(
+            wide, width, 3, stride=2 if wide == 3 else 1, padding=1, bias=False
+        )
         layers += [convolution, torch.nn.BatchNorm2d(width), torch.nn.ReLU(), torch.nn.MaxPool2d(2)]
         wide = width
     head = [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(wide, 2)]
@@ -102,7 +116,9 @@ def test_small_network_learns_the_class():
     (x, y), (held_x, held_y) = tensors(0, 1700), tensors(1, 500)
     epochs, batch, peak = 12, 32, 3e-3
     optimizer = torch.optim.AdamW(network.parameters(), lr=peak)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=epochs * (len(x) // batch))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, peak, total_steps=epochs * (len(x) // batch)
+    )
     for _ in range(epochs):
         order = torch.randperm(len(x))
         for start in range(0, len(x) - batch + 1, batch):

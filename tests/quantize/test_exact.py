@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from utils.quantize import ptq, reference
+from utils.quantize import exact, ptq
+from utils.quantize.modules import QDQ, QuantizedLayer
+from utils.quantize.network import Quantized
 from utils.quantize.operators import folded
-from utils.quantize.placement import INTEGERS, Placement
-from utils.quantize.quantized import Pair, Quantized, QuantizedLayer
+from utils.quantize.qdq_config import INTEGERS, QDQConfig
 
 DTYPES = [torch.uint8, torch.int8, torch.int16]
 FEW = settings(max_examples=40, deadline=None, derandomize=True)
@@ -49,7 +50,9 @@ def integer_sums(layer: QuantizedLayer, x: np.ndarray) -> np.ndarray:
     return np.concatenate(parts, 1)
 
 
-def layer_by_integers(layer: QuantizedLayer, x: np.ndarray, input_scale: torch.Tensor) -> np.ndarray:
+def layer_by_integers(
+    layer: QuantizedLayer, x: np.ndarray, input_scale: torch.Tensor
+) -> np.ndarray:
     step = along_channels(input_scale, x.ndim)
     integers = np.rint(x / step).astype(np.int64)
     assert np.array_equal(integers * step, x)  # the layer does read integers
@@ -60,9 +63,9 @@ def layer_by_integers(layer: QuantizedLayer, x: np.ndarray, input_scale: torch.T
     return (sums + along_channels(layer.bias_integers, sums.ndim)) * scale
 
 
-def rounded(pair: Pair, x: np.ndarray) -> np.ndarray:
-    scale, zero_point = along_channels(pair.scale, x.ndim), along_channels(pair.zero_point, x.ndim)
-    integers = np.clip(np.rint(x / scale).astype(np.int64) + zero_point, *INTEGERS[pair.dtype])
+def rounded(qdq: QDQ, x: np.ndarray) -> np.ndarray:
+    scale, zero_point = along_channels(qdq.scale, x.ndim), along_channels(qdq.zero_point, x.ndim)
+    integers = np.clip(np.rint(x / scale).astype(np.int64) + zero_point, *INTEGERS[qdq.dtype])
     return (integers - zero_point) * scale
 
 
@@ -76,10 +79,17 @@ OPERATORS = {
     nn.Hardswish: lambda _, x: x * np.clip(x + 3, 0, 6) / 6,
     nn.Hardsigmoid: lambda _, x: np.clip(x + 3, 0, 6) / 6,
     nn.AdaptiveAvgPool2d: lambda module, x: mean(module.output_size, x),
-    nn.MaxPool2d: lambda module, x: windows(x, [module.kernel_size] * 2, [module.stride] * 2).max((4, 5)),
+    nn.MaxPool2d: lambda module, x: windows(x, [module.kernel_size] * 2, [module.stride] * 2).max(
+        (4, 5)
+    ),
     nn.Flatten: lambda _, x: x.reshape(len(x), -1),
 }
-FUNCTIONS = {"add": np.add, "iadd": np.add, "mul": np.multiply, "flatten": lambda x, _: x.reshape(len(x), -1)}
+FUNCTIONS = {
+    "add": np.add,
+    "iadd": np.add,
+    "mul": np.multiply,
+    "flatten": lambda x, _: x.reshape(len(x), -1),
+}
 
 
 def by_numpy(quantized: Quantized, images: torch.Tensor) -> np.ndarray:
@@ -95,10 +105,12 @@ def by_numpy(quantized: Quantized, images: torch.Tensor) -> np.ndarray:
             return inputs[0]
         else:
             module = quantized.network.get_submodule(node.target)
-            if isinstance(module, Pair):
+            if isinstance(module, QDQ):
                 values[node] = rounded(module, *inputs)
             elif isinstance(module, QuantizedLayer):
-                values[node] = layer_by_integers(module, *inputs, quantized.input_scale(node.target))
+                values[node] = layer_by_integers(
+                    module, *inputs, quantized.input_scale(node.target)
+                )
             else:
                 values[node] = OPERATORS[type(module)](module, *inputs)
     raise AssertionError("a graph without an output")
@@ -129,41 +141,56 @@ class Two(nn.Module):
         return self.operator(x) * x if self.product else self.operator(x) + x
 
 
-def with_numbers(model: nn.Module, placement: Placement, random: np.random.Generator) -> Quantized:
+def with_numbers(model: nn.Module, config: QDQConfig, random: np.random.Generator) -> Quantized:
     """The quantized network of `model` with random scales and integers, of which many are as large as they can be."""
-    quantized = Quantized.skeleton(folded(model), placement, ())
-    lowest, highest = INTEGERS[placement.activation]
-    for name in quantized.pairs.source:
-        shape = (3,) if name in quantized.pairs.channelwise else ()
-        scale = torch.from_numpy(np.asarray(np.exp(random.uniform(-6, 0, shape)) * 256 / (highest - lowest), np.float32))
-        zero_point = random.integers(lowest, highest, shape, endpoint=True) if not placement.symmetric else np.zeros(shape)
-        quantized.pair(name).assign(scale, torch.from_numpy(np.asarray(zero_point)))
+    quantized = Quantized.skeleton(folded(model), config, ())
+    lowest, highest = INTEGERS[config.activation]
+    for name in quantized.qdqs.source:
+        shape = (3,) if name in quantized.qdqs.channelwise else ()
+        scale = torch.from_numpy(
+            np.asarray(np.exp(random.uniform(-6, 0, shape)) * 256 / (highest - lowest), np.float32)
+        )
+        zero_point = (
+            random.integers(lowest, highest, shape, endpoint=True)
+            if not config.symmetric
+            else np.zeros(shape)
+        )
+        quantized.qdq(name).assign(scale, torch.from_numpy(np.asarray(zero_point)))
     for name, layer in quantized.layers.items():
         extreme = random.choice([-layer.high, layer.high], layer.weight.shape)
         weight = np.where(
-            random.random(layer.weight.shape) < 0.5, extreme, random.integers(-layer.high, layer.high, layer.weight.shape)
+            random.random(layer.weight.shape) < 0.5,
+            extreme,
+            random.integers(-layer.high, layer.high, layer.weight.shape),
         )
         layer.weight = torch.from_numpy(weight).to(layer.weight.dtype)
-        layer.scale = torch.from_numpy(np.exp(random.uniform(-9, -3, len(weight))).astype(np.float32))
-        layer.set_bias(torch.from_numpy(random.normal(size=len(weight)).astype(np.float32)), quantized.input_scale(name))
+        layer.scale = torch.from_numpy(
+            np.exp(random.uniform(-9, -3, len(weight))).astype(np.float32)
+        )
+        layer.set_bias(
+            torch.from_numpy(random.normal(size=len(weight)).astype(np.float32)),
+            quantized.input_scale(name),
+        )
     return quantized
 
 
 def images_for(quantized: Quantized, shape: tuple, random: np.random.Generator) -> torch.Tensor:
     """Images that reach both ends of the first pair's range, and go beyond them."""
-    pair = quantized.pair(next(iter(quantized.pairs.source)))
-    lowest, highest = INTEGERS[pair.dtype]
+    qdq = quantized.qdq(next(iter(quantized.qdqs.source)))
+    lowest, highest = INTEGERS[qdq.dtype]
     integers = random.integers(lowest - 20, highest + 20, shape, endpoint=True)
-    integers = np.where(random.random(shape) < 0.3, random.choice([lowest, highest], shape), integers) + random.uniform(
-        -0.5, 0.5, shape
+    integers = np.where(
+        random.random(shape) < 0.3, random.choice([lowest, highest], shape), integers
+    ) + random.uniform(-0.5, 0.5, shape)
+    x = (integers - along_channels(qdq.zero_point, len(shape))) * along_channels(
+        qdq.scale, len(shape)
     )
-    x = (integers - along_channels(pair.zero_point, len(shape))) * along_channels(pair.scale, len(shape))
     return torch.from_numpy(x.astype(np.float32))
 
 
-placements = st.builds(
-    Placement,
-    pairs=st.sampled_from(["outputs", "inputs"]),
+configs = st.builds(
+    QDQConfig,
+    qdqs=st.sampled_from(["outputs", "inputs"]),
     activation=st.sampled_from(DTYPES),
     weight=st.sampled_from([torch.int8, torch.int16]),
     bias=st.sampled_from(["float", "int32"]),
@@ -174,75 +201,95 @@ sizes, seeds = st.integers(1, 3), st.integers(0, 2**32 - 1)
 
 
 @given(
-    placements, st.tuples(sizes, sizes), st.tuples(sizes, sizes), st.tuples(sizes, sizes), st.tuples(sizes, sizes),
+    configs, st.tuples(sizes, sizes), st.tuples(sizes, sizes), st.tuples(sizes, sizes), st.tuples(sizes, sizes),
     st.sampled_from([1, 3]), st.sampled_from([3, 6, 33]), seeds,
 )  # fmt: skip
 @settings(FEW, max_examples=80)
-def test_convolutions(placement, kernel, stride, padding, dilation, groups, channels, seed):
+def test_convolutions(config, kernel, stride, padding, dilation, groups, channels, seed):
     """With groups, one filter for each channel or several of them."""
     random = np.random.default_rng(seed)
     padding = tuple(min(pad, size) for pad, size in zip(padding, kernel, strict=True))
     conv = nn.Conv2d(3, channels, kernel, stride, padding, dilation, groups)
-    quantized = with_numbers(One(conv), placement, random)
+    quantized = with_numbers(One(conv), config, random)
     images = images_for(quantized, (2, 3, 9, 10), random)
-    assert np.array_equal(reference.execute(quantized, images).numpy(), by_numpy(quantized, images))
+    assert np.array_equal(exact.execute(quantized, images).numpy(), by_numpy(quantized, images))
 
 
 def test_depthwise_layers_with_a_scale_for_each_channel_are_among_them():
-    quantized = with_numbers(One(nn.Conv2d(3, 3, 3, groups=3)), Placement("inputs", scales="needed"), np.random.default_rng(0))
+    quantized = with_numbers(
+        One(nn.Conv2d(3, 3, 3, groups=3)),
+        QDQConfig("inputs", scales="needed"),
+        np.random.default_rng(0),
+    )
     assert quantized.input_scale("operator").shape == (3,)
     assert quantized.input_scale("operator").unique().numel() == 3
 
 
-@given(placements, st.integers(1, 300), sizes, seeds)
+@given(configs, st.integers(1, 300), sizes, seeds)
 @FEW
-def test_linear_layers(placement, inputs, outputs, seed):
+def test_linear_layers(config, inputs, outputs, seed):
     random = np.random.default_rng(seed)
-    quantized = with_numbers(One(nn.Linear(inputs, outputs)), placement, random)
+    quantized = with_numbers(One(nn.Linear(inputs, outputs)), config, random)
     images = images_for(quantized, (4, inputs), random)
-    assert np.array_equal(reference.execute(quantized, images).numpy(), by_numpy(quantized, images))
+    assert np.array_equal(exact.execute(quantized, images).numpy(), by_numpy(quantized, images))
 
 
-OTHERS = [nn.ReLU(), nn.Hardswish(), nn.Hardsigmoid(), nn.MaxPool2d(3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-
-
-@given(placements, st.sampled_from(OTHERS), st.booleans(), seeds)
-@FEW
-def test_all_other_operators_of_one_tensor(placement, operator, keeps, seed):
-    random = np.random.default_rng(seed)
-    placement = dataclasses.replace(placement, pairs="outputs", scales="tensor", pooling_keeps_scale=keeps, unit_gates=keeps)
-    quantized = with_numbers(nn.Sequential(nn.Hardswish(), operator), placement, random)
-    images = images_for(quantized, (2, 3, 7, 7), random)
-    assert np.array_equal(reference.execute(quantized, images).numpy(), by_numpy(quantized, images))
-
-
-@given(placements, st.booleans(), st.sampled_from([nn.ReLU(), nn.Hardswish(), nn.AdaptiveAvgPool2d(1)]), seeds)
-@FEW
-def test_sums_and_products(placement, product, operator, seed):
-    random = np.random.default_rng(seed)
-    quantized = with_numbers(Two(operator, product), dataclasses.replace(placement, pairs="outputs"), random)
-    assert "pair_mul" in quantized.pairs.source or "pair_add" in quantized.pairs.source
-    images = images_for(quantized, (2, 3, 7, 7), random)
-    assert np.array_equal(reference.execute(quantized, images).numpy(), by_numpy(quantized, images))
-
-
-NETWORKS = [
-    Placement("outputs"),
-    Placement("outputs", levels=127, pooling_keeps_scale=True, unit_gates=True),
-    Placement("outputs", torch.int8, bias="int32"),
-    Placement("outputs", torch.int16, torch.int16, "int32", True, 2**16 - 1, "apart"),
-    Placement("inputs", scales="needed"),
-    Placement("inputs", scales="needed", rounded_sums=True, centred=True),
-    Placement("inputs", torch.int8, symmetric=True),
+OTHERS = [
+    nn.ReLU(),
+    nn.Hardswish(),
+    nn.Hardsigmoid(),
+    nn.MaxPool2d(3, 2),
+    nn.AdaptiveAvgPool2d(1),
+    nn.Flatten(),
 ]
 
 
-@pytest.mark.parametrize("placement", NETWORKS)
-def test_a_network_that_has_everything(placement):
+@given(configs, st.sampled_from(OTHERS), st.booleans(), seeds)
+@FEW
+def test_all_other_operators_of_one_tensor(config, operator, keeps, seed):
+    random = np.random.default_rng(seed)
+    config = dataclasses.replace(
+        config, qdqs="outputs", scales="tensor", pooling_keeps_scale=keeps, unit_gates=keeps
+    )
+    quantized = with_numbers(nn.Sequential(nn.Hardswish(), operator), config, random)
+    images = images_for(quantized, (2, 3, 7, 7), random)
+    assert np.array_equal(exact.execute(quantized, images).numpy(), by_numpy(quantized, images))
+
+
+@given(
+    configs,
+    st.booleans(),
+    st.sampled_from([nn.ReLU(), nn.Hardswish(), nn.AdaptiveAvgPool2d(1)]),
+    seeds,
+)
+@FEW
+def test_sums_and_products(config, product, operator, seed):
+    random = np.random.default_rng(seed)
+    quantized = with_numbers(
+        Two(operator, product), dataclasses.replace(config, qdqs="outputs"), random
+    )
+    assert "qdq_mul" in quantized.qdqs.source or "qdq_add" in quantized.qdqs.source
+    images = images_for(quantized, (2, 3, 7, 7), random)
+    assert np.array_equal(exact.execute(quantized, images).numpy(), by_numpy(quantized, images))
+
+
+NETWORKS = [
+    QDQConfig("outputs"),
+    QDQConfig("outputs", levels=127, pooling_keeps_scale=True, unit_gates=True),
+    QDQConfig("outputs", torch.int8, bias="int32"),
+    QDQConfig("outputs", torch.int16, torch.int16, "int32", True, 2**16 - 1, "apart"),
+    QDQConfig("inputs", scales="needed"),
+    QDQConfig("inputs", scales="needed", rounded_sums=True, centred=True),
+    QDQConfig("inputs", torch.int8, symmetric=True),
+]
+
+
+@pytest.mark.parametrize("config", NETWORKS)
+def test_a_network_that_has_everything(config):
     images = noise(6, 33)
     recipe = dict(activations="minmax", bias_correction=True)
-    quantized = ptq.quantize(small(Everything), images, recipe, placement)
-    answer = reference.execute(quantized, images)
+    quantized = ptq.quantize(small(Everything), images, recipe, config)
+    answer = exact.execute(quantized, images)
     assert answer.dtype == torch.float64 and answer.shape == (6, 2) and answer.unique().numel() > 6
     assert np.array_equal(answer.numpy(), by_numpy(quantized, images))
 
@@ -256,7 +303,7 @@ def layer_of(weight: torch.Tensor, **convolution) -> QuantizedLayer:
         if weight.ndim == 2
         else nn.Conv2d(weight.shape[1], len(weight), weight.shape[2:], **convolution)
     )
-    quantized = QuantizedLayer(layer, Placement("outputs", weight=weight.dtype))
+    quantized = QuantizedLayer(layer, QDQConfig("outputs", weight=weight.dtype))
     quantized.weight = weight
     return quantized
 
@@ -265,7 +312,12 @@ def layer_of(weight: torch.Tensor, **convolution) -> QuantizedLayer:
     ("inputs", "dtype", "highest", "calls"),
     [
         (500, torch.int8, 255, [torch.float32]),  # 500 x 127 x 255 < 2^24
-        (600, torch.int8, 255, [torch.float32, torch.float32]),  # 600 x 127 x 16 < 2^24: multiples of 16, and remainders
+        (
+            600,
+            torch.int8,
+            255,
+            [torch.float32, torch.float32],
+        ),  # 600 x 127 x 16 < 2^24: multiples of 16, and remainders
         (9000, torch.int8, 255, [torch.float64]),
         (100, torch.int16, 2**15, [torch.float64]),
     ],
@@ -273,70 +325,88 @@ def layer_of(weight: torch.Tensor, **convolution) -> QuantizedLayer:
 def test_sums_are_exact_in_each_of_three_ways(monkeypatch, inputs, dtype, highest, calls):
     random = np.random.default_rng(inputs)
     largest = torch.iinfo(dtype).max
-    weight = torch.from_numpy(random.integers(-largest, largest, (8, inputs), endpoint=True)).to(dtype)
+    weight = torch.from_numpy(random.integers(-largest, largest, (8, inputs), endpoint=True)).to(
+        dtype
+    )
     weight[0], weight[1] = largest, -largest
     x = random.integers(-highest, highest, (20, inputs), endpoint=True)
     x[0], x[1] = highest, -highest
     layer, seen = layer_of(weight), []
     compute = QuantizedLayer.compute
-    monkeypatch.setattr(QuantizedLayer, "compute", lambda self, x, *rest: (seen.append(x.dtype), compute(self, x, *rest))[1])
-    sums = reference.exact_sums(layer, torch.from_numpy(x).double())
+    monkeypatch.setattr(
+        QuantizedLayer,
+        "compute",
+        lambda self, x, *rest: (seen.append(x.dtype), compute(self, x, *rest))[1],
+    )
+    sums = exact.exact_sums(layer, torch.from_numpy(x).double())
     assert seen == calls and sums.dtype == torch.float64
     assert np.array_equal(sums.numpy(), x @ weight.numpy().astype(np.int64).T)
 
 
 @pytest.mark.parametrize("batch", [1, 16])
-@pytest.mark.parametrize(("kernel", "channels", "groups"), [(1, 256, 1), (3, 48, 1), (3, 64, 64), (5, 16, 1), (11, 3, 1)])
+@pytest.mark.parametrize(
+    ("kernel", "channels", "groups"), [(1, 256, 1), (3, 48, 1), (3, 64, 64), (5, 16, 1), (11, 3, 1)]
+)
 def test_float_convolutions_of_integers_are_exact(batch, kernel, channels, groups):
     """A transformed convolution, as by Winograd, would not be: float32 must be added up as it is."""
     random = torch.Generator().manual_seed(kernel)
-    weight = torch.randint(-127, 128, (32 if groups == 1 else groups, channels // groups, kernel, kernel), generator=random)
+    weight = torch.randint(
+        -127,
+        128,
+        (32 if groups == 1 else groups, channels // groups, kernel, kernel),
+        generator=random,
+    )
     layer = layer_of(weight.to(torch.int8))
     layer.convolution = ((1, 1), (kernel // 2, kernel // 2), (1, 1), groups)
     x = torch.randint(-255, 256, (batch, channels, 12, 12), generator=random).double()
     expected = layer.compute(x, weight.double(), None)
     for layout in (torch.contiguous_format, torch.channels_last):
-        assert torch.equal(reference.exact_sums(layer, x.contiguous(memory_format=layout)), expected)
+        assert torch.equal(exact.exact_sums(layer, x.contiguous(memory_format=layout)), expected)
 
 
 # ---- beside the same network in FP32
 
 
-@given(placements, seeds)
+@given(configs, seeds)
 @FEW
-def test_in_fp32_the_network_differs_by_what_its_arithmetic_explains(placement, seed):
+def test_in_fp32_the_network_differs_by_what_its_arithmetic_explains(config, seed):
     """By a step of the output where the exact value is nearly halfway between two; nowhere else."""
     random = np.random.default_rng(seed)
-    placement = dataclasses.replace(placement, pairs="outputs", activation=torch.uint8, weight=torch.int8)
-    quantized = with_numbers(One(nn.Conv2d(3, 4, 3)), placement, random)
-    layer, pair = quantized.layers["operator"], quantized.pair("pair_operator")
-    first = quantized.pair("pair_x")
-    images = reference.round_to(first, images_for(quantized, (4, 3, 9, 9), random)).float()
+    config = dataclasses.replace(config, qdqs="outputs", activation=torch.uint8, weight=torch.int8)
+    quantized = with_numbers(One(nn.Conv2d(3, 4, 3)), config, random)
+    layer, qdq = quantized.layers["operator"], quantized.qdq("qdq_operator")
+    first = quantized.qdq("qdq_x")
+    images = exact.round_to(first, images_for(quantized, (4, 3, 9, 9), random)).float()
     before = []
     with torch.no_grad():
-        reference.Reference(quantized, lambda _, output: before.append(output)).run(images.double())
+        fp32.ExactInterpreter(quantized, lambda _, output: before.append(output)).run(
+            images.double()
+        )
         single = quantized.network(images).double()
     # FP32 rounds each of 27 products and sums, by 2^-24 of the magnitudes that are added up at most.
     reach = (
-        255 * layer.weight.double().abs().flatten(1).sum(1) * quantized.input_scale("operator").double() * layer.scale.double()
+        255
+        * layer.weight.double().abs().flatten(1).sum(1)
+        * quantized.input_scale("operator").double()
+        * layer.scale.double()
     )
-    bound = (40 * 2**-24 * (reach + layer.bias.abs()) + 1e-4 * pair.scale).view(1, -1, 1, 1)
-    low, high = (reference.round_to(pair, before[0] + error) for error in (-bound, bound))
-    tiny = 1e-4 * pair.scale  # of up to 255 steps, each rounded to FP32
+    bound = (40 * 2**-24 * (reach + layer.bias.abs()) + 1e-4 * qdq.scale).view(1, -1, 1, 1)
+    low, high = (exact.round_to(qdq, before[0] + error) for error in (-bound, bound))
+    tiny = 1e-4 * qdq.scale  # of up to 255 steps, each rounded to FP32
     assert (low <= single + tiny).all() and (single <= high + tiny).all()
     assert bool((low == high).any())
 
 
 def test_the_network_in_fp32_answers_nearly_as_the_exact_one():
     images, quantized = noise(16, 33), None
-    for placement in NETWORKS:
-        quantized = ptq.quantize(small(Everything), images, dict(activations="minmax"), placement)
+    for config in NETWORKS:
+        quantized = ptq.quantize(small(Everything), images, dict(activations="minmax"), config)
         with torch.inference_mode():
             single = quantized.network(images)
-        exact = reference.execute(quantized, images)
+        exact = exact.execute(quantized, images)
         assert single.dtype == torch.float32
         signal, error = exact.square().sum(), (single - exact).square().sum()
-        assert error < signal / 1e3, placement  # 30 dB, by a few roundings to the other side
+        assert error < signal / 1e3, config  # 30 dB, by a few roundings to the other side
 
 
 # ---- what stays in floating point
@@ -345,12 +415,14 @@ def test_the_network_in_fp32_answers_nearly_as_the_exact_one():
 def test_layers_kept_in_fp32_are_computed_in_float64():
     model, images = small(Everything), noise(4, 33)
     names = tuple(name for name, _ in model.named_children())
-    quantized = ptq.quantize(model, images, dict(activations="minmax", keep_fp32=names), Placement("inputs"))
+    quantized = ptq.quantize(
+        model, images, dict(activations="minmax", keep_fp32=names), QDQConfig("inputs")
+    )
     assert quantized.layers == {}
     with torch.inference_mode():
         expected = model.double()(images.double())
     torch.testing.assert_close(
-        reference.execute(quantized, images), expected, rtol=1e-5, atol=1e-6
+        exact.execute(quantized, images), expected, rtol=1e-5, atol=1e-6
     )  # BatchNorm is folded in FP32
 
 
@@ -360,9 +432,14 @@ def test_batchnorm_that_stays_is_computed_in_float64():
     model[1].running_var.uniform_(0.5, 2)
     images = noise(4, 5)
     quantized = ptq.quantize(
-        model, images, dict(activations="minmax"), Placement("inputs", torch.int16, torch.int16, levels=65535)
+        model,
+        images,
+        dict(activations="minmax"),
+        QDQConfig("inputs", torch.int16, torch.int16, levels=65535),
     )
-    torch.testing.assert_close(reference.execute(quantized, images).float(), model(images), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        exact.execute(quantized, images).float(), model(images), rtol=1e-3, atol=1e-3
+    )
 
 
 # ---- splits and watching
@@ -371,16 +448,22 @@ def test_batchnorm_that_stays_is_computed_in_float64():
 def test_logits_of_a_split_come_in_its_order(tmp_path):
     split = numbered_split(tmp_path, np.arange(7) % 2, side=33)
     images = torch.cat([x for x, _ in split.batches(7)])
-    quantized = ptq.quantize(small(Everything), images, dict(activations="minmax"), Placement("outputs"))
-    logits = reference.logits(quantized, split, batch_size=3)
+    quantized = ptq.quantize(
+        small(Everything), images, dict(activations="minmax"), QDQConfig("outputs")
+    )
+    logits = exact.logits(quantized, split, batch_size=3)
     assert logits.dtype == np.float32 and logits.shape == (7, 2)
-    assert np.array_equal(logits, reference.execute(quantized, images).float().numpy())
+    assert np.array_equal(logits, exact.execute(quantized, images).float().numpy())
 
 
 def test_every_layer_is_watched_before_its_activation():
     model, images, seen = small(Everything), noise(2, 33), {}
-    quantized = ptq.quantize(model, images, dict(activations="minmax", keep_fp32=("reduce",)), Placement("outputs"))
+    quantized = ptq.quantize(
+        model, images, dict(activations="minmax", keep_fp32=("reduce",)), QDQConfig("outputs")
+    )
     with torch.no_grad():
-        reference.Reference(quantized, lambda name, output: seen.update({name: output.clone()})).run(images.double())
+        fp32.ExactInterpreter(
+            quantized, lambda name, output: seen.update({name: output.clone()})
+        ).run(images.double())
     assert list(seen) == ["stem", "conv", "depthwise", "reduce", "excite", "project", "fc", "head"]
     assert seen["stem"].min() < 0 and seen["reduce"].min() < 0  # ReLU follows

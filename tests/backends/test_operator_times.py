@@ -4,8 +4,8 @@ import pytest
 import torch
 from small_networks import Mixed, images
 
-from utils.backends import profiles, registry
-from utils.backends.profiles import Timed, by_kind, kind_of
+from utils.backends import operator_times, registry
+from utils.backends.operator_times import Timed, by_kind, kind_of
 
 WORDS = {
     "reorder": ["Reorder", "QuantizeLinear", "DequantizeLinear", "aten::quantize_per_tensor", "aten::dequantize", "aten::copy_",
@@ -22,14 +22,23 @@ WORDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "word"), [(kind, word) for kind, words in WORDS.items() for word in words])
+@pytest.mark.parametrize(
+    ("kind", "word"), [(kind, word) for kind, words in WORDS.items() for word in words]
+)
 def test_an_operator_has_a_kind(kind, word):
     assert kind_of(word) == kind
 
 
 def test_times_are_summed_by_kind_and_format_with_the_largest_first():
-    times = [Timed("a", "Conv", "FP32", 1.0), Timed("b", "QLinearConv", "INT8", 3.0), Timed("c", "FusedConv", "FP32", 0.5)]
-    assert list(by_kind(times).items()) == [(("convolution", "INT8"), 3.0), (("convolution", "FP32"), 1.5)]
+    times = [
+        Timed("a", "Conv", "FP32", 1.0),
+        Timed("b", "QLinearConv", "INT8", 3.0),
+        Timed("c", "FusedConv", "FP32", 0.5),
+    ]
+    assert list(by_kind(times).items()) == [
+        (("convolution", "INT8"), 3.0),
+        (("convolution", "FP32"), 1.5),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +52,9 @@ def test_an_engine_tells_its_integer_layers_and_prints_nothing(name, network, tm
     engine = registry.get(name)
     if problem := engine.problem():
         pytest.skip(problem)
-    deployed = engine.quantize(network, images(), dict(bits=8, activations="minmax", keep_fp32=("stem",)))
+    deployed = engine.quantize(
+        network, images(), dict(bits=8, activations="minmax", keep_fp32=("stem",))
+    )
     deployed.save(tmp_path / f"artifact{engine.suffix}")
     capfd.readouterr()
     times = engine.profile(tmp_path / f"artifact{engine.suffix}", images(2), 3)
@@ -55,6 +66,6 @@ def test_an_engine_tells_its_integer_layers_and_prints_nothing(name, network, tm
 
 
 def test_torch_tells_of_operators_in_the_format_of_the_backend(network):
-    times = profiles.of_torch(network, images(2), 2, "FP32")
+    times = operator_times.of_torch(network, images(2), 2, "FP32")
     assert {each.format for each in times} == {"FP32"}
     assert {"convolution", "linear", "normalisation"} <= {each.kind for each in times}

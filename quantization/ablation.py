@@ -1,14 +1,14 @@
 """INT8 rung by rung: what each step of the method adds, alone and on top of the steps before it.
 
-    python quantization/int8_ladder.py --data PATH --models mobilenetv3 --backend fbgemm
+    python quantization/ablation.py --data PATH --models mobilenetv3 --backend fbgemm
 
 First come the default recipes of other tools, each on that tool's engine, then the study's networks
 on the engine of `--backend`, and last its recipe of PTQ with fewer and more images and with the 7 bits
 of processors without VNNI. The FP32 checkpoints must be there; QAT is trained unless its script was run
 before. Each rung is measured on the validation images, which steps are chosen by, and on the test
 images, which nothing is chosen by; layer by layer, in exact arithmetic, on a few validation images.
-What is done already is not done again. The results are `results/STUDY/ladder.csv` and
-`ladder_layers.csv`; `figures/int8_ladder.py` and `figures/int8_ladder_layers.py` draw them.
+What is done already is not done again. The results are `results/STUDY/ablation.csv` and
+`ablation_layers.csv`; `figures/ablation.py` and `figures/ablation_layers.py` draw them.
 """
 
 import argparse
@@ -30,16 +30,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import backends, catalog, cli, environment, experiments, paths, progress
 from utils.catalog import MODELS, Run
 
-SCRIPT = "quantization/int8_ladder.py"
-BACKENDS = tuple(name for name, backend in catalog.BACKENDS.items() if ("ptq", "int8") in backend.serves)
+SCRIPT = "quantization/ablation.py"
+BACKENDS = tuple(
+    name for name, backend in catalog.BACKENDS.items() if ("ptq", "int8") in backend.serves
+)
 START = dict(bits=8, activations="minmax", weights="tensor", calibration_images=256, keep_fp32=())
 CHANNELS = "a weight scale for each channel"
 STEPS = {  # the further steps, in the order in which they are stacked
     "MSE ranges": dict(activations="mse"),
     "equalization": dict(equalize=True),
     "bias correction": dict(bias_correction=True),
-    "adaptive rounding": dict(adaptive_rounding=True),
-    "reconstruction": dict(bias_correction=False, adaptive_rounding=False, reconstruct=True),  # biases and weights learn
+    "adaptive rounding": dict(adaround=True),
+    "reconstruction": dict(
+        bias_correction=False, adaround=False, reconstruct=True
+    ),  # biases and weights learn
     "first blocks in FP32": None,  # the first FLOATS of them, whose names depend on the model
 }
 FLOATS = 2
@@ -70,17 +74,21 @@ class Rung:
 def tools() -> list[Rung]:
     """List the tools whose default can run here; says which cannot."""
     from utils.backends import registry
-    from utils.backends.peers import PEERS
+    from utils.backends.tool_defaults import TOOL_DEFAULTS
 
     able = []
-    for name, peer in PEERS.items():
-        missing = f"not installed: {peer.package} (pip install {peer.package})" if peer.missing else None
-        reason = missing or registry.problem(peer.backend, "cpu")
+    for name, tool in TOOL_DEFAULTS.items():
+        missing = (
+            f"not installed: {tool.package} (pip install {tool.package})" if tool.missing else None
+        )
+        reason = missing or registry.problem(tool.backend, "cpu")
         if reason:
             progress.say(f"default of {name} left out: {reason}")
         else:
-            recipe = {"package": peer.package, "version": importlib.metadata.version(peer.package)}
-            able.append(Rung(name, "tool", recipe | {"calibration_images": START["calibration_images"]}))
+            recipe = {"package": tool.package, "version": importlib.metadata.version(tool.package)}
+            able.append(
+                Rung(name, "tool", recipe | {"calibration_images": START["calibration_images"]})
+            )
     return able
 
 
@@ -98,16 +106,16 @@ def steps(ptq: dict, qat: dict, floats: tuple[str, ...]) -> list[Rung]:
     return rungs + [Rung(name, "varied", ptq | change) for name, change in VARIATIONS.items()]
 
 
-def quality(logits, reference, y) -> dict:
+def quality(logits, fp32, y) -> dict:
     """Compute the columns of one part of the images from logits, float32 (n, 2), and labels (n,)."""
     from utils import metrics, stats
 
     right = int((logits.argmax(1) == y).sum())
     low, high = stats.wilson(right, len(y))
-    kept = metrics.fidelity(logits, reference)
+    kept = metrics.fidelity(logits, fp32)
     return {
         "images": len(y), "accuracy": right / len(y), "accuracy_ci_low": low, "accuracy_ci_high": high,
-        "accuracy_fp32": float((reference.argmax(1) == y).mean()),
+        "accuracy_fp32": float((fp32.argmax(1) == y).mean()),
         "agreement_fp32": kept["agreement_fp32"], "sqnr_db": kept["sqnr_db"],
     }  # fmt: skip
 
@@ -116,14 +124,19 @@ def answering(experiment, backend, rung: Rung) -> tuple[Callable, list[dict]]:
     """Make the network of `rung`; returns it on its engine, and its errors by layer."""
     from utils import training
     from utils.backends import registry
-    from utils.backends.peers import PEERS
-    from utils.measure import layers
+    from utils.backends.tool_defaults import TOOL_DEFAULTS
+    from utils.measure import layer_errors
 
     model, images = experiment.baseline.model, experiment.data
     calibration = images.train.calibration(rung.recipe["calibration_images"])
     if rung.kind == "tool":
-        peer = PEERS[rung.name]
-        return _loaded(registry.get(peer.backend), partial(peer.write, model, calibration), peer.suffix, calibration[:1]), []
+        tool = TOOL_DEFAULTS[rung.name]
+        return _loaded(
+            registry.get(tool.backend),
+            partial(tool.write, model, calibration),
+            tool.suffix,
+            calibration[:1],
+        ), []
     if rung.kind == "trained":
         experiment = dataclasses.replace(experiment, run=Run(experiment.run.model, "qat", "int8"))
         prepared = backend.prepare(model, calibration, rung.recipe)
@@ -132,7 +145,9 @@ def answering(experiment, backend, rung: Rung) -> tuple[Callable, list[dict]]:
     else:
         deployed = backend.quantize(model, calibration, rung.recipe)
     shown = images.validation.calibration(LAYER_IMAGES)
-    return _loaded(backend, deployed.save, backend.suffix, calibration[:1]), layers.errors(deployed, shown)
+    return _loaded(backend, deployed.save, backend.suffix, calibration[:1]), layer_errors.errors(
+        deployed, shown
+    )
 
 
 def _loaded(engine, save: Callable[[Path], None], suffix: str, example) -> Callable:
@@ -158,7 +173,9 @@ def climb(experiment, backend, rung: Rung, references: dict) -> tuple[dict, list
     for part, split in (("validation", images.validation), ("test", images.test)):
         for name, value in quality(loop.predict(predict, split), references[part], split.y).items():
             measured[f"{part}_{name}"] = value
-    return measured, [{"layer": each["layer"], "sqnr_db": each["output_sqnr_db"]} for each in errors]
+    return measured, [
+        {"layer": each["layer"], "sqnr_db": each["output_sqnr_db"]} for each in errors
+    ]
 
 
 def ladder(experiment, backend, folder: Path, rungs: list[Rung]) -> None:
@@ -178,10 +195,20 @@ def ladder(experiment, backend, folder: Path, rungs: list[Rung]) -> None:
         if is_done(path, facts):
             continue
         parts = {"validation": images.validation, "test": images.test}
-        references = references or {part: loop.predict(experiment.baseline.model, split) for part, split in parts.items()}
-        progress.say(f"{run.model} on {backend.name}, rung {place + 1} of {len(rungs)}: {rung.name} ({rung.kind})")
+        references = references or {
+            part: loop.predict(experiment.baseline.model, split) for part, split in parts.items()
+        }
+        progress.say(
+            f"{run.model} on {backend.name}, rung {place + 1} of {len(rungs)}: {rung.name} ({rung.kind})"
+        )
         measured, errors = climb(experiment, backend, rung, references)
-        row = {"model": run.model, "backend": backend.name, "rung": rung.name, "kind": rung.kind, "place": place} | measured
+        row = {
+            "model": run.model,
+            "backend": backend.name,
+            "rung": rung.name,
+            "kind": rung.kind,
+            "place": place,
+        } | measured
         content = {"row": row, "layers": errors, "facts": facts, "code": environment.code(SCRIPT)}
         paths.write_text(path, json.dumps(content, indent=1) + "\n")
         rebuild(folder)
@@ -191,7 +218,11 @@ def ladder(experiment, backend, folder: Path, rungs: list[Rung]) -> None:
 def is_done(path: Path, facts: dict) -> bool:
     """Whether the rung in `path` was measured from the same `facts` by the same code."""
     content = stored(path)
-    return content is not None and content["facts"] == json.loads(json.dumps(facts)) and environment.is_code(content["code"])
+    return (
+        content is not None
+        and content["facts"] == json.loads(json.dumps(facts))
+        and environment.is_code(content["code"])
+    )
 
 
 def stored(path: Path) -> dict | None:
@@ -203,11 +234,11 @@ def stored(path: Path) -> dict | None:
 
 
 def rebuild(folder: Path) -> None:
-    """Write ladder.csv and ladder_layers.csv beside `folder` from all rungs in it."""
+    """Write ablation.csv and ablation_layers.csv beside `folder` from all rungs in it."""
     rungs = [content for path in sorted(folder.glob("*.json")) if (content := stored(path))]
-    _write(folder.parent / "ladder.csv", COLUMNS, [content["row"] for content in rungs])
+    _write(folder.parent / "ablation.csv", COLUMNS, [content["row"] for content in rungs])
     layers = [content["row"] | layer for content in rungs for layer in content["layers"]]
-    _write(folder.parent / "ladder_layers.csv", LAYER_COLUMNS, layers)
+    _write(folder.parent / "ablation_layers.csv", LAYER_COLUMNS, layers)
 
 
 def _write(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
@@ -229,15 +260,26 @@ def summary(row: dict) -> str:
 
 
 def parse() -> argparse.Namespace:
-    parser = cli.Parser(SCRIPT, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=tuple(MODELS), help="default: all")
-    parser.add_argument("--backend", choices=BACKENDS, default=BACKENDS[0], help="whose roundings (default: %(default)s)")
+    parser = cli.Parser(
+        SCRIPT, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--models", nargs="+", choices=tuple(MODELS), default=tuple(MODELS), help="default: all"
+    )
+    parser.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default=BACKENDS[0],
+        help="whose roundings (default: %(default)s)",
+    )
     cli.add_options(parser)
     return parser.parse_args()
 
 
 def main(asked: argparse.Namespace) -> None:
-    given = {name: value for name, value in vars(asked).items() if name not in ("models", "backend")}
+    given = {
+        name: value for name, value in vars(asked).items() if name not in ("models", "backend")
+    }
     options = cli.resolve((asked.backend,), given)
     cli.before_torch(options)
     from utils.quantize.layers import blocks
@@ -245,9 +287,12 @@ def main(asked: argparse.Namespace) -> None:
     others = tools()
     for model in asked.models:
         experiment = experiments.begin(Run(model, "ptq", "int8"), options)
-        folder = options.results / experiment.data.study / "ladder"
+        folder = options.results / experiment.data.study / "ablation"
         folder.mkdir(parents=True, exist_ok=True)
-        recipes = [importlib.import_module(f"quantization.{method}.{model}_{method}_int8").RECIPE for method in ("ptq", "qat")]
+        recipes = [
+            importlib.import_module(f"quantization.{method}.{model}_{method}_int8").RECIPE
+            for method in ("ptq", "qat")
+        ]
         rungs = others + steps(*recipes, blocks(experiment.baseline.model)[:FLOATS])
         for backend in backends.select(options):
             ladder(experiment, backend, folder, rungs)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from utils.backends import exported
+from utils.backends import torch_export
 from utils.backends.base import Predictor
 
 # What an operator is for, by a part of its name, in lower case; the first that fits counts.
@@ -45,7 +45,9 @@ class Timed:
 
 def kind_of(operator: str) -> str:
     """Return which of KINDS an engine's word for an operator belongs to; REST if to none."""
-    return next((kind for kind, pattern in KINDS.items() if re.search(pattern, operator.lower())), REST)
+    return next(
+        (kind for kind, pattern in KINDS.items() if re.search(pattern, operator.lower())), REST
+    )
 
 
 def of_torch(predict: Predictor, x: torch.Tensor, runs: int, format: str) -> list[Timed]:
@@ -54,14 +56,22 @@ def of_torch(predict: Predictor, x: torch.Tensor, runs: int, format: str) -> lis
     Integer operators are told by their name, `quantized::...`; the others compute in `format`.
     Calls of one operator count together, because torch does not say which layer they belong to.
     """
-    with torch.inference_mode(), exported.quiet():  # the profiler prints when it starts and stops
+    with (
+        torch.inference_mode(),
+        torch_export.quiet(),
+    ):  # the profiler prints when it starts and stops
         predict(x)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             for _ in range(runs):
                 predict(x)
     events = [event for event in profile.key_averages() if event.self_cpu_time_total > 0]
     return [
-        Timed(event.key, event.key, "INT8" if "quantized" in event.key else format, event.self_cpu_time_total / 1e3 / runs)
+        Timed(
+            event.key,
+            event.key,
+            "INT8" if "quantized" in event.key else format,
+            event.self_cpu_time_total / 1e3 / runs,
+        )
         for event in events
     ]
 
@@ -73,7 +83,9 @@ class ByTorch:
 
     def profile(self, path: Path, x: torch.Tensor, runs: int) -> list[Timed]:
         """Return the times of the operators of the artifact at `path`, means of `runs` answers to `x`."""
-        return of_torch(self.load(path, "cpu"), x.contiguous(memory_format=self.layout), runs, self.format)
+        return of_torch(
+            self.load(path, "cpu"), x.contiguous(memory_format=self.layout), runs, self.format
+        )
 
 
 def by_kind(operators: Iterable[Timed]) -> dict[tuple[str, str], float]:

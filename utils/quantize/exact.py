@@ -17,23 +17,28 @@ from torch import fx, nn
 
 from utils import progress
 from utils.quantize.layers import WEIGHTED
-from utils.quantize.placement import INTEGERS
-from utils.quantize.quantized import Pair, Quantized, QuantizedLayer, along_channels
+from utils.quantize.modules import QDQ, QuantizedLayer, along_channels
+from utils.quantize.network import Quantized
+from utils.quantize.qdq_config import INTEGERS
 
 
-class Reference(fx.Interpreter):
+class ExactInterpreter(fx.Interpreter):
     """An interpreter that runs the network of a `Quantized` in exact arithmetic.
 
     `watch(name, output)` is called with the output of every convolution and linear layer.
     """
 
-    def __init__(self, quantized: Quantized, watch: Callable[[str, torch.Tensor], None] = lambda name, output: None):
+    def __init__(
+        self,
+        quantized: Quantized,
+        watch: Callable[[str, torch.Tensor], None] = lambda name, output: None,
+    ):
         super().__init__(quantized.network, garbage_collect_values=True)
         self.quantized, self.watch = quantized, watch
 
     def call_module(self, target, args, kwargs):
         module, x = self.fetch_attr(target), args[0]
-        if isinstance(module, Pair):
+        if isinstance(module, QDQ):
             return round_to(module, x)
         if isinstance(module, QuantizedLayer):
             output = layer_output(module, x, self.quantized.input_scale(target))
@@ -47,10 +52,17 @@ class Reference(fx.Interpreter):
         return output
 
 
-def round_to(pair: Pair, x: torch.Tensor) -> torch.Tensor:
+def round_to(qdq: QDQ, x: torch.Tensor) -> torch.Tensor:
     """Return the values that `pair` lets through for `x`, float64."""
-    scale, zero_point = along_channels(pair.scale.double(), x), along_channels(pair.zero_point, x)
-    return (x / scale).round_().add_(zero_point).clamp_(*INTEGERS[pair.dtype]).sub_(zero_point).mul_(scale)
+    scale, zero_point = along_channels(qdq.scale.double(), x), along_channels(qdq.zero_point, x)
+    return (
+        (x / scale)
+        .round_()
+        .add_(zero_point)
+        .clamp_(*INTEGERS[qdq.dtype])
+        .sub_(zero_point)
+        .mul_(scale)
+    )
 
 
 def layer_output(layer: QuantizedLayer, x: torch.Tensor, input_scale: torch.Tensor) -> torch.Tensor:
@@ -73,14 +85,21 @@ def exact_sums(layer: QuantizedLayer, integers: torch.Tensor) -> torch.Tensor:
     are exact by this in all of the study's layers, at two to four times the speed of float64.
     """
     largest = integers.abs().max().item()
-    reach = layer.weight.double().abs().flatten(1).sum(1).max().item()  # of a sum with integers of 1
+    reach = (
+        layer.weight.double().abs().flatten(1).sum(1).max().item()
+    )  # of a sum with integers of 1
     if largest * reach < 2**24:
         return layer.compute(integers.float(), layer.weight.float(), None).double()
     if max(16.0, largest / 16 + 1) * reach < 2**24:
         integers, weight = integers.float(), layer.weight.float()
         multiples = torch.floor(integers / 16)
         remainders = integers - 16 * multiples
-        return layer.compute(multiples, weight, None).double().mul_(16).add_(layer.compute(remainders, weight, None))
+        return (
+            layer.compute(multiples, weight, None)
+            .double()
+            .mul_(16)
+            .add_(layer.compute(remainders, weight, None))
+        )
     return layer.compute(integers, layer.weight.double(), None)
 
 
@@ -89,13 +108,15 @@ def float_layer(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     bias = None if layer.bias is None else layer.bias.double()
     if isinstance(layer, nn.Linear):
         return nn.functional.linear(x, layer.weight.double(), bias)
-    return nn.functional.conv2d(x, layer.weight.double(), bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+    return nn.functional.conv2d(
+        x, layer.weight.double(), bias, layer.stride, layer.padding, layer.dilation, layer.groups
+    )
 
 
 @torch.no_grad()
 def execute(quantized: Quantized, images: torch.Tensor) -> torch.Tensor:
     """Return the logits of `images`, float32 (n, 3, 224, 224) normalised, as float64 (n, 2)."""
-    return Reference(quantized).run(images.double())
+    return ExactInterpreter(quantized).run(images.double())
 
 
 def logits(quantized: Quantized, split, batch_size: int = 16) -> np.ndarray:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from helpers import bright_and_dark, numbered_split, split_of
 
-from utils.data import Split
 from utils.data.augmentation import MEAN, STD, normalize_
+from utils.data.dataset import Split
 
 
 def numbers(images):
@@ -22,7 +22,9 @@ def test_batch_is_channels_last_in_zero_to_one(tmp_path):
     batch = split_of(tmp_path, pixels, [0, 1] * 3, index=[1, 3, 5]).batch(np.array([2, 0]))
     assert batch.dtype == torch.float32 and batch.shape == (2, 3, 5, 4)
     assert batch.is_contiguous(memory_format=torch.channels_last)
-    assert np.array_equal(batch.numpy(), pixels[[5, 1]].transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255))
+    assert np.array_equal(
+        batch.numpy(), pixels[[5, 1]].transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+    )
 
 
 def test_batch_is_a_copy(tmp_path):
@@ -59,7 +61,9 @@ def test_epoch_shows_every_image_at_most_once_in_full_batches(tmp_path):
 
 def test_seeds_differ_in_order_and_in_images_left_out(tmp_path):
     split = numbered_split(tmp_path, np.arange(45) % 2)
-    orders = [[number for x, _ in epoch(split, seed) for number in numbers(x)] for seed in (1, 2, 1)]
+    orders = [
+        [number for x, _ in epoch(split, seed) for number in numbers(x)] for seed in (1, 2, 1)
+    ]
     assert orders[0] == orders[2] != orders[1]
     assert set(orders[0]) != set(orders[1])
 
@@ -91,7 +95,11 @@ def test_pickled_as_a_file_name(tmp_path):
     packed = pickle.dumps(split)
     assert len(packed) < 10_000 < pixels.nbytes
     reopened = pickle.loads(packed)
-    assert (reopened.names, reopened.y.tolist(), reopened.images.filename) == (split.names, [1, 1, 1], split.images.filename)
+    assert (reopened.names, reopened.y.tolist(), reopened.images.filename) == (
+        split.names,
+        [1, 1, 1],
+        split.images.filename,
+    )
     assert torch.equal(reopened.batch(np.arange(3)), split.batch(np.arange(3)))
     with pytest.raises(ValueError, match="read-only"):
         reopened.images[0] = 0
@@ -130,11 +138,15 @@ def test_ranks_see_together_what_one_process_sees(tmp_path):
     split = numbered_split(tmp_path, np.arange(40) % 2)
     augmentation = dict(crop=0.7, degrees=15)
     shards = [epoch(split, 3, augmentation=augmentation, part=(rank, 2)) for rank in range(2)]
-    for (images, labels), *parts in zip(epoch(split, 3, augmentation=augmentation), *shards, strict=True):
+    for (images, labels), *parts in zip(
+        epoch(split, 3, augmentation=augmentation), *shards, strict=True
+    ):
         for rank, (part_images, part_labels) in enumerate(parts):
             assert torch.equal(part_images, images[rank::2])
             assert torch.equal(part_labels, labels[rank::2])
-    assert [split.part(rank, 3).index.tolist() for rank in range(3)] == [list(range(rank, 40, 3)) for rank in range(3)]
+    assert [split.part(rank, 3).index.tolist() for rank in range(3)] == [
+        list(range(rank, 40, 3)) for rank in range(3)
+    ]
 
 
 def test_description_of_data(tmp_path):

@@ -5,9 +5,10 @@ import torch
 
 from utils import metrics
 from utils.backends.base import Deployed, Layer
+from utils.quantize.exact import ExactInterpreter
 from utils.quantize.layers import outputs, weighted
-from utils.quantize.quantized import Quantized, QuantizedLayer
-from utils.quantize.reference import Reference
+from utils.quantize.modules import QuantizedLayer
+from utils.quantize.network import Quantized
 
 
 @torch.inference_mode()
@@ -21,12 +22,12 @@ def errors(deployed: Deployed, images: torch.Tensor) -> list[dict]:
     means no difference at all, or weights that cannot be read. The list is empty if nothing was
     converted.
     """
-    if deployed.reference is None:
+    if deployed.fp32 is None:
         return []
-    images = images.to(next(deployed.reference.parameters()).device)
-    reference = weighted(deployed.reference)
-    with outputs(reference) as expected:
-        deployed.reference(images)
+    images = images.to(next(deployed.fp32.parameters()).device)
+    fp32 = weighted(deployed.fp32)
+    with outputs(fp32) as expected:
+        deployed.fp32(images)
     if deployed.quantized is not None:
         actual, layers = _exact(deployed.quantized, images.cpu())
     else:
@@ -36,21 +37,30 @@ def errors(deployed: Deployed, images: torch.Tensor) -> list[dict]:
     return [
         {
             "layer": name,
-            "kind": type(reference[name]).__name__,
-            "parameters": reference[name].weight.numel(),
-            "weight_sqnr_db": metrics.sqnr_db(_array(reference[name].weight), _array(layers[name].weight)),
+            "kind": type(fp32[name]).__name__,
+            "parameters": fp32[name].weight.numel(),
+            "weight_sqnr_db": metrics.sqnr_db(
+                _array(fp32[name].weight), _array(layers[name].weight)
+            ),
             "output_sqnr_db": metrics.sqnr_db(_array(output), _array(actual[name])),
         }
         for name, output in expected.items()
     ]
 
 
-def _exact(quantized: Quantized, images: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict[str, Layer]]:
+def _exact(
+    quantized: Quantized, images: torch.Tensor
+) -> tuple[dict[str, torch.Tensor], dict[str, Layer]]:
     """Return the layers' outputs in exact execution, float32, and the layers, by name."""
     actual = {}
-    Reference(quantized, lambda name, output: actual.update({name: output.float()})).run(images.double())
+    ExactInterpreter(quantized, lambda name, output: actual.update({name: output.float()})).run(
+        images.double()
+    )
     modules = {name: quantized.network.get_submodule(name) for name in actual}
-    values = {name: module.values() if isinstance(module, QuantizedLayer) else module.weight for name, module in modules.items()}
+    values = {
+        name: module.values() if isinstance(module, QuantizedLayer) else module.weight
+        for name, module in modules.items()
+    }
     return actual, {name: Layer(modules[name], values[name]) for name in modules}
 
 

@@ -38,7 +38,9 @@ def check(path: Path) -> None:
     """Raise `UserError` if the file at `path` is not the one that was noted. Most formats of artifacts can run code."""
     noted = _noted.get(path.resolve())
     if noted is not None and noted != sha256_of(path):
-        raise UserError(f"{path} was replaced while this run used it. Run it again when nothing else writes to that folder.")
+        raise UserError(
+            f"{path} was replaced while this run used it. Run it again when nothing else writes to that folder."
+        )
 
 
 def sha256_of(path: Path) -> str:

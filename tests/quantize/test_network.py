@@ -11,12 +11,13 @@ from torch import nn
 
 from utils.errors import UserError
 from utils.quantize import ptq, quantized
+from utils.quantize.exact import execute
+from utils.quantize.modules import QDQ, QuantizedLayer, quantize_weight
+from utils.quantize.network import Quantized
 from utils.quantize.operators import folded
-from utils.quantize.placement import INTEGERS, Placement
-from utils.quantize.quantized import Pair, Quantized, QuantizedLayer, quantize_weight
-from utils.quantize.reference import execute
+from utils.quantize.qdq_config import INTEGERS, QDQConfig
 
-OUTPUTS = Placement("outputs")
+OUTPUTS = QDQConfig("outputs")
 INT32 = INTEGERS[torch.int32][1]
 RECIPE = dict(activations="minmax")
 IMAGES = noise(8, 33)
@@ -30,20 +31,23 @@ def model():
 # ---- activations
 
 
-def pair(dtype, scale, zero_point):
-    module = Pair(dtype)
+def qdq(dtype, scale, zero_point):
+    module = QDQ(dtype)
     module.assign(torch.as_tensor(scale, dtype=torch.float32), torch.as_tensor(zero_point))
     return module
 
 
-@pytest.mark.parametrize(("dtype", "zero_point"), [(torch.uint8, 100), (torch.int8, -28), (torch.int8, 0), (torch.int16, 0)])
+@pytest.mark.parametrize(
+    ("dtype", "zero_point"),
+    [(torch.uint8, 100), (torch.int8, -28), (torch.int8, 0), (torch.int16, 0)],
+)
 def test_activations_are_numpys_integers_times_the_scale(dtype, zero_point):
     x = noise(100, 20) * 3
     lowest, highest = INTEGERS[dtype]
     scale = np.float32(5 / (highest - lowest))
     integers = np.clip(np.rint(x.numpy() * (np.float32(1) / scale)) + zero_point, lowest, highest)
     assert {integers.min(), integers.max()} == {lowest, highest}  # both ends are reached, and held
-    answer = pair(dtype, scale, zero_point)(x)
+    answer = qdq(dtype, scale, zero_point)(x)
     assert np.array_equal(answer.numpy(), (integers - zero_point).astype(np.float32) * scale)
     assert len(answer.unique()) <= highest - lowest + 1
 
@@ -51,16 +55,23 @@ def test_activations_are_numpys_integers_times_the_scale(dtype, zero_point):
 def test_channels_can_have_numbers_of_their_own():
     x = noise(4, 5)
     scales, zero_points = torch.tensor([2.0**-7, 2.0**-5, 2.0**-3]), torch.tensor([0, 100, 255])
-    answer = pair(torch.uint8, scales, zero_points)(x)
+    answer = qdq(torch.uint8, scales, zero_points)(x)
     for channel in range(3):
-        alone = pair(torch.uint8, scales[channel], zero_points[channel])
+        alone = qdq(torch.uint8, scales[channel], zero_points[channel])
         assert torch.equal(answer[:, channel], alone(x[:, channel]))
 
 
 def test_halves_are_rounded_to_even():
     x = torch.tensor([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5])
-    assert pair(torch.int8, 1.0, 0)(x).tolist() == [-2, -2, 0, 0, 2, 2]
-    assert pair(torch.uint8, 1.0, 7)(x).tolist() == [-2, -2, 0, 0, 2, 2]  # an odd zero-point changes nothing
+    assert qdq(torch.int8, 1.0, 0)(x).tolist() == [-2, -2, 0, 0, 2, 2]
+    assert qdq(torch.uint8, 1.0, 7)(x).tolist() == [
+        -2,
+        -2,
+        0,
+        0,
+        2,
+        2,
+    ]  # an odd zero-point changes nothing
 
 
 # ---- weights
@@ -72,11 +83,15 @@ def by_channel(factors):
 
 @pytest.mark.parametrize(("dtype", "highest"), [(torch.int8, 127), (torch.int16, 32767)])
 def test_weights_are_numpys_integers_for_each_channel(dtype, highest):
-    weight = torch.randn(5, 4, 3, 3, generator=torch.Generator().manual_seed(0)) * by_channel([1e-2, 0.1, 1, 10, 100])
+    weight = torch.randn(5, 4, 3, 3, generator=torch.Generator().manual_seed(0)) * by_channel(
+        [1e-2, 0.1, 1, 10, 100]
+    )
     weight[2] = 0
     integers, scale = quantize_weight(weight, highest)
     for numbers, row, unit in zip(integers.numpy(), weight.numpy(), scale.numpy(), strict=True):
-        shown = row if row.any() else weight.numpy()  # a channel of zeros has the layer's largest scale
+        shown = (
+            row if row.any() else weight.numpy()
+        )  # a channel of zeros has the layer's largest scale
         assert unit == np.float32(np.abs(shown).max()) / np.float32(highest)
         assert np.array_equal(numbers, np.rint(row / unit))
         assert np.abs(numbers).max() == (highest if row.any() else 0)
@@ -124,7 +139,12 @@ def layer_with(bias, weight_scale, input_scale, kind="int32"):
 def test_int32_biases_are_in_units_of_input_scale_times_weight_scale():
     layer = layer_with([0.5, -3.0, 100.0, 0.0], [2.0**-13, 2.0**-14, 2.0**-15, 2.0**-15], 2.0**-12)
     assert layer.bias_integers.dtype == torch.int32
-    assert layer.bias_integers.tolist() == [2**24, -3 * 2**26, INT32, 0]  # the third one does not fit
+    assert layer.bias_integers.tolist() == [
+        2**24,
+        -3 * 2**26,
+        INT32,
+        0,
+    ]  # the third one does not fit
     assert layer.bias.tolist() == [0.5, -3.0, pytest.approx(16, abs=1e-5), 0.0]
 
 
@@ -141,7 +161,9 @@ def test_float_biases_are_not_rounded():
 @pytest.mark.parametrize("input_scale", [0.02, [0.02, 1e-4, 3.0, 0.02, 1e-9]])
 def test_biases_never_clip_however_small_the_weights(input_scale):
     """Channels of which nothing but the bias is left: 2^31 steps of their weights would not reach it."""
-    weight = torch.randn(5, 1, 3, 3, generator=torch.Generator().manual_seed(0)) * by_channel([1, 1e-6, 1e-12, 0, 1e-3])
+    weight = torch.randn(5, 1, 3, 3, generator=torch.Generator().manual_seed(0)) * by_channel(
+        [1, 1e-6, 1e-12, 0, 1e-3]
+    )
     bias = torch.tensor([0.5, -3.0, 2.0, -1.0, 7.0])
     layer = QuantizedLayer(nn.Conv2d(5, 5, 3, groups=5), dataclasses.replace(OUTPUTS, bias="int32"))
     layer.quantize(conv_of(weight, bias), torch.tensor(input_scale))
@@ -165,11 +187,13 @@ def test_a_layer_without_bias_has_zeros():
 def test_the_skeleton_has_pairs_and_integers_where_the_placement_says(model):
     result = Quantized.skeleton(folded(model), OUTPUTS, ("excite",))
     assert list(result.layers) == ["stem", "conv", "depthwise", "reduce", "project", "fc", "head"]
-    assert type(result.network.excite) is nn.Conv2d and torch.equal(result.network.excite.weight, model.excite.weight)
-    pairs = [name for name, module in result.network.named_modules() if isinstance(module, Pair)]
-    assert set(pairs) == set(result.pairs.source) and not result.network.training
+    assert type(result.network.excite) is nn.Conv2d and torch.equal(
+        result.network.excite.weight, model.excite.weight
+    )
+    qdqs = [name for name, module in result.network.named_modules() if isinstance(module, QDQ)]
+    assert set(qdqs) == set(result.qdqs.source) and not result.network.training
     assert result.architecture == "everything"
-    assert result.input_scale("conv") is result.pair("pair_stem").scale
+    assert result.input_scale("conv") is result.qdq("qdq_stem").scale
 
 
 def test_a_layer_computes_with_the_values_of_its_integers(model):
@@ -186,34 +210,44 @@ def test_a_layer_computes_with_the_values_of_its_integers(model):
 # ---- the file
 
 
-PLACEMENTS = [
+CONFIGS = [
     OUTPUTS,
-    Placement("outputs", torch.int16, torch.int16, "int32", True, 2**16 - 1, "apart"),
-    Placement("inputs", torch.int8, bias="int32", scales="needed"),
+    QDQConfig("outputs", torch.int16, torch.int16, "int32", True, 2**16 - 1, "apart"),
+    QDQConfig("inputs", torch.int8, bias="int32", scales="needed"),
 ]
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
-def test_the_network_of_the_file_is_the_one_that_was_saved(model, placement, tmp_path):
-    result = ptq.quantize(model, IMAGES, RECIPE | dict(keep_fp32=("reduce",), bias_correction=True), placement)
+@pytest.mark.parametrize("config", CONFIGS)
+def test_the_network_of_the_file_is_the_one_that_was_saved(model, config, tmp_path):
+    result = ptq.quantize(
+        model, IMAGES, RECIPE | dict(keep_fp32=("reduce",), bias_correction=True), config
+    )
     result.save(tmp_path / "file")
     again = Quantized.load(tmp_path / "file", small(Everything))
-    assert again.digest() == result.digest() and str(again) == str(result) and again.rows() == result.rows()
-    assert (again.placement, again.keep_fp32, again.pairs) == (placement, ("reduce",), result.pairs)
+    assert (
+        again.digest() == result.digest()
+        and str(again) == str(result)
+        and again.rows() == result.rows()
+    )
+    assert (again.config, again.keep_fp32, again.qdqs) == (config, ("reduce",), result.qdqs)
     before, after = result.network.state_dict(), again.network.state_dict()
-    assert list(before) == list(after) and all(torch.equal(before[name], after[name]) for name in before)
+    assert list(before) == list(after) and all(
+        torch.equal(before[name], after[name]) for name in before
+    )
     assert torch.equal(execute(again, IMAGES), execute(result, IMAGES))
     with torch.inference_mode():
         assert torch.equal(again.network(IMAGES), result.network(IMAGES))
 
 
 def test_the_file_holds_integers_and_no_float_weights(model, tmp_path):
-    result = ptq.quantize(model, IMAGES, RECIPE, PLACEMENTS[1])
+    result = ptq.quantize(model, IMAGES, RECIPE, CONFIGS[1])
     result.save(tmp_path / "file")
     state = torch.load(tmp_path / "file", weights_only=True)["state_dict"]
     assert {state[f"{name}.weight"].dtype for name in result.layers} == {torch.int16}
     assert {state[f"{name}.bias_integers"].dtype for name in result.layers} == {torch.int32}
-    assert all(value.numel() <= 8 for value in state.values() if value.is_floating_point())  # scales and biases
+    assert all(
+        value.numel() <= 8 for value in state.values() if value.is_floating_point()
+    )  # scales and biases
 
 
 def test_the_catalog_gives_the_structure_of_its_architectures(monkeypatch, model, tmp_path):
@@ -232,7 +266,10 @@ def test_a_damaged_file_is_the_users_to_delete(model, tmp_path):
     for damage in (lambda: path.write_bytes(content[:1000]), lambda: path.write_bytes(b""), lambda: torch.save([1], path),
                    lambda: torch.save(later, path), path.unlink):  # fmt: skip
         damage()
-        with pytest.raises(UserError, match="holds no quantized network that this version can read; delete it and run again"):
+        with pytest.raises(
+            UserError,
+            match="holds no quantized network that this version can read; delete it and run again",
+        ):
             Quantized.load(path, model)
 
 
@@ -240,7 +277,7 @@ def test_a_damaged_file_is_the_users_to_delete(model, tmp_path):
 
 
 def test_the_digest_is_of_every_number_and_setting(model):
-    result = ptq.quantize(model, IMAGES, RECIPE, PLACEMENTS[1])
+    result = ptq.quantize(model, IMAGES, RECIPE, CONFIGS[1])
     digests = {result.digest()}
     assert copy.deepcopy(result).digest() in digests
     result.origin["stem"] = "said otherwise"
@@ -251,7 +288,7 @@ def test_the_digest_is_of_every_number_and_setting(model):
         state[name].view(-1)[-1] += 1
         assert changed.digest() not in digests, name
         digests.add(changed.digest())
-    for change in (dict(placement=OUTPUTS), dict(keep_fp32=("stem",)), dict(architecture="other")):
+    for change in (dict(config=OUTPUTS), dict(keep_fp32=("stem",)), dict(architecture="other")):
         assert dataclasses.replace(result, **change).digest() not in digests
 
 
@@ -259,22 +296,45 @@ def test_the_digest_is_of_every_number_and_setting(model):
 
 
 def test_the_table_lists_every_pair_and_every_layer_once(model):
-    placement = Placement("outputs", bias="int32", scales="needed", pooling_keeps_scale=True, unit_gates=True)
-    result = ptq.quantize(model, IMAGES, RECIPE | dict(keep_fp32=("excite",), bias_correction=True), placement)
+    config = QDQConfig(
+        "outputs", bias="int32", scales="needed", pooling_keeps_scale=True, unit_gates=True
+    )
+    result = ptq.quantize(
+        model, IMAGES, RECIPE | dict(keep_fp32=("excite",), bias_correction=True), config
+    )
     rows = {row["name"]: row for row in result.rows()}
     layers = ["stem", "conv", "depthwise", "reduce", "excite", "project", "fc", "head"]
-    assert set(rows) == set(result.pairs.source) | set(layers) and len(rows) == len(result.rows())
+    assert set(rows) == set(result.qdqs.source) | set(layers) and len(rows) == len(result.rows())
     assert [name for name in rows if name in layers] == layers
     assert rows["stem"] == {
         "name": "stem", "kind": "convolution", "scale": result.layers["stem"].scale.max().item(), "scales": 8, "zero_point": 0,
         "format": "int8, bias int32", "origin": "largest magnitude of each channel, bias corrected",
     }  # fmt: skip
-    assert (rows["fc"]["kind"], rows["excite"]["kind"], rows["excite"]["format"]) == ("linear", "Conv2d", "float32")
-    swish = rows["pair_swish"]
+    assert (rows["fc"]["kind"], rows["excite"]["kind"], rows["excite"]["format"]) == (
+        "linear",
+        "Conv2d",
+        "float32",
+    )
+    swish = rows["qdq_swish"]
     assert (swish["kind"], swish["scales"], swish["format"]) == ("output of swish", 8, "uint8")
-    assert swish["scale"] == result.pair("pair_swish").scale.max().item() and swish["origin"] == "minmax of 8 images"
-    assert rows["pair_squeeze"]["origin"] == "as pair_swish_1" and rows["pair_gate"]["origin"] == "fixed: a gate ends at 1"
+    assert (
+        swish["scale"] == result.qdq("qdq_swish").scale.max().item()
+        and swish["origin"] == "minmax of 8 images"
+    )
+    assert (
+        rows["qdq_squeeze"]["origin"] == "as qdq_swish_1"
+        and rows["qdq_gate"]["origin"] == "fixed: a gate ends at 1"
+    )
     lines = str(result).splitlines()
-    assert lines[0].split() == ["name", "kind", "format", "scales", "largest", "scale", "zero", "origin"]
+    assert lines[0].split() == [
+        "name",
+        "kind",
+        "format",
+        "scales",
+        "largest",
+        "scale",
+        "zero",
+        "origin",
+    ]
     assert [line.split()[0] for line in lines[1:]] == list(rows)
     assert all(line.endswith(rows[line.split()[0]]["origin"]) for line in lines[1:])

@@ -1,4 +1,4 @@
-"""The tables of quantization/int8_ladder.py, as its figures read them. No torch."""
+"""The tables of quantization/ablation.py, as its figures read them. No torch."""
 
 if __name__ == "__main__":
     import no_script  # noqa: F401
@@ -13,7 +13,7 @@ NAMES = {"model": catalog.MODELS, "backend": catalog.BACKENDS, "kind": KINDS}
 TEXTS = (*NAMES, "rung", "layer")
 
 
-def read(args, name="ladder.csv"):
+def read(args, name="ablation.csv"):
     """Read a table of the study's ladder; an empty frame if there is none.
 
     Raises `UserError` if it is damaged.
@@ -23,25 +23,30 @@ def read(args, name="ladder.csv"):
         return pd.DataFrame()
     try:
         frame = pd.read_csv(path)
-        frame = frame.astype({column: float for column in frame if column not in TEXTS} | {"place": int})
+        frame = frame.astype(
+            {column: float for column in frame if column not in TEXTS} | {"place": int}
+        )
         known = all(set(frame[column]) <= set(values) for column, values in NAMES.items())
         if not known or frame["rung"].hasnans or frame.duplicated().any():
             raise ValueError
     except (ValueError, KeyError, OSError):
-        raise UserError(f"{path} is damaged; quantization/int8_ladder.py writes it again.") from None
+        raise UserError(f"{path} is damaged; quantization/ablation.py writes it again.") from None
     return frame
 
 
-def groups(args, name="ladder.csv"):
-    """List (model, backend, rows in the order of the rungs) of all ladders of the study.
+def groups(args, name="ablation.csv"):
+    """List (model, backend, rows in the order of the rungs) of all ablations of the study.
 
     Raises `UserError` if there is none.
     """
     frame = read(args, name)
     if frame.empty:
-        raise UserError(f"study {args.study} has no {name} yet; run quantization/int8_ladder.py.")
+        raise UserError(f"study {args.study} has no {name} yet; run quantization/ablation.py.")
     parts = dict(list(frame.sort_values("place", kind="stable").groupby(["model", "backend"])))
-    order = sorted(parts, key=lambda key: (list(catalog.MODELS).index(key[0]), list(catalog.BACKENDS).index(key[1])))
+    order = sorted(
+        parts,
+        key=lambda key: (list(catalog.MODELS).index(key[0]), list(catalog.BACKENDS).index(key[1])),
+    )
     return [(*key, parts[key]) for key in order]
 
 

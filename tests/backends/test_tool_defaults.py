@@ -4,19 +4,19 @@ import pytest
 import torch
 
 from utils.backends import registry
-from utils.backends.peers import PEERS
+from utils.backends.tool_defaults import TOOL_DEFAULTS
 from utils.metrics import sqnr_db
 from utils.training import architectures
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tool", PEERS)
+@pytest.mark.parametrize("tool", TOOL_DEFAULTS)
 def test_what_a_tool_writes_runs_on_its_engine_near_fp32(tool, tmp_path):
     torch.manual_seed(0)
     model, images = architectures.build("alexnet").eval(), torch.randn(8, 3, 224, 224)
-    peer, path = PEERS[tool], tmp_path / f"network{PEERS[tool].suffix}"
-    assert not peer.missing
-    peer.write(model, images, path)
+    tool, path = TOOL_DEFAULTS[tool], tmp_path / f"network{TOOL_DEFAULTS[tool].suffix}"
+    assert not tool.missing
+    tool.write(model, images, path)
     with torch.inference_mode():
-        answers = registry.get(peer.backend).load(path, "cpu")(images)
+        answers = registry.get(tool.backend).load(path, "cpu")(images)
         assert sqnr_db(model(images).numpy(), answers.numpy()) > 15

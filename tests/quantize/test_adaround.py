@@ -7,12 +7,12 @@ import torch
 from helpers import Everything, noise, small, sqnr_db
 from torch import nn
 
-from utils.quantize import ptq, rounding
-from utils.quantize.placement import Placement
-from utils.quantize.quantized import QuantizedLayer
-from utils.quantize.reference import execute
+from utils.quantize import adaround, ptq
+from utils.quantize.exact import execute
+from utils.quantize.modules import QuantizedLayer
+from utils.quantize.qdq_config import QDQConfig
 
-FOUR_BITS = Placement("inputs", weight_limit=7)
+FOUR_BITS = QDQConfig("inputs", weight_limit=7)
 RECIPE = dict(activations="minmax")
 IMAGES = noise(32, 33)
 torch.manual_seed(0)
@@ -26,8 +26,8 @@ LAYERS = {
 }
 
 
-def quantized_layer(layer, placement=FOUR_BITS):
-    result = QuantizedLayer(layer, placement)
+def quantized_layer(layer, config=FOUR_BITS):
+    result = QuantizedLayer(layer, config)
     result.quantize(layer, torch.tensor(1.0))
     return result
 
@@ -45,8 +45,11 @@ def inputs_for(layer):
 def adapted(layer, x, count=64):
     """Return the adapted layer, with the inputs and the float outputs that it was adapted to."""
     result = quantized_layer(layer)
-    inputs, outputs = rounding.inputs_at(result, x.double(), count), rounding.outputs_at(layer(x).detach(), count)
-    rounding.adapt_layer(result, layer.weight.detach(), inputs, outputs)
+    inputs, outputs = (
+        adaround.inputs_at(result, x.double(), count),
+        adaround.outputs_at(layer(x).detach(), count),
+    )
+    adaround.adapt_layer(result, layer.weight.detach(), inputs, outputs)
     return result, inputs, outputs
 
 
@@ -65,9 +68,16 @@ def test_one_of_two_equal_weights_is_rounded_up_where_their_inputs_are_equal():
 def test_an_output_comes_from_its_inputs(name):
     layer = LAYERS[name]
     x = inputs_for(layer)
-    inputs, outputs = rounding.inputs_at(quantized_layer(layer), x, 30), rounding.outputs_at(layer(x), 30)
-    weight = layer.weight.flatten(1).unflatten(0, (inputs.shape[1], -1))  # (groups, out of a group, inputs)
-    expected = torch.einsum("ngi,goi->ngo", inputs, weight).flatten(1) + (0 if layer.bias is None else layer.bias)
+    inputs, outputs = (
+        adaround.inputs_at(quantized_layer(layer), x, 30),
+        adaround.outputs_at(layer(x), 30),
+    )
+    weight = layer.weight.flatten(1).unflatten(
+        0, (inputs.shape[1], -1)
+    )  # (groups, out of a group, inputs)
+    expected = torch.einsum("ngi,goi->ngo", inputs, weight).flatten(1) + (
+        0 if layer.bias is None else layer.bias
+    )
     torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -83,29 +93,39 @@ def test_no_channel_is_worse_than_by_the_nearest_integers_which_stay_neighbours(
         given = torch.einsum("ngi,goi->ngo", inputs, weight).flatten(1) + each.bias
         errors.append((given - outputs).square().mean(0))
     assert (errors[0] <= 1.0001 * errors[1]).all() and errors[0].sum() < errors[1].sum()
-    assert (result.weight - layer.weight / result.scale.view(-1, *[1] * (layer.weight.ndim - 1))).abs().max() < 1.001
+    assert (
+        result.weight - layer.weight / result.scale.view(-1, *[1] * (layer.weight.ndim - 1))
+    ).abs().max() < 1.001
     assert result.weight.abs().max() <= 7
 
 
 @torch.no_grad()
 def test_a_network_of_four_bits_comes_nearer_to_the_float_one():
     model = small(Everything)
-    results = [ptq.quantize(model, IMAGES, RECIPE | dict(adaptive_rounding=adapt), FOUR_BITS) for adapt in (False, True)]
+    results = [
+        ptq.quantize(model, IMAGES, RECIPE | dict(adaround=adapt), FOUR_BITS)
+        for adapt in (False, True)
+    ]
     nearest, adaptive = (sqnr_db(model(IMAGES), execute(result, IMAGES)) for result in results)
     assert adaptive > nearest + 3
     for name, layer in results[1].layers.items():
-        assert torch.equal(layer.scale, results[0].layers[name].scale) and torch.equal(layer.bias, results[0].layers[name].bias)
+        assert torch.equal(layer.scale, results[0].layers[name].scale) and torch.equal(
+            layer.bias, results[0].layers[name].bias
+        )
         assert results[1].origin[name].endswith("rounded adaptively")
-    again = ptq.quantize(model, IMAGES, RECIPE | dict(adaptive_rounding=True), FOUR_BITS)
+    again = ptq.quantize(model, IMAGES, RECIPE | dict(adaround=True), FOUR_BITS)
     assert again.digest() == results[1].digest()
 
 
 def test_no_single_exchange_would_lower_the_error_any_more(monkeypatch):
     monkeypatch.setattr(rounding, "SWEEPS", 1000)
     torch.manual_seed(0)
-    x, target = 1 + torch.randn(300, 150, dtype=torch.float64), torch.randn(300, 4, dtype=torch.float64)
+    x, target = (
+        1 + torch.randn(300, 150, dtype=torch.float64),
+        torch.randn(300, 4, dtype=torch.float64),
+    )
     low = torch.floor(torch.randn(1, 4, 150, dtype=torch.float64))
-    chosen = rounding.descend(low, low + 1, (x.T @ x)[None], (target.T @ x)[None])[0]
+    chosen = adaround.descend(low, low + 1, (x.T @ x)[None], (target.T @ x)[None])[0]
 
     def errors(weights):
         return (x @ weights.T - target).square().sum(0)

@@ -27,7 +27,9 @@ class _Graph:
     @classmethod
     def of(cls, model: onnx.ModelProto) -> "_Graph":
         nodes = list(model.graph.node)
-        constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+        constants = {
+            tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer
+        }
         for node in nodes:
             if node.op_type == "Constant" and node.attribute[0].name == "value":
                 constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
@@ -54,15 +56,17 @@ def violations(model: onnx.ModelProto) -> list[str]:
     lines = []
     for node in graph.nodes:
         if node.op_type in PAIR:
-            lines += [f"{_label(node)}: {problem}" for problem in _of_pair(graph, node)]
+            lines += [f"{_label(node)}: {problem}" for problem in _of_qdq(graph, node)]
         elif node.op_type in LAYERS:
             lines += [f"{_label(node)}: {problem}" for problem in _of_layer(graph, node)]
         elif node.op_type == "Relu" and (layer := _separated(graph, node)) is not None:
-            lines.append(f"{_label(node)}: a pair of Q and DQ stands between it and {_label(layer)}; it belongs after the ReLU")
+            lines.append(
+                f"{_label(node)}: a pair of Q and DQ stands between it and {_label(layer)}; it belongs after the ReLU"
+            )
     return lines
 
 
-def _of_pair(graph: _Graph, node: onnx.NodeProto) -> list[str]:
+def _of_qdq(graph: _Graph, node: onnx.NodeProto) -> list[str]:
     """Return what is wrong with the numbers of a quantization or dequantization."""
     problems = []
     scale, zero_point = graph.constant(node, 1), graph.constant(node, 2)
@@ -98,17 +102,21 @@ def _of_layer(graph: _Graph, node: onnx.NodeProto) -> list[str]:
         problems.append("its bias is quantized; TensorRT adds it in floating point")
     if not quantized[1]:
         return problems
-    pair = graph.source[node.input[1]]
-    weight, scale, axis = _weight_of(graph, pair), graph.constant(pair, 1), _output_axis(node)
+    qdq = graph.source[node.input[1]]
+    weight, scale, axis = _weight_of(graph, qdq), graph.constant(qdq, 1), _output_axis(node)
     if weight is None or scale is None:
         return problems  # two activations, or a scale that `_of_pair` reports
     if scale.ndim == 0 or scale.size == 1 != weight.shape[axis]:
         return [*problems, "its weight has one scale, not one for each output channel"]
-    along = _attribute(pair, "axis", 1) % weight.ndim
+    along = _attribute(qdq, "axis", 1) % weight.ndim
     if along != axis:
-        problems.append(f"the scales of its weight are along axis {along}; its output channels are axis {axis}")
+        problems.append(
+            f"the scales of its weight are along axis {along}; its output channels are axis {axis}"
+        )
     elif scale.shape != (weight.shape[axis],):
-        problems.append(f"its weight has {scale.size} scales for {weight.shape[axis]} output channels")
+        problems.append(
+            f"its weight has {scale.size} scales for {weight.shape[axis]} output channels"
+        )
     return problems
 
 
@@ -120,12 +128,12 @@ def _separated(graph: _Graph, relu: onnx.NodeProto) -> onnx.NodeProto | None:
     return node if node is not None and passed and node.op_type in LAYERS else None
 
 
-def _weight_of(graph: _Graph, pair: onnx.NodeProto) -> np.ndarray | None:
+def _weight_of(graph: _Graph, qdq: onnx.NodeProto) -> np.ndarray | None:
     """Return the constant that a (de)quantization starts from; None if that is an activation."""
-    before = graph.source.get(pair.input[0])
+    before = graph.source.get(qdq.input[0])
     if before is not None and before.op_type == "QuantizeLinear":
         return graph.constant(before, 0)
-    return graph.constant(pair, 0)
+    return graph.constant(qdq, 0)
 
 
 def _weight(graph: _Graph, node: onnx.NodeProto) -> bool:
@@ -134,13 +142,22 @@ def _weight(graph: _Graph, node: onnx.NodeProto) -> bool:
 
 def _integers(graph: _Graph, node: onnx.NodeProto) -> np.dtype | None:
     """Return the format of the integers of a quantization or dequantization; None if not known."""
-    for value in (graph.constant(node, 2), graph.constant(node, 0) if node.op_type == "DequantizeLinear" else None):
+    for value in (
+        graph.constant(node, 2),
+        graph.constant(node, 0) if node.op_type == "DequantizeLinear" else None,
+    ):
         if value is not None:
             return value.dtype
     if node.op_type == "DequantizeLinear":
         before = graph.source.get(node.input[0])
-        return _integers(graph, before) if before is not None and before.op_type == "QuantizeLinear" else None
-    return helper.tensor_dtype_to_np_dtype(_attribute(node, "output_dtype", 0) or onnx.TensorProto.UINT8)
+        return (
+            _integers(graph, before)
+            if before is not None and before.op_type == "QuantizeLinear"
+            else None
+        )
+    return helper.tensor_dtype_to_np_dtype(
+        _attribute(node, "output_dtype", 0) or onnx.TensorProto.UINT8
+    )
 
 
 def _output_axis(layer: onnx.NodeProto) -> int:

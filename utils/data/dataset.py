@@ -44,17 +44,27 @@ class Split:
         pixels = torch.from_numpy(self.images[self.index[positions]])
         return pixels.to(device).permute(0, 3, 1, 2).float().div_(255)
 
-    def batches(self, batch_size: int, device: str = "cpu") -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def batches(
+        self, batch_size: int, device: str = "cpu"
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield all images in order, float32 (n, 3, 224, 224) normalised, and labels, int64 (n,).
 
         Each n is `batch_size`, except for a smaller last one.
         """
         for start in range(0, len(self), batch_size):
             positions = np.arange(start, min(start + batch_size, len(self)))
-            yield normalize_(self.batch(positions, device)), torch.from_numpy(self.y[positions]).to(device)
+            yield (
+                normalize_(self.batch(positions, device)),
+                torch.from_numpy(self.y[positions]).to(device),
+            )
 
     def shuffled(
-        self, batch_size: int, seed: int, device: str = "cpu", augmentation: dict | None = None, part: tuple[int, int] = (0, 1)
+        self,
+        batch_size: int,
+        seed: int,
+        device: str = "cpu",
+        augmentation: dict | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield one epoch of full batches in an order drawn from `seed`, as `batches` does.
 
@@ -71,7 +81,9 @@ class Split:
             positions = order[start : start + batch_size][shard]
             images = self.batch(positions, device)
             if augmentation:
-                images = augment(images, torch.rand(batch_size, 5, generator=generator)[shard], **augmentation)
+                images = augment(
+                    images, torch.rand(batch_size, 5, generator=generator)[shard], **augmentation
+                )
             yield normalize_(images), torch.from_numpy(self.y[positions]).to(device)
 
     def part(self, rank: int, size: int) -> "Split":
@@ -80,7 +92,9 @@ class Split:
 
     def sample(self, count: int, seed: int = partition.SPLIT_SEED) -> "Split":
         """Return at most `count` images in equal parts by class; see `partition.sample`."""
-        return Split(self.images, self.labels, self.names, partition.sample(self, self.index, count, seed))
+        return Split(
+            self.images, self.labels, self.names, partition.sample(self, self.index, count, seed)
+        )
 
     def calibration(self, count: int) -> torch.Tensor:
         """Return the images for the calibration of PTQ: float32 (n, 3, 224, 224), normalised.
