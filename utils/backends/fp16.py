@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils import environment
+from utils import architectures, environment
 from utils.backends.base import Deployed, Halved, Predictor, plain_layers, stored_parameters
 from utils.backends.operator_times import ByTorch
 from utils.quantize import qat
-from utils.training import architectures, checkpoints
+from utils.training import checkpoints
 from utils.training.checkpoints import Checkpoint
 
 NATIVE_CPU = {"avx512_fp16", "amx_fp16", "asimdhp"}

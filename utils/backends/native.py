@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from utils import architectures
 from utils.backends.base import Deployed, Floating, Predictor, plain_layers, stored_parameters
 from utils.backends.operator_times import ByTorch
 from utils.quantize import qat
-from utils.training import architectures, checkpoints
+from utils.training import checkpoints
 from utils.training.checkpoints import Checkpoint
 
 

@@ -14,14 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils import checksums, paths, progress
+from utils import architectures, checksums, paths, progress
 from utils.backends import registry
 from utils.backends.operator_times import Timed
 from utils.data.dataset import Split
 from utils.errors import UserError
 from utils.quantize import layers
 from utils.timing import memory
-from utils.training import architectures
 
 EVAL_BATCH = 32
 architectures.torchvision_models()  # takes seconds to import, which `load_s` must not include
