@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils import environment
+from utils import architectures, environment
 from utils.backends.base import (
     Backend,
     Converted,
@@ -27,7 +27,7 @@ from utils.backends.base import (
 from utils.backends.operator_times import ByTorch
 from utils.quantize import floating
 from utils.recipes import Fp16QAT
-from utils.training import architectures, checkpoints
+from utils.training import checkpoints
 
 NATIVE_CPU = {"avx512_fp16", "amx_fp16", "asimdhp"}
 NATIVE_CUDA = (5, 3)  # the first compute capability with FP16 arithmetic

@@ -6,11 +6,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from utils import architectures
 from utils.backends.base import Backend, Deployed, Floating, Predictor, stored_parameters
 from utils.backends.operator_times import ByTorch
 from utils.quantize import floating
 from utils.recipes import Recipe
-from utils.training import architectures, checkpoints
+from utils.training import checkpoints
 from utils.training.checkpoints import Checkpoint
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import fx, nn
 
 from utils import paths
+from utils.architectures import NUM_CLASSES
 from utils.backends import onnx_export
 from utils.backends.base import Lowered, Predictor
 from utils.backends.fp16 import Half
@@ -27,7 +28,6 @@ from utils.quantize.modules import QDQ, QuantizedLayer, by_output
 from utils.quantize.network import Quantized
 from utils.quantize.qdq_config import QDQConfig
 from utils.training import checkpoints
-from utils.training.architectures import NUM_CLASSES
 
 SMALLEST = 2.0**-24  # smallest positive FP16 number
 BATCHES = (1, 32, 64)  # smallest batch of a plan, the one that its kernels are chosen for, largest

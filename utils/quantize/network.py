@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import fx, nn
 
+from utils import architectures
 from utils.errors import UserError
 from utils.quantize import insertion
 from utils.quantize.insertion import Inserted
@@ -25,7 +26,7 @@ from utils.quantize.layers import weighted
 from utils.quantize.modules import QDQ, QuantizedLayer
 from utils.quantize.operators import ScaledHardswish, folded
 from utils.quantize.qdq_config import QDQConfig
-from utils.training import architectures, checkpoints
+from utils.training import checkpoints
 
 FILE_FORMAT = 5
 

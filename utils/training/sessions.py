@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils import checksums, progress
+from utils import architectures, checksums, progress
 from utils.catalog import Run
 from utils.cli import Options
 from utils.data.dataset import Data
 from utils.errors import UserError
-from utils.training import architectures, checkpoints, distributed, loop
-from utils.training.architectures import Start
+from utils.training import checkpoints, distributed, initial_weights, loop
 from utils.training.checkpoints import Checkpoint
+from utils.training.initial_weights import Start
 
 SMOKE = {"epochs": 1, "batch_size": 8}
 
@@ -43,10 +43,10 @@ def train(run: Run, start: Start, data: Data, recipe: dict, options: Options) ->
     """Train `start` by `recipe` to the FP32 baseline of `run`, unless done before, and load it.
 
     Parameters that `start` drew at random learn at `head_lr`, as the last layer does. With
-    `silent_branches` in the recipe, `architectures.silence_branches` comes first.
+    `silent_branches` in the recipe, `initial_weights.silence_branches` comes first.
     """
     if recipe.get("silent_branches"):
-        architectures.silence_branches(start.model)
+        initial_weights.silence_branches(start.model)
     head = {name for name, _ in start.model.named_parameters() if name not in start.pretrained}
     setup = loop.Setup(
         head | architectures.head(start.model, run.model), options.seed, options.device
