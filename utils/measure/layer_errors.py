@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from utils import metrics
-from utils.backends.base import Deployed, Layer
+from utils.backends.base import Converted, Deployed, Layer, Lowered
 from utils.quantize.exact import ExactInterpreter
 from utils.quantize.layers import outputs, weighted
 from utils.quantize.modules import QuantizedLayer
@@ -22,13 +22,17 @@ def errors(deployed: Deployed, images: torch.Tensor) -> list[dict]:
     means no difference at all, or weights that cannot be read. The list is empty if nothing was
     converted.
     """
-    if deployed.fp32 is None:
+    if isinstance(deployed, Lowered):
+        network = deployed.quantized.fp32
+    elif isinstance(deployed, Converted):
+        network = deployed.fp32
+    else:
         return []
-    images = images.to(next(deployed.fp32.parameters()).device)
-    fp32 = weighted(deployed.fp32)
+    images = images.to(next(network.parameters()).device)
+    fp32 = weighted(network)
     with outputs(fp32) as expected:
-        deployed.fp32(images)
-    if deployed.quantized is not None:
+        network(images)
+    if isinstance(deployed, Lowered):
         actual, layers = _exact(deployed.quantized, images.cpu())
     else:
         layers = deployed.layers
