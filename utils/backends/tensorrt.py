@@ -20,7 +20,7 @@ from torch import fx, nn
 from utils import paths
 from utils.architectures import NUM_CLASSES
 from utils.backends import onnx_export
-from utils.backends.base import Deployed, Predictor
+from utils.backends.base import Lowered, Predictor
 from utils.backends.fp16 import Half
 from utils.backends.lowering import Lowering, not_installed
 from utils.errors import UserError
@@ -71,7 +71,7 @@ class TensorRT(Lowering):
         """Return where TensorRT wants pairs: int8 around 0, and one scale for each activation."""
         return QDQConfig("inputs", activation=torch.int8, symmetric=True)
 
-    def deploy(self, quantized: Quantized) -> Deployed:
+    def deploy(self, quantized: Quantized) -> Lowered:
         deployed = super().deploy(quantized)
         return dataclasses.replace(deployed, facts=deployed.facts | self.built_with())
 
