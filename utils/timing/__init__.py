@@ -1,1 +1,1 @@
-"""Timing: worker processes, alternating rounds, the protocol, the fastest FP32, choices by latency."""
+"""Timing: worker processes, alternating rounds, the protocol, the fastest FP32 engine."""
