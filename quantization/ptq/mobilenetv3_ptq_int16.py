@@ -21,7 +21,8 @@ RECIPE = Int16(
     ranges="minmax",  # 65,536 integers leave no need to clip
     headroom=4.0,  # 2 of the 16 bits, for values beyond the calibrated range
     calibration_images=256,
-    bias_correction=True,  # for ONNX Runtime, whose weights have 8 bits: 23.4 instead of 19.0 dB (validation)
+    # For ONNX Runtime, whose weights have 8 bits: 23.4 instead of 19.0 dB on validation images.
+    bias_correction=True,
 )
 
 

@@ -133,8 +133,8 @@ class Mixed(nn.Module):
 
 WEIGHTS, BIASES, NORM = 8 * 3 * 9 + 2 * 8, 2, 2 * 8
 FOLDED = 8  # biases that BatchNorm becomes
-INT8 = dict(bits=8, activations="minmax", bias_correction=False, keep_fp32=())
-INT16 = dict(bits=16, activations="minmax", headroom=4.0)
+INT8 = dict(bits=8, ranges="minmax", bias_correction=False, keep_fp32=())
+INT16 = dict(bits=16, ranges="minmax", headroom=4.0)
 
 
 @pytest.mark.parametrize(

@@ -67,11 +67,11 @@ def test_without_conversion_there_is_nothing_to_compare():
 
 
 RECIPES = {
-    "fbgemm": dict(bits=8, activations="minmax", bias_correction=False, keep_fp32=()),
+    "fbgemm": dict(bits=8, ranges="minmax", bias_correction=False, keep_fp32=()),
     "onnxruntime": dict(
-        bits=8, activations="minmax", bias_correction=False, keep_fp32=()
+        bits=8, ranges="minmax", bias_correction=False, keep_fp32=()
     ),  # torch does not run it
-    "simulated": dict(bits=16, activations="minmax", headroom=1.0),
+    "simulated": dict(bits=16, ranges="minmax", headroom=1.0),
     "half": {},
     "amp": {},
 }

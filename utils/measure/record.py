@@ -10,7 +10,7 @@ import torch
 from utils import caveats, checksums, cli, environment, metrics, paths, progress, results, stats
 from utils.backends import fp16
 from utils.backends.base import Converted, Deployed, Lowered
-from utils.catalog import Run
+from utils.catalog import BACKENDS, Run
 from utils.data.dataset import Split
 from utils.errors import UserError
 from utils.experiment import Experiment
@@ -150,7 +150,7 @@ def fp32_logits(experiment: Experiment, known: np.ndarray | None = None) -> np.n
         gpu=_gpu(options.device),
         threads=options.threads,
         **_images(test, experiment),
-        **_code("utils.backends.fp32", "utils.timing.worker"),
+        **_code(f"utils.backends.{BACKENDS['native'].module}", "utils.timing.worker"),
     )
     path = baseline.path.with_suffix(f".{options.device}.logits")
 
@@ -185,7 +185,7 @@ def _images(split: Split, experiment: Experiment) -> dict:
 def _code(*modules: str) -> dict:
     """Return what else decides logits: the code, the packages and the processor."""
     return {
-        "code": environment.code_of(*modules, "utils.data.decoding", "utils.data.synthetic"),
+        "code": environment.code_of(*modules, "utils.data.cache", "utils.data.synthetic"),
         "versions": environment.versions(),
         "cpu": environment.cpu(),
     }
