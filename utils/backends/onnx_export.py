@@ -12,6 +12,7 @@ from utils import architectures
 from utils.training import checkpoints
 
 SHAPE = (2, 3, 224, 224)  # of the example; the exporter treats a batch of one as a constant
+PACKAGES = ("torch", "onnx", "onnxscript")  # that decide the file
 OPSET = 21  # the first with 16-bit integers in QuantizeLinear
 
 
@@ -36,4 +37,6 @@ def of_checkpoint(path: Path) -> Path:
         path,
         ".onnx",
         lambda target: export(architectures.rebuild(checkpoints.read(path)).eval(), target),
+        ("utils.backends.onnx_export",),
+        PACKAGES,
     )
