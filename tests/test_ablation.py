@@ -143,7 +143,7 @@ def test_rungs_are_stored_and_not_climbed_twice(climbing):
     (folder / "ladder/resnet18_fbgemm_02.json").write_text("{")
     assert again() == ["b", "c"]
     content = json.loads(damaged.read_text())
-    damaged.write_text(json.dumps(content | {"code": {"utils/cli.py": "0" * 64}}))
+    damaged.write_text(json.dumps(content | {"code": {"utils/metrics.py": "0" * 64}}))
     assert again() == ["b"]
     assert len(again(sha256="other weights")) == 3
 
