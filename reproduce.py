@@ -26,7 +26,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from utils import catalog, cli, environment, paths, progress
+from utils import catalog, cli, environment, paths, progress, studies
 from utils.catalog import Run
 from utils.cli import Options
 from utils.errors import CannotRunHere, UserError
@@ -337,14 +337,12 @@ def compare(study: str, options: Options) -> None:
     """Print how the study differs from the committed one, if both use the dissertation's images."""
     import subprocess
 
-    from utils import results
-
-    committed, ours = paths.RESULTS / results.DISSERTATIONS, options.results / study
+    committed, ours = paths.RESULTS / studies.DISSERTATIONS, options.results / study
     both = all((folder / "results.csv").exists() for folder in (committed, ours))
     if (
         options.smoke
         or not both
-        or not results.is_dissertations(study)
+        or not studies.is_dissertations(study)
         or committed.resolve() == ours.resolve()
     ):
         return

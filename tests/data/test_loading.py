@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.records import record
-from utils import cli, data, progress, results
+from utils import cli, data, progress, results, studies
 from utils.data import cache, layouts, loading, synthetic
 from utils.errors import UserError
 from utils.paths import ROOT
@@ -125,32 +125,36 @@ def test_find_opens_nothing(tmp_path):
 A, B = "a" * 64, "1a2b3c4d" + "0" * 56
 
 
+def study_name(study, digest, folder):
+    return studies.study_name(study, digest, results.images_digest(folder / study))
+
+
 def test_study_without_runs_has_the_plain_name(tmp_path):
-    assert results.study_name("pets", A, tmp_path) == "pets"
+    assert study_name("pets", A, tmp_path) == "pets"
     (tmp_path / "pets" / "runs").mkdir(parents=True)
-    assert results.study_name("pets", A, tmp_path) == "pets"
+    assert study_name("pets", A, tmp_path) == "pets"
 
 
 def test_study_of_the_same_images_has_the_same_name(tmp_path):
     write_run(tmp_path, "pets", A)
-    assert results.study_name("pets", A, tmp_path) == "pets"
+    assert study_name("pets", A, tmp_path) == "pets"
 
 
 def test_study_of_other_images_is_named_after_them(tmp_path):
     write_run(tmp_path, "pets", A)
-    assert results.study_name("pets", B, tmp_path) == "pets_1a2b3c4d"
+    assert study_name("pets", B, tmp_path) == "pets_1a2b3c4d"
     write_run(tmp_path, "pets_1a2b3c4d", B)
-    assert results.study_name("pets", B, tmp_path) == "pets_1a2b3c4d"
-    assert results.study_name("pets", A, tmp_path) == "pets"
+    assert study_name("pets", B, tmp_path) == "pets_1a2b3c4d"
+    assert study_name("pets", A, tmp_path) == "pets"
 
 
 def test_damaged_run_does_not_count(tmp_path):
     write_run(tmp_path, "pets", A)
     [path] = tmp_path.glob("pets/runs/*.json")
     path.with_name("a_copy.json").write_text("{")  # read first
-    assert results.study_name("pets", B, tmp_path) == f"pets_{B[:8]}"
+    assert study_name("pets", B, tmp_path) == f"pets_{B[:8]}"
     path.write_text("{")
-    assert results.study_name("pets", B, tmp_path) == "pets"
+    assert study_name("pets", B, tmp_path) == "pets"
 
 
 def test_load_of_other_images_gets_a_study_by_itself(tmp_path, capsys):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils import paths, progress, results
+from utils import paths, progress, results, studies
 from utils.cli import Options
 from utils.data import cache, layouts, partition, synthetic
 from utils.errors import UserError
@@ -64,7 +64,7 @@ def open_source(options: Options) -> Source:
         pending = cache.identify_drawn(
             DRAWN_SEED, counts, directory, synthetic.draw, synthetic.VERSION
         )
-        study, classes = _study("drawn", pending.digest, options), synthetic.CLASSES
+        study, classes = _study(studies.DRAWN, pending.digest, options), synthetic.CLASSES
     else:
         pending = cache.identify_folder(folder, directory)
         study, classes = _study(folder.study, pending.digest, options), folder.classes
@@ -83,8 +83,10 @@ def _study(name: str, digest: str, options: Options) -> str:
 
     Raises UserError if its results or checkpoints could not be written.
     """
-    # A smoke run's results mean nothing, whatever the images, so its folder may hold runs of any.
-    study = f"{name}_smoke" if options.smoke else results.study_name(name, digest, options.results)
+    if options.smoke:  # its results mean nothing, so one folder serves runs on any images
+        study = name + studies.SMOKE_SUFFIX
+    else:
+        study = studies.study_name(name, digest, results.images_digest(options.results / name))
     text = f"data: study {study}, "
     if not options.smoke and study != name:
         text += f"because {options.results.name}/{name} holds runs of other images; "
