@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.records import LOGITS, Y, record
-from utils import paths, results, schema
+from utils import paths, results, schema, studies
 from utils.catalog import Run
 from utils.cli import Options
 from utils.errors import UserError
@@ -181,7 +181,7 @@ def test_describe_names_the_run(method, backend):
 def test_only_one_data_set_is_compared_with_the_dissertation():
     yes = ("cats_and_dogs", "cats_and_dogs_1a2b3c4d", "cats_and_dogs_smoke")
     no = ("drawn", "drawn_smoke", "pets", "data_cats_and_dogs", "petimages", "dogs_vs_cats")
-    assert all(map(results.is_dissertations, yes)) and not any(map(results.is_dissertations, no))
+    assert all(map(studies.is_dissertations, yes)) and not any(map(studies.is_dissertations, no))
 
 
 # ---- what goes wrong
@@ -246,7 +246,7 @@ def test_a_damaged_run_is_named_and_left_out_of_the_table(tmp_path, capsys, why,
     write(tmp_path, seed=2)
     assert {row["seed"] for row in rows(tmp_path)} == {"1", "2"}
     assert f"results: left out: {path} {why}" in capsys.readouterr().out
-    assert results.study_name("drawn", "a" * 64, tmp_path) == "drawn"
+    assert results.images_digest(tmp_path / "drawn") == "a" * 64
     assert (
         results.find(
             Run("resnet18", "ptq", "int8"),

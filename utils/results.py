@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 FORMAT = 3
 IMAGES = "test_images.json"
-DISSERTATIONS = "cats_and_dogs"
 # The section of a run's JSON that each column of results.csv comes from. results/README.md explains
 # the columns in this order.
 SECTIONS = (
@@ -66,28 +65,11 @@ def run_id(run: dict) -> str:
     return f"{run['model']}_{method}_{run['backend']}_{run['device']}_seed{run['seed']}"
 
 
-def study_name(study: str, digest: str, results: Path) -> str:
-    """Name the folder in `results` for runs on the images with the hexadecimal hash `digest`.
-
-    This is `study`, unless that folder holds runs on other images; then the first 8 digits of
-    `digest` are appended. So all rows of a table are about the same images, and no study has to be
-    moved away first. Runs that cannot be read do not count.
-    """
-    paths = sorted((results / study / "runs").glob("*.json"))
-    known = next(filter(None, map(readable, paths)), None)
-    return (
-        study
-        if known is None or known["provenance"]["data_sha256"] == digest
-        else f"{study}_{digest[:8]}"
-    )
-
-
-def is_dissertations(study: str) -> bool:
-    """Whether a study uses the dissertation's data set, Kaggle's "Cat and Dog".
-
-    Its figures can be compared with the published ones.
-    """
-    return study.startswith(DISSERTATIONS)  # no other data set gets this name: see `layouts.find`
+def images_digest(folder: Path) -> str | None:
+    """Hash of the images of the runs in a study's `folder`; None if it has no readable run."""
+    records = map(readable, sorted((folder / "runs").glob("*.json")))
+    record = next(filter(None, records), None)
+    return None if record is None else record["provenance"]["data_sha256"]
 
 
 def write(

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from helpers import bright_and_dark
 from torch import nn
 
-from utils import data
+from utils.data import dataset
 from utils.errors import UserError
 from utils.training import loop
 from utils.training.loop import Resume, Setup, Training
@@ -128,14 +128,14 @@ def test_another_seed_is_another_run(tmp_path, images):
 
 def test_dropout_and_order_are_drawn_anew_each_epoch(tmp_path, monkeypatch, images):
     seeds, drawn = [], []
-    shuffled = data.Split.shuffled
+    shuffled = dataset.Split.shuffled
 
     def recorded(self, batch_size, seed, device, augmentation, part):
         seeds.append(seed)
         drawn.append(torch.get_rng_state())
         return shuffled(self, batch_size, seed, device, augmentation, part)
 
-    monkeypatch.setattr(data.Split, "shuffled", recorded)
+    monkeypatch.setattr(dataset.Split, "shuffled", recorded)
     fit(images, tmp_path / "state", seed=0, epochs=3)
     fit(images, tmp_path / "other", seed=1, epochs=3)
     assert len(set(seeds)) == 6
