@@ -2,9 +2,10 @@
 
 import numpy as np
 import torch
+from torch import nn
 
 from utils import metrics
-from utils.backends.base import Deployed, Layer
+from utils.backends.base import Converted, Deployed, Layer, Lowered
 from utils.quantize.exact import ExactInterpreter
 from utils.quantize.layers import outputs, weighted
 from utils.quantize.modules import QuantizedLayer
@@ -21,18 +22,18 @@ def errors(deployed: Deployed, images: torch.Tensor) -> list[dict]:
     come from its exact execution. None means no difference at all, or weights that cannot be read.
     The list is empty if nothing was converted.
     """
-    if deployed.fp32 is None:
-        return []
-    images = images.to(next(deployed.fp32.parameters()).device)
-    fp32 = weighted(deployed.fp32)
-    with outputs(fp32) as expected:
-        deployed.fp32(images)
-    if deployed.quantized is not None:
+    if isinstance(deployed, Lowered):
+        network = deployed.quantized.fp32
         actual, layers = _exact(deployed.quantized, images.cpu())
-    else:
-        layers = deployed.layers
+    elif isinstance(deployed, Converted):
+        network, layers = deployed.fp32, deployed.layers
         with outputs({name: layer.module for name, layer in layers.items()}) as actual:
-            deployed.predict(images)
+            deployed.predict(images.to(_device(network)))
+    else:
+        return []
+    fp32 = weighted(network)
+    with outputs(fp32) as expected:
+        network(images.to(_device(network)))
     return [
         {
             "layer": name,
@@ -61,6 +62,10 @@ def _exact(
         weight = module.values() if isinstance(module, QuantizedLayer) else module.weight
         layers[name] = Layer(module, weight)
     return actual, layers
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next(network.parameters()).device
 
 
 def _sqnr_db(fp32: torch.Tensor, quantized: torch.Tensor) -> float | None:
