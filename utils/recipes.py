@@ -286,6 +286,9 @@ class Int8(_Integers):
     # "auto" keeps in FP32 what is faster so, and what `budget` asks for; see utils/mixed_precision.py.
     formats: str = field(one_of("given", "auto"), "given", trains=False)
     budget: Budget = field(a(Budget), Budget(accuracy_drop=0.003), trains=False)
+    # Filled in where modules in FP32 or the engine were chosen by measurement: what was compared.
+    trials: dict | None = field(maybe(a(dict)), None, trains=False)
+    engines: dict | None = field(maybe(a(dict)), None, trains=False)
 
     def conflicts(self) -> list[tuple[str, str, str]]:
         conflicts = []

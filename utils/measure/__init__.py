@@ -1,1 +1,5 @@
 """Measurement of one deployed network, from its file to its record in results/."""
+
+from utils.measure.record import run
+
+__all__ = ["run"]

@@ -7,8 +7,8 @@ from utils import progress
 from utils.backends.base import Deployed
 from utils.backends.operator_times import Timed, by_kind
 from utils.catalog import BACKENDS
+from utils.experiment import Experiment
 from utils.timing.worker import Worker
-from utils.training.sessions import Experiment
 
 RUNS, SMOKE_RUNS = 30, 2  # per mean
 SHOWN = 4  # shares that are printed

@@ -1,1 +1,7 @@
 """Training: initial weights, the one training loop, processes that train together, checkpoints."""
+
+from utils.training.baseline import load_fp32
+from utils.training.initial_weights import initialize
+from utils.training.train import finetune, train
+
+__all__ = ["finetune", "initialize", "load_fp32", "train"]
