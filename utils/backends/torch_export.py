@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import fx, nn
 
-from utils.quantize.modules import OPS
+from utils.quantize.decomposed_ops import OPS
 
 # Of the example. torch's choice of a convolution depends on whether a batch has 16 images; the tracer takes it for a bound.
 # With fewer images in the example, it would be an upper one: no batch over 15 could run.

@@ -23,7 +23,8 @@ from utils.backends.base import Predictor
 from utils.backends.lowering import Lowering, not_installed
 from utils.backends.operator_times import Timed
 from utils.errors import UserError
-from utils.quantize.modules import OPS, QDQ, QuantizedLayer
+from utils.quantize.decomposed_ops import OPS
+from utils.quantize.modules import QDQ, QuantizedLayer
 from utils.quantize.network import Quantized
 from utils.quantize.operators import folded
 from utils.quantize.qdq_config import QDQConfig
