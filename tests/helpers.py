@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from utils import checksums, metrics
+from utils import architectures, checksums, metrics
 from utils.data.dataset import Data, Split
-from utils.training import architectures, checkpoints
+from utils.training import checkpoints
 from utils.training.checkpoints import Checkpoint
 
 

@@ -1,7 +1,8 @@
 """Circumstances of a measurement: processor, versions, code and time.
 
-No torch, so that figures and `--help` are quick. ast, hashlib, importlib.metadata and subprocess
-are imported by the functions that need them: together they take longer than the rest of `--help`.
+This module does not import torch, so figures and `--help` stay quick. The functions that need ast,
+hashlib, importlib.metadata or subprocess import them: together they take longer than the rest of
+`--help`.
 """
 
 import functools
@@ -9,13 +10,14 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
 from utils import paths
 
-STARTED = time.monotonic()  # in seconds: this module is among the first that a script imports
-# In bytes. It is the dissertation's "MB": AlexNet's 57,012,034 parameters of 4 bytes are its 217.5.
+STARTED = time.monotonic()  # in seconds; scripts import this module among the first
+# The dissertation's "MB", in bytes: it gives 217.5 for AlexNet's 57,012,034 parameters of 4 bytes.
 MIB = 2**20
 PACKAGES = (
     "torch",
@@ -47,13 +49,22 @@ ISA = (
     "bf16",
 )
 CODE = ("models", "quantization", "utils", "figures/*.py", "reproduce.py", "requirements.txt")
-# Modules that every script loads and that compute nothing: they name, print, parse and store.
-UNINVOLVED = ("__init__", "catalog", "cli", "errors", "paths", "progress", "results")
+# Modules and packages of utils/ that compute nothing: they name, print, parse or store.
+UNINVOLVED = (
+    "utils.catalog",
+    "utils.checksums",
+    "utils.cli",
+    "utils.errors",
+    "utils.paths",
+    "utils.progress",
+    "utils.results",
+    "utils.schema",
+)
 
 
 @functools.cache
 def cpu() -> tuple[str, tuple[str, ...]]:
-    """The processor's name, and its instruction sets that matter to quantized kernels."""
+    """Name of the processor, and its instruction sets that matter to quantized kernels."""
     fields = {}
     if Path("/proc/cpuinfo").exists():
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -67,13 +78,13 @@ def cpu() -> tuple[str, tuple[str, ...]]:
 def has_vnni() -> bool:
     """Whether the processor accumulates u8 x s8 products in 32 bits.
 
-    Older x86 processors add pairs of products in 16 bits first, which can saturate.
+    Older x86 processors first add pairs of products in 16 bits, which can saturate.
     """
     return any("vnni" in flag or flag in ("amx_int8", "asimddp") for flag in cpu()[1])
 
 
 def group() -> tuple[int, int]:
-    """Rank of this process and number of processes that train together; (0, 1) if alone.
+    """Rank of this process and number of processes that train together; (0, 1) for one process.
 
     `torchrun` sets both in the environment.
     """
@@ -83,7 +94,7 @@ def group() -> tuple[int, int]:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions of Python and of the study's packages that are installed."""
+    """Versions of Python and of those `PACKAGES` that are installed."""
     from importlib import metadata
 
     installed = {"python": platform.python_version()}
@@ -109,7 +120,7 @@ def _git(*arguments: str) -> str:
 
 @functools.cache
 def git() -> tuple[str, bool | None]:
-    """Commit of the code, and whether the code (not its results) differs from it.
+    """Commit of the checkout, and whether its code (not its results) differs from the commit.
 
     Returns ("", None) outside a git checkout.
     """
@@ -121,7 +132,7 @@ def git() -> tuple[str, bool | None]:
 def syntax_sha256(path: Path) -> str:
     """SHA-256 of a Python file's syntax tree, without docstrings, comments and layout.
 
-    Files with equal digests do the same.
+    Files with equal digests behave the same.
     """
     import ast
     import hashlib
@@ -140,17 +151,84 @@ def syntax_sha256(path: Path) -> str:
 
 
 def code(script: str) -> dict[str, str]:
-    """Digests of the code that decides a result, as {path: `syntax_sha256`}.
+    """Digests of the code behind a result, as {path: `syntax_sha256`}.
 
-    These are the script and the modules of utils/ that this process has loaded, without those that
-    only name, print, parse or store (`UNINVOLVED`).
+    This covers the script and the modules of utils/ that this process has loaded, without those in
+    `UNINVOLVED`.
     """
-    loaded = {script}
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if name.startswith("utils.") and file and Path(file).stem not in UNINVOLVED:
-            loaded.add(Path(file).resolve().relative_to(paths.ROOT).as_posix())
-    return {path: syntax_sha256(paths.ROOT / path) for path in sorted(loaded)}
+    loaded = [name for name, module in list(sys.modules.items()) if hasattr(module, "__file__")]
+    names = [name for name in loaded if name.startswith("utils.")]
+    return _digests([paths.ROOT / script, *_involved_files(names)])
+
+
+def code_of(*modules: str) -> dict[str, str]:
+    """Digests of modules of utils/ and of all they import from it, as {path: `syntax_sha256`}.
+
+    `modules` are dotted names, for example "utils.training.loop". Imports are read from the source,
+    inside functions as well, so the result does not depend on what this process has loaded. Modules
+    in `UNINVOLVED` are left out, with their imports. Imports by a computed name
+    (`importlib.import_module(f"...")`) are not followed: name these modules in the call.
+    """
+    reached, waiting = set(), list(modules)
+    while waiting:
+        name = waiting.pop()
+        if name not in reached and not _is_uninvolved(name):
+            reached.add(name)
+            waiting.extend(_imports(name, _file(name)))
+    return _digests(_involved_files(reached))
+
+
+def _is_uninvolved(name: str) -> bool:
+    return any(name == other or name.startswith(f"{other}.") for other in UNINVOLVED)
+
+
+def _involved_files(names: Iterable[str]) -> list[Path]:
+    """Files of the modules `names` except `UNINVOLVED` and the `__init__.py` of packages."""
+    files = [_file(name) for name in names if not _is_uninvolved(name)]
+    return [file for file in files if file.name != "__init__.py"]
+
+
+def _digests(files: Iterable[Path]) -> dict[str, str]:
+    """Map each file's path from the repository's root to its `syntax_sha256`, sorted by path."""
+    return {file.relative_to(paths.ROOT).as_posix(): syntax_sha256(file) for file in sorted(files)}
+
+
+def _file(name: str) -> Path:
+    """File of the module or package `name`; raises `ModuleNotFoundError` if there is none."""
+    path = paths.ROOT.joinpath(*name.split("."))
+    for file in (path.with_suffix(".py"), path / "__init__.py"):
+        if file.is_file():
+            return file
+    raise ModuleNotFoundError(f"no module {name} in {paths.ROOT}", name=name)
+
+
+@functools.cache
+def _imports(name: str, file: Path) -> frozenset[str]:
+    """Names of the modules of utils/ that the module `name` in `file` imports anywhere."""
+    import ast
+
+    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+    names, nodes = set(), [ast.parse(file.read_bytes())]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            nodes.extend(node.orelse)  # the rest is only for type checkers
+            continue
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.rsplit(".", node.level - 1)[0] if node.level else ""
+            origin = ".".join(filter(None, (above, node.module)))
+            names.update(_imported_from(origin, alias.name) for alias in node.names)
+        nodes.extend(ast.iter_child_nodes(node))
+    return frozenset(name for name in names if name.partition(".")[0] == "utils")
+
+
+def _imported_from(origin: str, name: str) -> str:
+    """Module that `from origin import name` reads: a submodule of `origin`, or `origin` itself."""
+    path = paths.ROOT.joinpath(*origin.split("."), name)
+    is_module = path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+    return f"{origin}.{name}" if is_module else origin
 
 
 def code_sha256(digests: dict[str, str]) -> str:
@@ -169,7 +247,7 @@ def is_code(digests: dict[str, str]) -> bool:
 
 
 def describe(threads: int) -> dict:
-    """Describe the machine and the code, on which a measurement may depend, and how long this process has run.
+    """Describe the machine, the code and the run time of this process, for a record.
 
     The names of host and user are left out.
     """

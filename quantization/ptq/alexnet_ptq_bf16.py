@@ -11,18 +11,24 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from utils import backends, cli, experiments, measure
+from utils import cli
 from utils.catalog import Run
+from utils.experiment import Experiment
+from utils.recipes import Bf16
 
 RUN = Run(model="alexnet", method="ptq", dtype="bf16")
-RECIPE = dict()  # rounding to the nearest BF16 number has no settings
+RECIPE = Bf16()  # rounding to the nearest BF16 number has no settings
 
 
 def main(options):
-    experiment = experiments.begin(RUN, options)
-    for backend in backends.select(options):
-        deployed = backend.quantize(experiment.baseline.model, None, RECIPE)
-        measure.run(experiment, RECIPE, deployed)
+    from utils import data, engines, measure, training
+
+    images = data.load_images(options)
+    fp32 = training.load_fp32(RUN, images, options)
+    experiment = Experiment(RUN, options, images, fp32)
+    for backend, recipe in engines.select(experiment, RECIPE):
+        deployed = backend.deploy_half(fp32.model)
+        measure.run(experiment, recipe, deployed)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from utils import architectures
 from utils.backends import registry
 from utils.backends.base import Stored, stored_parameters
 from utils.environment import MIB
 from utils.measure import footprint
-from utils.training import architectures
 
 X = torch.zeros(2, 3, 10, 10)
 

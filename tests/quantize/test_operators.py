@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from helpers import Everything, noise, small
 from torch import fx, nn
 
-from utils import metrics
+from utils import architectures, metrics
 from utils.catalog import MODELS
 from utils.errors import UserError
 from utils.quantize import config, operators, ptq, qat
@@ -16,7 +16,6 @@ from utils.quantize.exact import execute
 from utils.quantize.layers import weighted
 from utils.quantize.operators import Graph, Kind
 from utils.quantize.qdq_config import QDQConfig
-from utils.training import architectures
 
 INT16 = QDQConfig(
     "outputs", torch.int16, torch.int16, bias="int32", symmetric=True, levels=2**16 - 1

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils.training import architectures, checkpoints
+from utils import architectures
+from utils.training import checkpoints
 
 SHAPE = (2, 3, 224, 224)  # of the example; the exporter treats a batch of one as a constant
 OPSET = 21  # the first with 16-bit integers in QuantizeLinear

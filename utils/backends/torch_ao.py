@@ -23,8 +23,8 @@ with warnings.catch_warnings():
     from torch.ao.nn.intrinsic import quantized as nniq
     from torch.ao.quantization import get_default_qconfig_mapping, quantize_fx
 
-from utils.backends.base import Deployed, Predictor
-from utils.backends.lowering import Lowering, u8s8_is_narrow
+from utils.backends.base import Lowered, Predictor
+from utils.backends.lowering import Lowering, u8s8_overflow
 from utils.backends.operator_times import ByTorch
 from utils.quantize.modules import QDQ, QuantizedLayer
 from utils.quantize.network import Quantized
@@ -57,24 +57,23 @@ class TorchAO(ByTorch, Lowering):
         by twos in 16 bits even with VNNI. With weights of 8 bits, MobileNetV3-Small on fbgemm was
         15.4 dB from the exact reference, on photographs.
         """
-        narrow = self.name != "qnnpack" and u8s8_is_narrow()
-        depthwise = self.name == "fbgemm" and not narrow
+        overflow = "none" if self.name == "qnnpack" else u8s8_overflow()
+        if self.name == "fbgemm" and overflow == "none":
+            overflow = "depthwise"
         # In torch, an average has the scale of its input, and hardsigmoid's is fixed.
-        return QDQConfig(
-            "outputs",
-            narrow=narrow,
-            narrow_depthwise=depthwise,
-            pooling_keeps_scale=True,
-            unit_gates=True,
-        )
+        return QDQConfig("outputs", overflow=overflow, pooling_keeps_scale=True, unit_gates=True)
 
     def lower(self, quantized: Quantized, path: Path) -> None:
         self.save(self.integers(quantized), path)
 
-    def deploy(self, quantized: Quantized) -> Deployed:
+    def deploy(self, quantized: Quantized) -> Lowered:
         network = self.integers(quantized)
-        deployed = self.with_network(super().deploy(quantized), network)
-        return dataclasses.replace(deployed, save=lambda path: self.save(network, path))
+        return dataclasses.replace(
+            super().deploy(quantized),
+            save=lambda path: self.save(network, path),
+            predict=network,
+            network=network,
+        )
 
     def integers(self, quantized: Quantized) -> fx.GraphModule:
         """Return `quantized` with this engine's operators."""

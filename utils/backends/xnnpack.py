@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from utils import paths
+from utils import architectures, paths
 from utils.backends import torch_export
 from utils.backends.base import Predictor
 from utils.backends.lowering import Lowering, not_installed
@@ -28,7 +28,7 @@ from utils.quantize.modules import QDQ, QuantizedLayer
 from utils.quantize.network import Quantized
 from utils.quantize.operators import folded
 from utils.quantize.qdq_config import QDQConfig
-from utils.training import architectures, checkpoints
+from utils.training import checkpoints
 
 LARGEST = 256  # batch size; larger ones run in parts. The file does not grow with it.
 STEPS = 256  # XNNPACK refuses a layer if a step of its products is this many steps of its output, or more

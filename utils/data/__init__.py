@@ -1,8 +1,5 @@
 """The labelled images of a study, from the files on disk to augmented batches."""
 
-import lazy_loader
+from utils.data.loading import load as load_images
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={"loading": ["find", "load", "open_source"], "dataset": ["Data", "Split"]},
-)
+__all__ = ["load_images"]

@@ -14,12 +14,12 @@ import torch
 from filelock import FileLock
 from torch import nn
 
-from utils import checksums, cli, paths, progress
+from utils import architectures, checksums, cli, paths, progress
 from utils.catalog import Run
 from utils.cli import Options
 from utils.data.dataset import Data
 from utils.errors import UserError
-from utils.training import architectures
+from utils.training import initial_weights
 
 FORMAT = 2  # 2 has a digest of the content
 
@@ -186,7 +186,7 @@ def load_baseline(run: Run, data: Data, options: Options) -> Checkpoint:
             f"the baseline at {path} was trained on other images. Train it on these: {command}"
         )
     for name, value in content["state_dict"].items():
-        if why := architectures.unusable(value):
+        if why := initial_weights.unusable(value):
             raise UserError(
                 f"the baseline at {path} cannot be used: its tensor {name} {why}. Train it again: {command}"
             )

@@ -19,10 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils import checksums, progress
+from utils import checksums, progress, recipes
 from utils.data.dataset import Data, Split
 from utils.environment import cpu
 from utils.errors import UserError
+from utils.recipes import Schedule
 from utils.training import checkpoints, distributed
 
 EVAL_BATCH = 64
@@ -43,7 +44,7 @@ def autocast(device: str, wanted: bool) -> tuple[contextlib.AbstractContextManag
     return contextlib.nullcontext(), "fp32"
 
 
-def parameter_groups(model: nn.Module, head: set[str], recipe: dict) -> list[dict]:
+def parameter_groups(model: nn.Module, head: set[str], recipe: Schedule) -> list[dict]:
     """Return AdamW's parameter groups: `head` at `head_lr`, the rest of what learns at `backbone_lr`.
 
     Biases and the parameters of normalisation have no weight decay.
@@ -52,8 +53,8 @@ def parameter_groups(model: nn.Module, head: set[str], recipe: dict) -> list[dic
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        rate = recipe["head_lr"] if name in head else recipe["backbone_lr"]
-        decay = recipe["weight_decay"] if parameter.ndim > 1 else 0.0
+        rate = recipe.head_lr if name in head else recipe.backbone_lr
+        decay = recipe.weight_decay if parameter.ndim > 1 else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
     return [
         {"params": members, "lr": rate, "weight_decay": decay}
@@ -62,14 +63,14 @@ def parameter_groups(model: nn.Module, head: set[str], recipe: dict) -> list[dic
 
 
 def cosine(
-    optimizer: torch.optim.Optimizer, recipe: dict, steps_per_epoch: int
+    optimizer: torch.optim.Optimizer, recipe: Schedule, steps_per_epoch: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
     """Return the learning-rate schedule: linear warm-up, then half a cosine down to zero.
 
     Rates change at every step; the warm-up lasts `warmup_epochs`. The cosine is that of Loshchilov
     and Hutter 2017 (arXiv:1608.03983), without restarts.
     """
-    warmup, total = recipe["warmup_epochs"] * steps_per_epoch, recipe["epochs"] * steps_per_epoch
+    warmup, total = recipe.warmup_epochs * steps_per_epoch, recipe.epochs * steps_per_epoch
 
     def factor(step: int) -> float:
         if step < warmup:
@@ -108,19 +109,16 @@ def validate(model: nn.Module, split: Split, device: str) -> tuple[float, float]
     return loss / count, right / count
 
 
-def augmentation(recipe: dict, epoch: int) -> dict | None:
-    """Return the arguments of `augment` for `epoch`, from 0: those of the recipe's `augment`.
+def augmentation(recipe: Schedule, epoch: int) -> dict | None:
+    """Return the arguments of `augment` for `epoch`, from 0; None if images are not augmented.
 
-    With `small=dict(epochs=n, size=s)`, the images of the first n epochs have s x s pixels. These
-    epochs take less time, and the later ones adapt the network to whole images (progressive
-    resizing; Tan and Le 2021, arXiv:2104.00298, section 4).
+    The images of the first `small.epochs` epochs have `small.size` x `small.size` pixels.
     """
-    small = recipe.get("small")
-    return (
-        recipe["augment"] | {"size": small["size"]}
-        if small and epoch < small["epochs"]
-        else recipe["augment"]
-    )
+    if recipe.augment is None:
+        return None
+    chosen = recipe.augment.describe()
+    small = recipe.small if isinstance(recipe, recipes.Training) else None
+    return chosen | {"size": small.size} if small and epoch < small.epochs else chosen
 
 
 @dataclass(frozen=True)
@@ -160,24 +158,25 @@ class Resume:
 class Training:
     """A training in progress; `fit` stores its `state` after every epoch."""
 
-    def __init__(self, model: nn.Module, data: Data, recipe: dict, setup: Setup):
+    def __init__(self, model: nn.Module, data: Data, recipe: Schedule, setup: Setup):
         self.data, self.recipe, self.seed, self.device = data, recipe, setup.seed, setup.device
         self.teacher = setup.teacher and copy.deepcopy(setup.teacher).eval().to(
             self.device, memory_format=torch.channels_last
         )
         self.model = model.to(self.device, memory_format=torch.channels_last)
         self.network = distributed.parallel(self.model)
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.momentum = recipe["bn_momentum"]
+        if isinstance(recipe, recipes.Training):  # BatchNorm is folded in the networks of QAT
+            for module in model.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.momentum = recipe.bn_momentum
         # Fused, it passes over each tensor once: 0.07 instead of 0.33 s for a step of AlexNet on one thread.
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, setup.head, recipe), fused=True
         )
         self.scheduler = cosine(
-            self.optimizer, recipe, max(1, len(data.train) // recipe["batch_size"])
+            self.optimizer, recipe, max(1, len(data.train) // recipe.batch_size)
         )
-        self.autocast, self.amp = autocast(self.device, recipe["amp"])
+        self.autocast, self.amp = autocast(self.device, recipe.amp)
         self.scaler = torch.amp.GradScaler(self.device, enabled=self.amp == "fp16")
         self.history: list[dict] = []
         self.best: dict = {"epoch": -1, "score": (-1.0, 0.0), "weights": None}
@@ -212,7 +211,7 @@ class Training:
         with self.autocast:
             logits = self.network(x).float()
         if self.teacher is None:
-            return F.cross_entropy(logits, y, label_smoothing=self.recipe["label_smoothing"])
+            return F.cross_entropy(logits, y, label_smoothing=self.recipe.label_smoothing)
         with self.autocast, torch.no_grad():
             expected = self.teacher(x).float()
         return F.mse_loss(logits, expected)
@@ -223,7 +222,7 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe["clip_norm"])
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.scheduler.step()
@@ -241,8 +240,8 @@ class Training:
         torch.manual_seed(np.random.SeedSequence(entropy).generate_state(1)[0].item())  # dropout
         self.network.train()
         losses = []
-        batch_size = self.recipe["batch_size"]
-        label = f"epoch {number + 1}/{self.recipe['epochs']}"
+        batch_size = self.recipe.batch_size
+        label = f"epoch {number + 1}/{self.recipe.epochs}"
         with progress.Bar(label, max(1, len(self.data.train) // batch_size), "steps") as bar:
             seed = np.random.SeedSequence([self.seed, number, 1]).generate_state(1)[0].item()
             part = distributed.rank(), distributed.size()
@@ -267,7 +266,7 @@ class Training:
         seconds = time.perf_counter() - started  # not kept: equal trainings make equal files
         entry = {"epoch": number, "train_loss": train_loss, "validation_loss": loss}
         self.history.append(entry | {"validation_accuracy": accuracy})
-        score = (accuracy, -loss) if self.recipe.get("keep", "best") == "best" else (number, 0.0)
+        score = (accuracy, -loss) if self.recipe.keep == "best" else (number, 0.0)
         if score > tuple(self.best["score"]):
             self.best = {
                 "epoch": number,
@@ -287,12 +286,12 @@ class Training:
         """
         number = len(self.history)
         return (
-            number >= self.recipe["epochs"]
-            or number - 1 - self.best["epoch"] >= self.recipe["patience"] > 0
+            number >= self.recipe.epochs
+            or number - 1 - self.best["epoch"] >= self.recipe.patience > 0
         )
 
 
-def fit(model: nn.Module, data: Data, recipe: dict, setup: Setup, resume: Resume) -> dict:
+def fit(model: nn.Module, data: Data, recipe: Schedule, setup: Setup, resume: Resume) -> dict:
     """Train `model` in place by `recipe`, and leave it in evaluation mode with the kept weights.
 
     All its tensors are contiguous, as those of a network that is read from its checkpoint. The state
