@@ -1,4 +1,4 @@
-"""The `quantized_decomposed` operators, by which exporters know quantization and dequantization.
+"""The `quantized_decomposed` operators: quantization and dequantization for exporters.
 
 torch 2.13 defines them in torch.ao, which a later version will remove. They come from the package
 that defines them. If none does, this module defines them with the same schemas and arithmetic.
