@@ -120,9 +120,9 @@ BACKENDS = {  # the first one that serves a script is its default
     "tensorrt_fp16": Backend(
         "tensorrt", (*INT8, *FP16), ("cuda",), package="tensorrt", dashes=(0, (7, 2, 1, 2))
     ),
-    "native": Backend("native", (("fp32", "fp32"), ("qat", "int8")), ANYWHERE, fp32=True),
-    "frozen": Backend("frozen", devices=ANYWHERE, fp32=True),
-    "compile": Backend("compile", devices=ANYWHERE, fp32=True, compiles=True),
+    "native": Backend("fp32", (("fp32", "fp32"), ("qat", "int8")), ANYWHERE, fp32=True),
+    "frozen": Backend("fp32", devices=ANYWHERE, fp32=True),
+    "compile": Backend("fp32", devices=ANYWHERE, fp32=True, compiles=True),
 }
 
 

@@ -185,7 +185,7 @@ def _images(split: Split, experiment: Experiment) -> dict:
 def _code(*modules: str) -> dict:
     """Return what else decides logits: the code, the packages and the processor."""
     return {
-        "code": environment.code_of(*modules, "utils.data.cache", "utils.data.synthetic"),
+        "code": environment.code_of(*modules, "utils.data.decoding", "utils.data.synthetic"),
         "versions": environment.versions(),
         "cpu": environment.cpu(),
     }
