@@ -2,6 +2,6 @@
 
 from utils.training.baseline import load_fp32
 from utils.training.initial_weights import initialize
-from utils.training.train import finetune, train
+from utils.training.trainings import finetune, train
 
 __all__ = ["finetune", "initialize", "load_fp32", "train"]
