@@ -41,7 +41,7 @@ def test_suffix_does_not_matter(tmp_path, kind):
     assert near(at(decoding.decode(tmp_path / "1.jpg"), 0.5, 0.5), RED)
 
 
-# For each EXIF value: corners (x, y) of the upright image where the first stored row ends.
+# For each EXIF value: corners (x, y) of the upright image at the ends of the first stored row.
 CORNERS = {
     1: ((0, 0), (1, 0)),
     2: ((1, 0), (0, 0)),

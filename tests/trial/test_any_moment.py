@@ -154,7 +154,7 @@ def test_any_damaged_file_is_repaired_or_reported(trained, seed, tmp_path):
         remakable = victim.suffix not in (".pt", ".json")
         assert not remakable, (where, how, done.stderr)
     else:
-        # Only the logits of INT8: those of FP32 may be the damaged file.
+        # Only the logits of INT8: the damaged file may hold the FP32 logits.
         name = f"{RUNS}/mobilenetv3_ptq_int8_fbgemm_cpu_seed0.npz"
         logits, expected = (np.load(home / name)["logits"] for home in (tmp_path, int8))
         assert np.array_equal(logits, expected), (where, how)

@@ -34,7 +34,7 @@ CUES = (
 )
 CUE_MEAN = (0.15, 0.85)  # of cats, of dogs
 CUE_SPREAD = 0.16
-CUE_LOST = 0.08  # probability that a cue is uniform in 0..1, whatever the class
+CUE_LOST = 0.08  # probability that a cue is uniform in 0..1, in both classes
 
 COATS = (
     "#e29248",
