@@ -11,38 +11,38 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils import backends, cli, data, measure, training
+from utils import cli
 from utils.catalog import Run
+from utils.experiment import Experiment
+from utils.recipes import Augmentation, Fp32, Training
 
 RUN = Run(model="alexnet", method="fp32", dtype="fp32")
-RECIPE = {
-    "pretrained": dict(
-        epochs=7, batch_size=32, patience=4,  # stop after this many epochs without a better one
+RECIPE = Fp32(
+    pretrained=Training(
+        epochs=7, batch_size=32, patience=4,
         backbone_lr=3e-5, head_lr=3e-4, warmup_epochs=0.5,
         weight_decay=0.01, label_smoothing=0.05, clip_norm=1.0,
-        augment=dict(crop=0.7, degrees=15),  # smallest crop as a share of the side; rotation
-        bn_momentum=0.1,
-        amp=True,
+        augment=Augmentation(crop=0.7, degrees=15), bn_momentum=0.1, amp=True,
     ),
-    "scratch": dict(
+    scratch=Training(
         epochs=10, batch_size=32, patience=0,  # never stop early: the first epochs are near chance
         backbone_lr=2e-4, head_lr=2e-4, warmup_epochs=1,
         weight_decay=0.01, label_smoothing=0.05, clip_norm=1.0,
-        augment=dict(crop=0.8, degrees=10),
-        bn_momentum=0.1,
-        amp=True,
+        augment=Augmentation(crop=0.8, degrees=10), bn_momentum=0.1, amp=True,
     ),
-}  # fmt: skip
+)  # fmt: skip
 
 
 def main(options):
-    images = data.load(options)
-    recipe = RECIPE["scratch" if options.init == "scratch" else "pretrained"]
+    from utils import data, engines, measure, training
+
+    images = data.load_images(options)
+    recipe = RECIPE.starting_from(options.init)
     start = training.initialize(RUN.model, options.init, options.seed)
-    baseline = training.train(RUN, start, images, recipe, options)
-    experiment = training.Experiment(RUN, options, images, baseline)
-    for backend in backends.select(options):
-        measure.run(experiment, recipe, backend.deploy(baseline))
+    fp32 = training.train(RUN, start, images, recipe, options)
+    experiment = Experiment(RUN, options, images, fp32)
+    for backend, _ in engines.select(experiment, recipe):
+        measure.run(experiment, recipe, backend.deploy_fp32(fp32))
 
 
 if __name__ == "__main__":

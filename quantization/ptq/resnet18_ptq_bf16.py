@@ -1,28 +1,34 @@
-"""ResNet-18, BF16 by post-training quantization: convert to bfloat16, measure.
+"""ResNet-18, BF16 by post-training quantization: convert, measure.
 
     python quantization/ptq/resnet18_ptq_bf16.py --data PATH --backend all
 
-All backends start from the FP32 checkpoint. `bfloat16` stores and computes everything in BF16;
-`amp_bf16` keeps FP32 weights and lets autocast choose; `openvino_bf16` is OpenVINO. They run only on
-a CPU with BF16 arithmetic.
+Every backend starts from the FP32 checkpoint. `bfloat16` stores and computes everything in BF16.
+`amp_bf16` keeps FP32 weights and leaves the choice to autocast. `openvino_bf16` is OpenVINO. All of
+them need a CPU with BF16 arithmetic.
 """
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from utils import backends, cli, experiments, measure
+from utils import cli
 from utils.catalog import Run
+from utils.experiment import Experiment
+from utils.recipes import Bf16
 
 RUN = Run(model="resnet18", method="ptq", dtype="bf16")
-RECIPE = dict()  # rounding to the nearest BF16 number has no settings
+RECIPE = Bf16()
 
 
 def main(options):
-    experiment = experiments.begin(RUN, options)
-    for backend in backends.select(options):
-        deployed = backend.quantize(experiment.baseline.model, None, RECIPE)
-        measure.run(experiment, RECIPE, deployed)
+    from utils import data, engines, measure, training
+
+    images = data.load_images(options)
+    fp32 = training.load_fp32(RUN, images, options)
+    experiment = Experiment(RUN, options, images, fp32)
+    for backend, recipe in engines.select(experiment, RECIPE):
+        deployed = backend.deploy_half(fp32.model)
+        measure.run(experiment, recipe, deployed)
 
 
 if __name__ == "__main__":

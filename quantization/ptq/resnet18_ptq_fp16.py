@@ -1,28 +1,35 @@
-"""ResNet-18, FP16 by post-training quantization: convert to half precision, measure.
+"""ResNet-18, FP16 by post-training quantization: convert, measure.
 
     python quantization/ptq/resnet18_ptq_fp16.py --data PATH --backend all
 
-Both backends start from the FP32 checkpoint. `half` stores and computes everything in FP16; `amp`
-keeps FP32 weights and lets autocast choose. Every layer's output is checked for overflow (beyond
-65,504) on all test images. A CPU without FP16 arithmetic emulates it, many times slower than FP32.
+Every backend starts from the FP32 checkpoint. `half` stores and computes everything in FP16; `amp`
+keeps FP32 weights and leaves the choice to autocast. The outputs of all layers are checked for
+overflow (beyond 65,504) on all test images. A CPU without FP16 arithmetic emulates it, many times
+slower than FP32.
 """
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from utils import backends, cli, experiments, measure
+from utils import cli
 from utils.catalog import Run
+from utils.experiment import Experiment
+from utils.recipes import Fp16
 
 RUN = Run(model="resnet18", method="ptq", dtype="fp16")
-RECIPE = dict()  # rounding to the nearest FP16 number has no settings
+RECIPE = Fp16()
 
 
 def main(options):
-    experiment = experiments.begin(RUN, options)
-    for backend in backends.select(options):
-        deployed = backend.quantize(experiment.baseline.model, None, RECIPE)
-        measure.run(experiment, RECIPE, deployed)
+    from utils import data, engines, measure, training
+
+    images = data.load_images(options)
+    fp32 = training.load_fp32(RUN, images, options)
+    experiment = Experiment(RUN, options, images, fp32)
+    for backend, recipe in engines.select(experiment, RECIPE):
+        deployed = backend.deploy_half(fp32.model)
+        measure.run(experiment, recipe, deployed)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from utils import environment, metrics
+from utils import architectures, environment, metrics
 from utils.backends import fp16, registry
-from utils.training import architectures
 from utils.training.checkpoints import Checkpoint
 
 

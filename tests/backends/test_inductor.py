@@ -9,13 +9,12 @@ import pytest
 import torch
 from small_networks import Mixed, Sum, images, quantized
 
-from utils import paths
+from utils import architectures, paths
 from utils.backends.inductor import ENGINES, FloatQDQ, for_inductor, kernels
 from utils.errors import UserError
 from utils.metrics import sqnr_db
 from utils.quantize.exact import execute
 from utils.quantize.modules import QDQ
-from utils.training import architectures
 
 pytest.importorskip("torchao")
 ENGINE = ENGINES["inductor"]

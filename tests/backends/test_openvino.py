@@ -8,12 +8,12 @@ import torch
 from helpers import mobilenet_checkpoint
 from small_networks import Mixed, Sum, images, quantized
 
+from utils import architectures
 from utils.backends.openvino import ENGINES, around_zero, shorten
 from utils.errors import UserError
 from utils.metrics import sqnr_db
 from utils.quantize.exact import execute
 from utils.quantize.operators import folded
-from utils.training import architectures
 
 openvino = pytest.importorskip("openvino")
 ENGINE = ENGINES["openvino"]

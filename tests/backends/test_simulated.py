@@ -4,12 +4,11 @@ import pytest
 import torch
 from helpers import Everything, noise, small
 
-from utils import metrics
+from utils import architectures, metrics
 from utils.backends import registry
 from utils.measure import footprint
 from utils.quantize import layers
 from utils.quantize.exact import execute
-from utils.training import architectures
 
 RECIPE = dict(bits=16, activations="minmax", headroom=4.0, calibration_images=2)
 X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(

@@ -16,7 +16,7 @@ import torch
 from onnx import TensorProto, numpy_helper
 from torch import nn
 
-from utils import checksums, metrics
+from utils import architectures, checksums, metrics
 from utils.backends import onnx_export, tensorrt
 from utils.backends.tensorrt import TensorRT
 from utils.errors import UserError
@@ -24,7 +24,6 @@ from utils.quantize import exact, ptq
 from utils.quantize.operators import folded
 from utils.quantize.qdq_config import QDQConfig
 from utils.timing import worker
-from utils.training import architectures
 
 RTX = "tensorrt_rtx"
 FP32, FP16 = (

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from utils import architectures
 from utils.backends import registry
 from utils.backends.tool_defaults import TOOL_DEFAULTS
 from utils.metrics import sqnr_db
-from utils.training import architectures
 
 
 @pytest.mark.slow

@@ -9,13 +9,12 @@ import torch
 from helpers import Everything, noise, small, small_depthwise, uneven_images
 from torch import nn
 
-from utils import environment, metrics, paths
+from utils import architectures, environment, metrics, paths
 from utils.backends import registry, torch_ao
 from utils.measure import footprint
 from utils.quantize import layers, ptq
 from utils.quantize.exact import execute, round_to
 from utils.quantize.qdq_config import QDQConfig
-from utils.training import architectures
 
 ENGINES = [name for name in torch_ao.ENGINES if name in torch.backends.quantized.supported_engines]
 RECIPE = dict(bits=8, activations="minmax", keep_fp32=())

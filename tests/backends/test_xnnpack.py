@@ -12,16 +12,15 @@ from helpers import saved, small_depthwise
 from small_networks import Mixed, images, quantized
 from torch import nn
 
-from utils import checksums, paths
+from utils import architectures, checksums, paths
 from utils.backends import torch_export, xnnpack
 from utils.errors import UserError
 from utils.metrics import sqnr_db
 from utils.quantize import ptq
+from utils.quantize.decomposed_ops import OPS
 from utils.quantize.exact import execute
-from utils.quantize.modules import OPS
 from utils.quantize.operators import folded
 from utils.quantize.qdq_config import QDQConfig
-from utils.training import architectures
 
 pytest.importorskip("executorch")
 ENGINE = xnnpack.ENGINES["xnnpack"]

@@ -11,6 +11,7 @@ import pictures
 import torch
 from torch import nn
 
+from utils import architectures
 from utils.backends import registry
 from utils.backends.tool_defaults import TOOL_DEFAULTS
 from utils.catalog import BACKENDS, MODELS
@@ -18,7 +19,7 @@ from utils.data.dataset import Split
 from utils.measure import footprint
 from utils.timing import fastest, rounds
 from utils.timing.worker import Worker
-from utils.training import architectures, checkpoints
+from utils.training import checkpoints, initial_weights
 
 POINTS = ((paired.THREADS, 1), (1, 1), (paired.THREADS, 32))  # (threads, batch size)
 CALIBRATION = 64  # images: enough for speed, which hardly depends on the numbers
@@ -52,9 +53,8 @@ def engines(settings: paired.Settings) -> Iterator[paired.Row]:
     torch.set_num_threads(paired.THREADS)
     dense = _dense(split, settings)
     for name in list(MODELS)[-1:] if settings.smoke else MODELS:
-        model = architectures.initialize(
-            name, settings.init.format(model=name) if settings.init else "scratch", 0
-        ).model.eval()
+        init = settings.init.format(model=name) if settings.init else "scratch"
+        model = initial_weights.initialize(name, init, 0).model.eval()
         sides = _fp32(name, model, settings) | _int8(name, model, split, settings)
         for point in dict.fromkeys(points):
             largest = point == POINTS[-1]

@@ -6,10 +6,10 @@ import numpy as np
 import paired
 import pictures
 
-from utils import metrics, stats
+from utils import architectures, metrics, stats
 from utils.data.dataset import Split
 from utils.timing.worker import EVAL_BATCH, Worker
-from utils.training import architectures, checkpoints
+from utils.training import checkpoints
 
 IMAGES = {"resnet18": 64, "mobilenetv3": 512}  # so that each takes seconds
 

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from models.resnet18_fp32 import RECIPE
+from utils import architectures
 from utils.backends import registry
 from utils.catalog import MODELS
-from utils.training import architectures
 from utils.training.loop import Setup, Training
 
 RATE = 1e-4

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from utils import architectures
 from utils.catalog import MODELS
 from utils.quantize import layers
-from utils.training import architectures
 
 
 def test_weighted_layers_are_convolutions_and_linear_layers_in_the_order_of_definition():

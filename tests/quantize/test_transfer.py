@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from helpers import bright_and_dark
 from torch import nn
 
+from utils import architectures
 from utils.backends import registry
 from utils.catalog import BACKENDS
 from utils.metrics import sqnr_db
 from utils.quantize import ptq, reconstruction
 from utils.quantize.exact import execute
-from utils.training import architectures
 
 RECIPES = {"resnet34": "resnet18", "mobilenet_v2": "mobilenetv3"}
 SIDE, COUNT = 64, 160

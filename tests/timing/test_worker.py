@@ -1,4 +1,4 @@
-"""The process that loads an artifact and answers for it, until it is ended or killed."""
+"""The process that loads an artifact and answers calls, until it ends or is killed."""
 
 import os
 import signal
@@ -8,18 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import small_depthwise, split_of, uneven_images
+from helpers import deployed_on, small_depthwise, split_of, uneven_images
 
-from utils.backends import registry
 from utils.errors import UserError
+from utils.recipes import Int8
 from utils.timing.worker import Worker, fastest_cpu
-
-RECIPE = dict(bits=8, activations="minmax", bias_correction=False, keep_fp32=())
 
 
 @pytest.fixture(scope="module")
 def deployed():
-    return registry.get("fbgemm").quantize(small_depthwise(), uneven_images(8), RECIPE)
+    recipe = Int8(ranges="minmax", calibration_images=8)
+    return deployed_on("fbgemm", small_depthwise(), uneven_images(8), recipe)
 
 
 @torch.inference_mode()
@@ -45,59 +44,53 @@ def kill(worker):
     worker.process.join()
 
 
-def test_a_worker_answers_as_this_process_does_until_it_is_killed(artifact, split, deployed):
+def test_a_worker_answers_like_this_process_until_it_is_killed(artifact, split, deployed):
     with Worker("fbgemm", artifact, "cpu", 1) as worker:
         expected = torch.cat([answer(deployed, x) for x, _ in split.batches(3)]).numpy()
         logits = worker.call("logits", split, 3)
         assert logits.dtype == np.float32 and np.array_equal(logits, expected)
         x = next(split.batches(7))[0]
         assert np.array_equal(worker.call("run", x), answer(deployed, x).numpy())
-        # A batch of more images than there are repeats them.
-        worker.call("hold", split, 20)
+        worker.call("hold", split, 20)  # more images than the split has: they repeat
         times = worker.call("time", 3)
         assert len(times) == 3 and min(times) > 0
         cost = worker.call("cost")
         assert 0 < cost["load_s"] < 60 and 20 < cost["peak_memory_mb"] < 20_000
         with pytest.raises(RuntimeError, match=r"in the measuring process:\n.*Traceback"):
             worker.call("time", "many")
-        assert len(worker.call("time", 1)) == 1  # an error there does not end it
+        assert len(worker.call("time", 1)) == 1  # the error did not end the process
         worker.send("time", 10**9)
         time.sleep(0.3)
         kill(worker)  # as the system does when memory runs out
         with pytest.raises(UserError, match=r"exit status -9.*smaller --batch-sizes"):
             worker.receive()
-        with pytest.raises(UserError, match="exit status -9"):  # while it is the other side's turn
+        with pytest.raises(UserError, match="exit status -9"):  # killed between two calls
             worker.call("time", 1)
 
 
 @pytest.mark.skipif(
-    not hasattr(os, "sched_setaffinity"), reason="only Linux keeps a thread on a CPU"
+    not hasattr(os, "sched_setaffinity"), reason="only Linux can pin a thread to a CPU"
 )
-def test_what_is_timed_is_called_on_the_same_cpu_in_every_process(artifact, split):
-    mine = os.sched_getaffinity(0)
+def test_all_workers_time_on_the_same_cpu(artifact, split):
+    cpus = os.sched_getaffinity(0)
     with (
         Worker("fbgemm", artifact, "cpu", 2) as worker,
         Worker("fbgemm", artifact, "cpu", 1) as other,
     ):
+        pid = worker.process.pid
         for size in (1, 4):
             for side in (worker, other):
                 side.call("hold", split, size)
-            kept = os.sched_getaffinity(worker.process.pid)
-            assert len(kept) == 1 and kept == os.sched_getaffinity(other.process.pid)
-            threads = [
-                int(path.name) for path in Path(f"/proc/{worker.process.pid}/task").iterdir()
-            ]
-            helpers = [
-                os.sched_getaffinity(thread) for thread in threads if thread != worker.process.pid
-            ]
-            assert helpers and all(
-                cpus == mine for cpus in helpers
-            )  # the second thread may run beside it
-    assert os.sched_getaffinity(0) == mine
+            pinned = os.sched_getaffinity(pid)
+            assert len(pinned) == 1 and pinned == os.sched_getaffinity(other.process.pid)
+            threads = {int(path.name) for path in Path(f"/proc/{pid}/task").iterdir()} - {pid}
+            assert threads  # these may run on any CPU
+            assert all(os.sched_getaffinity(thread) == cpus for thread in threads)
+    assert os.sched_getaffinity(0) == cpus
 
 
-def test_the_fastest_cpu_is_the_last_of_those_with_the_highest_clock(tmp_path):
-    assert fastest_cpu({0, 1, 5}, tmp_path) == 5  # nothing is known of their clocks
+def test_the_fastest_cpu_is_the_last_one_with_the_highest_clock(tmp_path):
+    assert fastest_cpu({0, 1, 5}, tmp_path) == 5  # their clocks are unknown
     for cpu, clock in enumerate((5_200_000, 5_200_000, 3_900_000)):
         (tmp_path / f"cpu{cpu}/cpufreq").mkdir(parents=True)
         (tmp_path / f"cpu{cpu}/cpufreq/cpuinfo_max_freq").write_text(f"{clock}\n")
@@ -105,7 +98,7 @@ def test_the_fastest_cpu_is_the_last_of_those_with_the_highest_clock(tmp_path):
     assert fastest_cpu({2}, tmp_path) == 2
 
 
-def test_a_worker_killed_before_it_has_loaded_anything_is_reported_the_same(artifact, split):
+def test_a_worker_killed_while_it_loads_gives_the_same_message(artifact, split):
     with Worker("fbgemm", artifact, "cpu", 1) as worker:
         worker.send("hold", split, 1)
         kill(worker)

@@ -7,11 +7,11 @@ import torch
 from helpers import bright_and_dark
 from torch import nn
 
-from utils import checksums
+from utils import architectures, checksums
 from utils.catalog import Run
 from utils.cli import Options
 from utils.errors import UserError
-from utils.training import architectures, checkpoints
+from utils.training import checkpoints
 
 RUN = Run("resnet18", "ptq", "int8")
 

@@ -1,40 +1,32 @@
 """The roles of a backend, and its description of a deployed network.
 
-A backend plays up to three roles, and has the methods of those it plays:
-- *run*: `problem` and `load`, of `Backend`. Every backend runs artifacts.
-- *lower*: `lower` writes a `Quantized` network to a file; see `Lowering` in lowering.py. Backends of
-  other number formats have `quantize`, which converts a float network.
-- *train*: `training`, `prepare` and `convert`, for QAT.
+A backend plays up to three roles:
+- *run*: `problem` and `load`. Every backend runs artifacts.
+- *deploy*: from a network to a file. `deploy` takes a `Quantized`, see `Lowering` in lowering.py;
+  `deploy_half` takes a float network, for formats of 16 bits; `deploy_fp32` a trained checkpoint.
+- *train*: `training_config`, `prepare` and `convert`, for QAT.
 None of them needs a `torch.nn.Module` where the engine has none.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from utils.quantize import qat
+from utils.quantize import floating
 from utils.quantize.layers import WEIGHTED, weighted
 from utils.quantize.network import Quantized
-from utils.training.checkpoints import Checkpoint
-from utils.training.loop import Predictor
+from utils.recipes import Recipe
 
-__all__ = [
-    "Backend",
-    "Deployed",
-    "Floating",
-    "Halved",
-    "Layer",
-    "Predictor",
-    "Quantizing",
-    "Stored",
-    "Training",
-    "plain_layers",
-    "stored_parameters",
-]
+if TYPE_CHECKING:
+    from utils.backends.operator_times import Timed
+
+# From images float32 (n, 3, 224, 224), normalised, to logits float32 (n, 2).
+Predictor = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -54,29 +46,39 @@ class Layer:
     weight: torch.Tensor  # values of the rounded weights
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Deployed:
-    """A network as a backend runs it, before it is written to a file.
+    """A network as a backend runs it.
 
-    `predict`, `network` and `layers` are there if torch runs the network. Otherwise the file alone
-    answers, and `quantized` says what it should answer.
+    `predict` and `network`, the module that it runs, are there if torch runs the network. Otherwise
+    the file alone answers.
     """
 
     backend: "Backend"
-    save: Callable[[Path], None] | Path  # writes the artifact to a path, or is its path
     stored: tuple[Stored, ...]  # all numbers in the file
+    save: Callable[[Path], None] | None = None  # writes the artifact; None if it is `file` already
+    file: Path | None = None
     predict: Predictor | None = None
-    network: nn.Module | None = None  # what `predict` runs
-    layers: dict[str, Layer] = field(
-        default_factory=dict
-    )  # of `network`, by their names in the float network
-    fp32: nn.Module | None = None  # the same layers in FP32; None if nothing was converted
-    quantized: Quantized | None = None  # what was lowered
-    fake_quant: nn.Module | None = None  # the network that QAT trained, rounding in FP32
-    facts: dict = field(default_factory=dict)  # further facts for the record, JSON-serializable
+    network: nn.Module | None = None
+    facts: dict = field(default_factory=dict)  # for the record, JSON-serializable
 
 
-class Backend(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class Lowered(Deployed):
+    """A `Quantized` network as a backend runs it: the file should answer as it does."""
+
+    quantized: Quantized
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted(Deployed):
+    """A float network that torch runs in another format, next to the same network in FP32."""
+
+    fp32: nn.Module
+    layers: dict[str, Layer]  # of `network`, by their names in `fp32`
+
+
+class Backend(ABC):
     """The role *run*: an engine that loads an artifact and runs it.
 
     `name` is the value of `--backend`; `suffix` ends the file names of its artifacts.
@@ -87,86 +89,69 @@ class Backend(Protocol):
     layout: torch.memory_format  # fastest memory layout of images, used for timing
     # Whether its number format overflows early. If so, the outputs of all layers are checked while
     # the test images run.
-    watched: bool
+    watched = False
 
+    @abstractmethod
     def problem(self) -> str | None:
         """Return why this backend cannot run on this machine, in a few words; None if it can."""
 
+    @abstractmethod
     def load(self, path: Path, device: str) -> Predictor:
         """Load the artifact at `path` on `device`, ready to run.
 
         An engine that competes for the fastest FP32 also loads the FP32 checkpoint, a file `.pt`.
         """
 
+    def kernels(self, path: Path) -> dict | None:
+        """Count the kernels that run the artifact at `path`; None if the engine does not say."""
+        return None
 
-class Quantizing(Protocol):
-    """The role of a backend that converts float networks."""
+    def profile(self, path: Path, x: torch.Tensor, runs: int) -> "list[Timed] | None":
+        """Return the times of the operators of the artifact at `path`, means of `runs` on `x`.
 
-    def quantize(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> Deployed:
-        """Convert a float `model` by PTQ as `recipe` says.
-
-        Ranges come from the calibration `images`, float32 (n, 3, 224, 224), normalised.
+        None if the engine does not say.
         """
+        return None
 
 
-class Training(Protocol):
-    """The role *train*: a backend whose rounding QAT can learn to live with."""
-
-    def training(self, recipe: dict) -> tuple[str, dict]:
-        """Return a short tag, and all settings of this backend that decide the result of QAT.
-
-        Backends with equal settings share one training. The tag is part of the checkpoint's name.
-        """
-
-    def prepare(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> nn.Module:
-        """Return a trainable copy of `model` that rounds as the deployed network will (QAT).
-
-        Ranges come from the calibration `images`, float32 (n, 3, 224, 224), normalised.
-        """
-
-    def convert(
-        self, trained: Checkpoint, model: nn.Module, images: torch.Tensor, recipe: dict
-    ) -> Deployed:
-        """Convert the network that `prepare` returned, once QAT has trained it.
-
-        Only the structure of the float `model` is used, not its weights. `images` are those for
-        calibration, as in `prepare`.
-        """
-
-
-class Floating:
-    """Training for engines that compute in FP32."""
+class Floating(ABC):
+    """The role *train* for engines that compute in float formats."""
 
     half = False
 
-    def training(self, recipe: dict) -> tuple[str, dict]:
-        """Return no tag, and the format: the engines of one format share one training."""
+    def training_config(self, recipe: Recipe) -> tuple[str, dict]:
+        """Return a short tag, and what decides the result of QAT here besides the recipe.
+
+        Backends with equal settings share one training. The tag is part of the checkpoint's name.
+        """
         return "", {"format": "fp16" if self.half else "fp32"}
 
-    def prepare(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> nn.Module:
-        """Return a trainable network; see `qat.floating`."""
-        return qat.floating(model, images, self.half)
+    def prepare(self, model: nn.Module, images: torch.Tensor, recipe: Recipe) -> nn.Module:
+        """Return a trainable copy of `model` that rounds as the deployed network will.
+
+        Ranges come from the calibration `images`, float32 (n, 3, 224, 224), normalised.
+        """
+        return floating.floating(model, images, self.half)
+
+    @abstractmethod
+    def convert(self, trained: nn.Module, model: nn.Module, recipe: Recipe) -> Deployed:
+        """Deploy the network that `prepare` returned, once QAT has trained it.
+
+        Only the structure of the float `model` is used, not its weights.
+        """
 
 
-class Halved(Floating):
-    """Training for engines that compute in FP16."""
-
-    half = True
-
-
-def plain_layers(network: nn.Module) -> dict[str, Layer]:
+def float_layers(network: nn.Module) -> dict[str, Layer]:
     """Return the layers of a network that has the modules of the float network."""
     return {name: Layer(module, module.weight) for name, module in weighted(network).items()}
 
 
 def stored_parameters(network: nn.Module) -> tuple[Stored, ...]:
     """Return the parameters of a network as `Stored`, in their present number formats."""
-    return tuple(
-        Stored(
-            parameter.numel(),
-            8 * parameter.element_size(),
-            path if isinstance(module, WEIGHTED) and name == "weight" else None,
-        )
-        for path, module in network.named_modules()
-        for name, parameter in module.named_parameters(recurse=False)
-    )
+    stored = []
+    for path, module in network.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            is_weight = isinstance(module, WEIGHTED) and name == "weight"
+            bits = 8 * parameter.element_size()
+            stored.append(Stored(parameter.numel(), bits, path if is_weight else None))
+    return tuple(stored)

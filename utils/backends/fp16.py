@@ -15,12 +15,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils import environment
-from utils.backends.base import Deployed, Halved, Predictor, plain_layers, stored_parameters
+from utils import architectures, environment
+from utils.backends.base import (
+    Backend,
+    Converted,
+    Floating,
+    Predictor,
+    float_layers,
+    stored_parameters,
+)
 from utils.backends.operator_times import ByTorch
-from utils.quantize import qat
-from utils.training import architectures, checkpoints
-from utils.training.checkpoints import Checkpoint
+from utils.quantize import floating
+from utils.recipes import Fp16QAT
+from utils.training import checkpoints
 
 NATIVE_CPU = {"avx512_fp16", "amx_fp16", "asimdhp"}
 NATIVE_CUDA = (5, 3)  # the first compute capability with FP16 arithmetic
@@ -57,10 +64,10 @@ class Autocast(nn.Module):
             return self.network(x).float()
 
 
-class Float16(ByTorch, Halved):
+class Float16(ByTorch, Floating, Backend):
     """A backend of networks in a float format of 16 bits, `torch.float16` or `torch.bfloat16`."""
 
-    layout = torch.channels_last
+    layout, half = torch.channels_last, True
 
     def __init__(self, name: str, wrapper: type[nn.Module], dtype: torch.dtype):
         self.name, self.dtype, self.suffix = name, dtype, f".{name}.pt"
@@ -74,30 +81,25 @@ class Float16(ByTorch, Halved):
         emulated = self.dtype is torch.bfloat16 and not NATIVE_BF16 & set(environment.cpu()[1])
         return "this CPU has no BF16 arithmetic" if emulated else None
 
-    def quantize(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> Deployed:
-        """Convert a float `model`; `images` and `recipe` are not used."""
+    def deploy_half(self, model: nn.Module) -> Converted:
+        """Convert a float `model`."""
         fp32 = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
         network = self.wrapper(copy.deepcopy(fp32))
-        weights = {
-            key: value.detach().cpu().contiguous()
-            for key, value in network.network.state_dict().items()
-        }
-        return Deployed(
+        state = network.network.state_dict().items()
+        weights = {key: value.detach().cpu().contiguous() for key, value in state}
+        content = checkpoints.packed({"architecture": model.architecture, "state_dict": weights})
+        return Converted(
             backend=self,
             predict=network,
-            save=lambda path: path.write_bytes(
-                checkpoints.packed({"architecture": model.architecture, "state_dict": weights})
-            ),
+            save=lambda path: path.write_bytes(content),
             network=network.network,
-            layers=plain_layers(network.network),
+            layers=float_layers(network.network),
             stored=stored_parameters(network.network),
             fp32=fp32,
         )
 
-    def convert(
-        self, trained: Checkpoint, model: nn.Module, images: torch.Tensor, recipe: dict
-    ) -> Deployed:
-        return self.quantize(qat.plain(trained.model, model), images, recipe)
+    def convert(self, trained: nn.Module, model: nn.Module, recipe: Fp16QAT) -> Converted:
+        return self.deploy_half(floating.plain(trained, model))
 
     def load(self, path: Path, device: str) -> Predictor:
         content = torch.load(path, map_location="cpu", weights_only=True)

@@ -22,7 +22,7 @@ from torch import fx, nn
 
 from utils.backends import torch_export
 from utils.backends.base import Predictor
-from utils.backends.lowering import Lowering, not_installed, u8s8_is_narrow
+from utils.backends.lowering import Lowering, not_installed, u8s8_overflow
 from utils.errors import UserError
 from utils.quantize.modules import QDQ, QuantizedLayer
 from utils.quantize.network import Quantized
@@ -53,7 +53,7 @@ class Inductor(Lowering):
         compute in FP32 on rounded numbers.
         """
         return QDQConfig(
-            "inputs", scales="needed", rounded_sums=True, centred=True, narrow=u8s8_is_narrow()
+            "inputs", scales="needed", rounded_sums=True, centred=True, overflow=u8s8_overflow()
         )
 
     def lower(self, quantized: Quantized, path: Path) -> None:

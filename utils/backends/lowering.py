@@ -1,49 +1,37 @@
-"""The part that all backends of integer networks share: PTQ and QAT by the method, then `lower`."""
+"""The part that all engines of quantized networks share: from a `Quantized` to a file."""
 
 import copy
-import dataclasses
 import importlib.util
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from utils import environment
-from utils.backends.base import Deployed, Halved, Stored, stored_parameters
-from utils.quantize import ptq, qat, reconstruction
+from utils.backends.base import Backend, Deployed, Lowered, Stored, stored_parameters
+from utils.quantize import fake_quant, floating
+from utils.quantize.methods import start_qat
 from utils.quantize.network import Quantized
 from utils.quantize.operators import folded
 from utils.quantize.qdq_config import QDQConfig
+from utils.recipes import Fp16QAT, Int8, Int8QAT, Int16, Int16QAT
 from utils.training import checkpoints
-from utils.training.checkpoints import Checkpoint
-
-HALF = Halved()  # how recipes without `bits` train
 
 
-class Lowering(ABC):
+class Lowering(Backend):
     """A backend that lowers a `Quantized` network to a file and runs that file."""
-
-    watched = False
 
     @abstractmethod
     def default_config(self, bits: int) -> QDQConfig:
-        """Return the pairs and formats that this backend asks for on this machine.
+        """Return the Q/DQ pairs and formats that this engine asks for on this machine.
 
-        `bits` are those of weights and activations, 8 or 16, as the recipe says.
+        `bits` is the width of weights and activations, 8 or 16.
         """
 
-    def qdq_config(self, recipe: dict) -> QDQConfig:
-        """Return the placement for a `recipe` with `bits`.
-
-        `seven_bits` names the factor of products that has 7 bits where products of 8 bits overflow:
-        "activations", the default, as reduce_range does in torch, or "weights", as in ONNX Runtime.
-        With `narrow` true, it has them on every machine, for a file that also serves those without VNNI.
-        """
-        config = self.default_config(recipe["bits"])
-        if recipe.get("narrow"):
-            config = dataclasses.replace(config, narrow=True, narrow_depthwise=False)
-        return config.narrowed(recipe.get("seven_bits", "activations"))
+    def qdq_config(self, recipe: Int8 | Int16) -> QDQConfig:
+        """Return the Q/DQ configuration for `recipe`, with its remedy for overflow if needed."""
+        return self.default_config(recipe.bits).fixed(recipe.overflow_fix, recipe.portable)
 
     @abstractmethod
     def lower(self, quantized: Quantized, path: Path) -> None:
@@ -59,15 +47,17 @@ class Lowering(ABC):
         """
         raise NotImplementedError(self.name)
 
-    def deploy(self, quantized: Quantized) -> Deployed:
+    def deploy(self, quantized: Quantized) -> Lowered:
         """Describe `quantized` as this backend deploys it."""
-        return Deployed(
+        return Lowered(
             backend=self,
             save=lambda path: self.lower(quantized, path),
             stored=stored(quantized),
-            fp32=quantized.fp32,
             quantized=quantized,
-            facts={"placement": quantized.config.describe(), "quantized": sorted(quantized.layers)},
+            facts={
+                "placement": quantized.config.describe(),
+                "quantized": sorted(quantized.layers),
+            },
         )
 
     def deploy_half(self, model: nn.Module) -> Deployed:
@@ -78,70 +68,52 @@ class Lowering(ABC):
             backend=self, save=lambda path: self.lower_half(network, path), stored=numbers
         )
 
-    def with_network(self, deployed: Deployed, network: nn.Module) -> Deployed:
-        """Return `deployed` with the module that torch runs, which must answer as the file does."""
-        return dataclasses.replace(deployed, predict=network, network=network)
+    def training_config(self, recipe: Int8QAT | Int16QAT | Fp16QAT) -> tuple[str, dict]:
+        """Return a short tag, and what decides the result of QAT here besides the recipe."""
+        if isinstance(recipe, Fp16QAT):
+            return "", {"format": "fp16"}
+        settings = self.qdq_config(recipe).in_training.describe()
+        return checkpoints.fingerprint(**settings)[:6], settings
 
-    def quantize(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> Deployed:
-        """Convert a float `model` by PTQ; see `ptq.quantize`, and for a `recipe` with `reconstruct` that.
+    def prepare(
+        self, model: nn.Module, images: torch.Tensor, recipe: Int8QAT | Int16QAT | Fp16QAT
+    ) -> nn.Module:
+        """Return a trainable copy of `model` that rounds as the deployed network will.
 
-        A `recipe` without `bits`, as those of FP16, has no integers.
+        Ranges come from the calibration `images`, float32 (n, 3, 224, 224), normalised.
         """
-        if "bits" not in recipe:
-            return self.deploy_half(model)
-        return self.deploy(self.quantized(model, images, recipe))
-
-    def quantized(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> Quantized:
-        """Return the network that `quantize` deploys, by a `recipe` with `bits`."""
-        method = reconstruction.reconstruct if recipe.get("reconstruct") else ptq.quantize
-        return method(model, images, recipe, self.qdq_config(recipe))
-
-    def training(self, recipe: dict) -> tuple[str, dict]:
-        if "bits" not in recipe:
-            return HALF.training(recipe)
-        settings = {name: recipe[name] for name in qat.SETTINGS if name in recipe}
-        settings["placement"] = self.qdq_config(recipe).in_training.describe()
-        return checkpoints.fingerprint(**settings["placement"])[:6], settings
-
-    def prepare(self, model: nn.Module, images: torch.Tensor, recipe: dict) -> nn.Module:
-        """Return a trainable network; see `qat.trainable`, or without `bits` `base.Halved`.
-
-        By a `recipe` with `reconstruct` its blocks are reconstructed, as those of PTQ.
-        """
-        if "bits" not in recipe:
-            return HALF.prepare(model, images, recipe)
-        method = reconstruction.trainable if recipe.get("reconstruct") else qat.trainable
-        return method(model, images, recipe, self.qdq_config(recipe).in_training)
+        if isinstance(recipe, Fp16QAT):
+            return floating.floating(model, images, half=True)
+        return start_qat(model, images, recipe, self.qdq_config(recipe).in_training)
 
     def convert(
-        self, trained: Checkpoint, model: nn.Module, images: torch.Tensor, recipe: dict
+        self, trained: nn.Module, model: nn.Module, recipe: Int8QAT | Int16QAT | Fp16QAT
     ) -> Deployed:
-        """Convert a trained network: to integers with the ranges of its training, or to FP16."""
-        if "bits" not in recipe:
-            return self.deploy_half(qat.plain(trained.model, model))
-        quantized = qat.convert(trained.model, recipe, self.qdq_config(recipe))
-        return dataclasses.replace(self.deploy(quantized), fake_quant=trained.model)
+        """Deploy the network that `prepare` returned, once QAT has trained it."""
+        if isinstance(recipe, Fp16QAT):
+            return self.deploy_half(floating.plain(trained, model))
+        config = self.qdq_config(recipe)
+        return self.deploy(fake_quant.to_integers(trained, recipe.keep_fp32, config))
 
 
 def not_installed(requirements: str, *packages: str) -> str | None:
     """Return which of `packages` are missing and the file that installs them; None if none is."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    return (
-        f"not installed: {', '.join(missing)} (pip install -r {requirements})" if missing else None
-    )
+    if not missing:
+        return None
+    return f"not installed: {', '.join(missing)} (pip install -r {requirements})"
 
 
-def u8s8_is_narrow() -> bool:
-    """Return whether kernels that multiply u8 by s8 are `narrow` on this machine: without VNNI."""
-    return not environment.has_vnni()
+def u8s8_overflow() -> str:
+    """Return in which layers sums of u8 x s8 products overflow here: "all" without VNNI, or "none"."""
+    return "none" if environment.has_vnni() else "all"
 
 
 def stored(quantized: Quantized) -> tuple[Stored, ...]:
     """Return the integer weights, the biases and what stays in FP32 as `Stored`."""
-    layers = quantized.layers.items()
-    weights = [
-        Stored(layer.weight.numel(), 8 * layer.weight.element_size(), name)
-        for name, layer in layers
-    ]
-    biases = [Stored(layer.bias.numel(), 32) for _, layer in layers]
+    weights, biases = [], []
+    for name, layer in quantized.layers.items():
+        bits = 8 * layer.weight.element_size()
+        weights.append(Stored(layer.weight.numel(), bits, name))
+        biases.append(Stored(layer.bias.numel(), 32))
     return (*weights, *biases, *stored_parameters(quantized.network))

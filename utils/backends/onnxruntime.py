@@ -17,7 +17,7 @@ from torch import nn
 from utils.backends import onnx_export
 from utils.backends.base import Predictor
 from utils.backends.fp16 import Half
-from utils.backends.lowering import Lowering, not_installed, u8s8_is_narrow
+from utils.backends.lowering import Lowering, not_installed, u8s8_overflow
 from utils.backends.operator_times import Timed
 from utils.quantize.network import Quantized
 from utils.quantize.qdq_config import QDQConfig
@@ -35,12 +35,12 @@ class OnnxRuntime(Lowering):
         if bits == 16:
             # Its 16-bit operators are computed in FP32 between roundings: a second simulation.
             return QDQConfig(
-                "outputs", torch.int16, torch.int8, bias="float", symmetric=True, levels=2**16 - 1
+                "outputs", torch.int16, torch.int8, bias="float", symmetric=True, steps=2**16 - 1
             )
         return QDQConfig(
             "outputs",
             bias="int32",
-            narrow=u8s8_is_narrow(),
+            overflow=u8s8_overflow(),
             pooling_keeps_scale=True,
             unit_gates=True,
             float_logits=True,

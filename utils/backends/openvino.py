@@ -17,7 +17,7 @@ from torch import fx, nn
 from utils import paths
 from utils.backends import onnx_export
 from utils.backends.base import Predictor
-from utils.backends.lowering import Lowering, not_installed, u8s8_is_narrow
+from utils.backends.lowering import Lowering, not_installed, u8s8_overflow
 from utils.backends.operator_times import Timed
 from utils.errors import UserError
 from utils.quantize.modules import QDQ
@@ -62,7 +62,7 @@ class OpenVino(Lowering):
         MobileNetV3-Small 1.1 times, at any batch size.
         """
         return QDQConfig(
-            "inputs", scales="needed", rounded_sums=True, centred=True, narrow=u8s8_is_narrow()
+            "inputs", scales="needed", rounded_sums=True, centred=True, overflow=u8s8_overflow()
         )
 
     def lower(self, quantized: Quantized, path: Path) -> None:

@@ -5,11 +5,12 @@ hardware. Only sums are rounded differently: FP32 keeps 24 bits, hardware keeps 
 size are therefore those of INT16; speed is never claimed.
 """
 
+import dataclasses
 from pathlib import Path
 
 import torch
 
-from utils.backends.base import Deployed, Predictor
+from utils.backends.base import Lowered, Predictor
 from utils.backends.lowering import Lowering
 from utils.quantize.network import Quantized
 from utils.quantize.qdq_config import QDQConfig
@@ -22,7 +23,7 @@ INT16 = QDQConfig(
     torch.int16,
     bias="int32",
     symmetric=True,
-    levels=2**16 - 1,
+    steps=2**16 - 1,
     scales="apart",
 )
 
@@ -42,10 +43,10 @@ class Simulated(Lowering):
     def lower(self, quantized: Quantized, path: Path) -> None:
         quantized.save(path)
 
-    def deploy(self, quantized: Quantized) -> Deployed:
-        return self.with_network(
-            super().deploy(quantized), quantized.network.to(memory_format=torch.channels_last)
-        )
+    def deploy(self, quantized: Quantized) -> Lowered:
+        network = quantized.network.to(memory_format=torch.channels_last)
+        deployed = super().deploy(quantized)
+        return dataclasses.replace(deployed, predict=network, network=network)
 
     def load(self, path: Path, device: str) -> Predictor:
         return Quantized.load(path).network.to(device, memory_format=torch.channels_last)

@@ -18,8 +18,9 @@ import torch
 from torch import fx, nn
 
 from utils import paths
+from utils.architectures import NUM_CLASSES
 from utils.backends import onnx_export
-from utils.backends.base import Deployed, Predictor
+from utils.backends.base import Lowered, Predictor
 from utils.backends.fp16 import Half
 from utils.backends.lowering import Lowering, not_installed
 from utils.errors import UserError
@@ -27,7 +28,6 @@ from utils.quantize.modules import QDQ, QuantizedLayer, by_output
 from utils.quantize.network import Quantized
 from utils.quantize.qdq_config import QDQConfig
 from utils.training import checkpoints
-from utils.training.architectures import NUM_CLASSES
 
 SMALLEST = 2.0**-24  # smallest positive FP16 number
 BATCHES = (1, 32, 64)  # smallest batch of a plan, the one that its kernels are chosen for, largest
@@ -71,7 +71,7 @@ class TensorRT(Lowering):
         """Return where TensorRT wants pairs: int8 around 0, and one scale for each activation."""
         return QDQConfig("inputs", activation=torch.int8, symmetric=True)
 
-    def deploy(self, quantized: Quantized) -> Deployed:
+    def deploy(self, quantized: Quantized) -> Lowered:
         deployed = super().deploy(quantized)
         return dataclasses.replace(deployed, facts=deployed.facts | self.built_with())
 
@@ -104,6 +104,8 @@ class TensorRT(Lowering):
             checkpoint,
             self.suffix,
             lambda target: self._write(onnx_export.of_checkpoint(checkpoint), target),
+            ("utils.backends.tensorrt",),
+            (self.package, *onnx_export.PACKAGES),
         )
 
     def _compile(self, network: nn.Module, path: Path) -> None:

@@ -1,5 +1,5 @@
-"""Measure one deployed network, from its file to its record in results/."""
+"""Measurement of one deployed network, from its file to its record in results/."""
 
-import lazy_loader
+from utils.measure.record import run
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={"record": ["run"]})
+__all__ = ["run"]

@@ -1,4 +1,4 @@
-"""Cost of a network besides time: bytes in its file, operations, memory for activations."""
+"""The cost of a network besides time: bytes in its file, operations, memory for activations."""
 
 import copy
 import weakref
@@ -15,13 +15,13 @@ from utils.backends.base import Stored
 from utils.environment import MIB
 from utils.quantize.layers import weighted
 
-FULL = 32  # bits of a number that is not quantized
+FULL = 32  # bits of an unquantized number
 
 
 def macs(model: nn.Module) -> dict[str, int]:
-    """Multiply-accumulates of each convolution and linear layer for one 224x224 image.
+    """Count the multiply-accumulates of each convolution and linear layer for one 224x224 image.
 
-    They are half of what torch's FlopCounterMode counts, which counts nothing in other operators.
+    torch's FlopCounterMode counts two operations for each, and none in the study's other operators.
     """
     counter = FlopCounterMode(display=False)
     with counter, torch.inference_mode():
@@ -33,32 +33,31 @@ def macs(model: nn.Module) -> dict[str, int]:
 def of_operations(model: nn.Module, stored: Iterable[Stored]) -> dict[str, float | int]:
     """Compute the columns of results.csv that count operations.
 
-    `macs`: multiply-accumulates of one image. `quantized_macs_share`: share of them in layers whose
-    weights have fewer than 32 bits in the file, which `stored` describes. `model` is the float network.
+    `macs`: multiply-accumulates for one image. `quantized_macs_share`: their share in layers whose
+    weights have fewer than 32 bits in the file. `model` is the float network, and `stored` has the
+    numbers in the file.
     """
     counts = macs(model)
-    quantized = {
-        numbers.layer for numbers in stored if numbers.layer is not None and numbers.bits < FULL
-    }
     total = sum(counts.values())
-    return {"macs": total, "quantized_macs_share": sum(counts[name] for name in quantized) / total}
+    quantized = sum(counts[name] for name, bits in _bits(stored).items() if bits < FULL)
+    return {"macs": total, "quantized_macs_share": quantized / total}
 
 
 def size_mb(path: Path) -> float:
-    """Size of a file in MiB."""
+    """Return the size of a file in MiB."""
     return path.stat().st_size / MIB
 
 
 def of_numbers(stored: Iterable[Stored]) -> dict[str, float | int]:
     """Compute the columns of results.csv that count the numbers in an artifact's file.
 
-    `parameters`: weights and biases. `theoretical_mb`: MiB that these take, whatever else the file
-    holds. `weight_modules`: convolutions and linear layers. `quantized_modules`: those whose
-    weights have fewer than 32 bits in the file. `quantized_share`: share of the parameters that
-    have fewer than 32 bits in the file.
+    `parameters`: weights and biases. `theoretical_mb`: MiB of the parameters alone.
+    `weight_modules`: convolutions and linear layers. `quantized_modules`: layers whose weights have
+    fewer than 32 bits in the file. `quantized_share`: share of the parameters that have fewer than
+    32 bits in the file.
     """
     stored = list(stored)
-    layers = {numbers.layer: numbers.bits for numbers in stored if numbers.layer is not None}
+    layers = _bits(stored)
     count = sum(numbers.count for numbers in stored)
     return {
         "theoretical_mb": sum(numbers.count * numbers.bits for numbers in stored) / 8 / MIB,
@@ -69,12 +68,16 @@ def of_numbers(stored: Iterable[Stored]) -> dict[str, float | int]:
     }
 
 
+def _bits(stored: Iterable[Stored]) -> dict[str, int]:
+    """Return the bits of a weight in the file, by layer."""
+    return {numbers.layer: numbers.bits for numbers in stored if numbers.layer is not None}
+
+
 class LiveBytes(TorchDispatchMode):
     """Count the bytes of activations while this context is active: `now` alive, and the `peak`.
 
-    A view counts once, with its base. `weights` are no activations, nor are tensors made from
-    weights alone, like the FP16 copies that autocast makes. Scratch memory within an operator is
-    not seen.
+    A view counts once, with its base. Neither `weights` count, nor tensors made from weights alone,
+    such as the FP16 copies that autocast makes. Scratch memory within an operator is not seen.
     """
 
     def __init__(self, x: torch.Tensor, weights: Iterable[torch.Tensor]):
@@ -84,29 +87,34 @@ class LiveBytes(TorchDispatchMode):
         self.alive = {_storage(x)}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        read = [
-            _storage(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)
-        ]
+        read = {_storage(tensor) for tensor in _tensors((args, kwargs))}
         made = function(*args, **(kwargs or {}))
-        of_weights = bool(read) and self.weights.issuperset(read)
-        for tensor in tree_leaves(made):
-            if (
-                isinstance(tensor, torch.Tensor)
-                and (key := _storage(tensor)) not in self.alive | self.weights
-            ):
-                self._add(tensor.untyped_storage(), key, self.weights if of_weights else self.alive)
+        of_weights = bool(read) and read <= self.weights
+        for tensor in _tensors(made):
+            key = _storage(tensor)
+            if key in self.alive or key in self.weights:
+                continue
+            if of_weights:
+                self._add(tensor, self.weights, 0)
+            else:
+                self._add(tensor, self.alive, tensor.untyped_storage().nbytes())
         return made
 
-    def _add(self, storage: torch.UntypedStorage, key: int, kind: set[int]) -> None:
-        size = 0 if kind is self.weights else storage.nbytes()
+    def _add(self, tensor: torch.Tensor, kind: set[int], size: int) -> None:
+        """Count a new storage, until it is freed."""
+        key = _storage(tensor)
         kind.add(key)
         self.now += size
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._remove, key, kind, size)
+        weakref.finalize(tensor.untyped_storage(), self._remove, key, kind, size)
 
     def _remove(self, key: int, kind: set[int], size: int) -> None:
         kind.discard(key)
         self.now -= size
+
+
+def _tensors(values) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
 
 
 def _storage(tensor: torch.Tensor) -> int:
@@ -114,10 +122,11 @@ def _storage(tensor: torch.Tensor) -> int:
 
 
 def activation_mb(predict, network: nn.Module, x: torch.Tensor) -> float:
-    """Peak MiB of activations alive at once while `predict` runs `network` on `x`.
+    """Measure the peak MiB of activations alive at once while `predict` runs `network` on `x`.
 
-    `x` itself is not counted.
+    `x` itself does not count.
     """
-    with torch.inference_mode(), LiveBytes(x, [*network.parameters(), *network.buffers()]) as live:
+    weights = [*network.parameters(), *network.buffers()]
+    with torch.inference_mode(), LiveBytes(x, weights) as live:
         predict(x)
     return live.peak / MIB

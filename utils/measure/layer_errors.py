@@ -1,10 +1,11 @@
-"""Errors that quantization adds to weights and outputs, layer by layer."""
+"""The errors that quantization adds to weights and outputs, layer by layer."""
 
 import numpy as np
 import torch
+from torch import nn
 
 from utils import metrics
-from utils.backends.base import Deployed, Layer
+from utils.backends.base import Converted, Deployed, Layer, Lowered
 from utils.quantize.exact import ExactInterpreter
 from utils.quantize.layers import outputs, weighted
 from utils.quantize.modules import QuantizedLayer
@@ -13,36 +14,33 @@ from utils.quantize.network import Quantized
 
 @torch.inference_mode()
 def errors(deployed: Deployed, images: torch.Tensor) -> list[dict]:
-    """Signal-to-quantization-noise ratios (dB) of all convolutions and linear layers.
+    """Compute signal-to-quantization-noise ratios (dB) of all convolutions and linear layers.
 
     Returns one dict for each layer, in order of computation. `weight_sqnr_db` compares the layer's
-    weights with the FP32 weights that they were rounded from. `output_sqnr_db` compares its output
-    on `images` (n, 3, 224, 224), before the activation function; it includes the errors of all
-    layers before it. Of a network that was lowered, outputs are those of its exact execution. None
-    means no difference at all, or weights that cannot be read. The list is empty if nothing was
-    converted.
+    weights with FP32. `output_sqnr_db` compares its output on `images` (n, 3, 224, 224), before the
+    activation function; it includes the errors of all layers before it. A lowered network's outputs
+    come from its exact execution. None means no difference at all, or weights that cannot be read.
+    The list is empty if nothing was converted.
     """
-    if deployed.fp32 is None:
-        return []
-    images = images.to(next(deployed.fp32.parameters()).device)
-    fp32 = weighted(deployed.fp32)
-    with outputs(fp32) as expected:
-        deployed.fp32(images)
-    if deployed.quantized is not None:
+    if isinstance(deployed, Lowered):
+        network = deployed.quantized.fp32
         actual, layers = _exact(deployed.quantized, images.cpu())
-    else:
-        layers = deployed.layers
+    elif isinstance(deployed, Converted):
+        network, layers = deployed.fp32, deployed.layers
         with outputs({name: layer.module for name, layer in layers.items()}) as actual:
-            deployed.predict(images)
+            deployed.predict(images.to(_device(network)))
+    else:
+        return []
+    fp32 = weighted(network)
+    with outputs(fp32) as expected:
+        network(images.to(_device(network)))
     return [
         {
             "layer": name,
             "kind": type(fp32[name]).__name__,
             "parameters": fp32[name].weight.numel(),
-            "weight_sqnr_db": metrics.sqnr_db(
-                _array(fp32[name].weight), _array(layers[name].weight)
-            ),
-            "output_sqnr_db": metrics.sqnr_db(_array(output), _array(actual[name])),
+            "weight_sqnr_db": _sqnr_db(fp32[name].weight, layers[name].weight),
+            "output_sqnr_db": _sqnr_db(output, actual[name]),
         }
         for name, output in expected.items()
     ]
@@ -52,16 +50,26 @@ def _exact(
     quantized: Quantized, images: torch.Tensor
 ) -> tuple[dict[str, torch.Tensor], dict[str, Layer]]:
     """Return the layers' outputs in exact execution, float32, and the layers, by name."""
-    actual = {}
-    ExactInterpreter(quantized, lambda name, output: actual.update({name: output.float()})).run(
-        images.double()
-    )
-    modules = {name: quantized.network.get_submodule(name) for name in actual}
-    values = {
-        name: module.values() if isinstance(module, QuantizedLayer) else module.weight
-        for name, module in modules.items()
-    }
-    return actual, {name: Layer(modules[name], values[name]) for name in modules}
+    actual: dict[str, torch.Tensor] = {}
+
+    def keep(name: str, output: torch.Tensor) -> None:
+        actual[name] = output.float()
+
+    ExactInterpreter(quantized, keep).run(images.double())
+    layers = {}
+    for name in actual:
+        module = quantized.network.get_submodule(name)
+        weight = module.values() if isinstance(module, QuantizedLayer) else module.weight
+        layers[name] = Layer(module, weight)
+    return actual, layers
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next(network.parameters()).device
+
+
+def _sqnr_db(fp32: torch.Tensor, quantized: torch.Tensor) -> float | None:
+    return metrics.sqnr_db(_array(fp32), _array(quantized))
 
 
 def _array(x: torch.Tensor) -> np.ndarray:

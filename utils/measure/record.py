@@ -9,23 +9,26 @@ import torch
 
 from utils import caveats, checksums, cli, environment, metrics, paths, progress, results, stats
 from utils.backends import fp16
-from utils.backends.base import Deployed
-from utils.catalog import Run
+from utils.backends.base import Converted, Deployed, Lowered
+from utils.catalog import BACKENDS, Run
+from utils.data.dataset import Split
 from utils.errors import UserError
+from utils.experiment import Experiment
 from utils.measure import footprint, layer_errors, profiling
 from utils.quantize import exact
+from utils.quantize.network import Quantized
+from utils.recipes import Recipe
 from utils.timing import protocol
 from utils.timing.worker import EVAL_BATCH, Worker
 from utils.training import checkpoints, distributed, loop
 from utils.training.checkpoints import Checkpoint
-from utils.training.sessions import Experiment
 
 RANDOM_SEED, RANDOM_IMAGES = 20261123, 4
 DIAGNOSED, SMOKE_DIAGNOSED = 32, 2  # validation images for the per-layer figures
 
 
 def run(
-    experiment: Experiment, recipe: dict, deployed: Deployed, trained: Checkpoint | None = None
+    experiment: Experiment, recipe: Recipe, deployed: Deployed, trained: Checkpoint | None = None
 ) -> None:
     """Save the artifact, load it in fresh processes, measure it there and write the results.
 
@@ -38,35 +41,31 @@ def run(
         return
     # Processes that train together share the threads, and sums depend on the number of threads.
     torch.set_num_threads(experiment.options.threads)
-    run, options, backend = (
-        experiment.run.on(deployed.backend.name),
-        experiment.options,
-        deployed.backend,
-    )
+    backend, options = deployed.backend, experiment.options
+    run = experiment.run.on(backend.name)
     progress.say(f"measuring {run.name} on {backend.name}")
     host = _environment(run, experiment)
     if host["native_fp16"] is False:
-        device = options.device.upper()
         progress.say(
-            f"warning: this {device} has no FP16 arithmetic; {backend.name} emulates it, or computes in FP32"
+            f"warning: this {options.device.upper()} has no FP16 arithmetic; {backend.name} emulates "
+            "it, or computes in FP32"
         )
     path = _saved(run, experiment, deployed)
     logits, numerics = artifact_logits(deployed, path, experiment)
-    fp32 = baseline_logits(experiment, logits if path == experiment.baseline.path else None)
-    method = exact_logits(deployed, experiment)
+    fp32 = fp32_logits(experiment, logits if path == experiment.baseline.path else None)
+    kernels = backend.kernels(path)
     shown = experiment.data.validation.calibration(SMOKE_DIAGNOSED if options.smoke else DIAGNOSED)
+    alone = options.replace(backends=(backend.name,), fastest=False)
     record = {
         "run": results.describe(run, experiment.data.study, backend.name, options),
-        "command": cli.published_command(
-            experiment.run, options.replace(backends=(backend.name,), fastest=False)
-        ),
-        "recipe": recipe,
-        "metrics": _metrics(logits, fp32, method, deployed, experiment),
+        "command": cli.published_command(experiment.run, alone),
+        "recipe": recipe.describe(),
+        "metrics": _metrics(logits, fp32, deployed, experiment, trained),
         "footprint": _footprint(deployed, path, experiment),
         "environment": host,
         "data": experiment.data.describe(),
         "training": (trained or experiment.baseline).training,
-        "backend": deployed.facts | numerics | _kernels(backend, path),
+        "backend": deployed.facts | numerics | ({} if kernels is None else {"kernels": kernels}),
         "layers": layer_errors.errors(deployed, shown),
         "timing": _times(deployed, path, experiment),
     }
@@ -75,16 +74,15 @@ def run(
     # Last, because by now all modules that take part are loaded.
     record["provenance"] = _provenance(run, experiment, path)
     test = experiment.data.test
-    written = results.write(
-        record, logits, test.y, options.results, [test.names[place] for place in test.index]
-    )
+    names = [test.names[place] for place in test.index]
+    written = results.write(record, logits, test.y, options.results, names)
     progress.say(f"{summary(record)}\nwritten: {written}")
 
 
 def _saved(run: Run, experiment: Experiment, deployed: Deployed) -> Path:
     """Save the artifact, unless it is a file already; returns its path."""
-    if isinstance(deployed.save, Path):
-        return deployed.save
+    if deployed.file is not None:
+        return deployed.file
     options, backend = experiment.options, deployed.backend
     folder = options.checkpoints / experiment.data.study
     path = folder / f"{run.name}_{backend.name}_seed{options.seed}{backend.suffix}"
@@ -110,8 +108,10 @@ def artifact_logits(
         memory_format=torch.channels_last
     )
     first = next(test.batches(EVAL_BATCH))[0]
-    for network in filter(None, (deployed.network, deployed.fp32)):
-        network.to(options.device)
+    if deployed.network is not None:
+        deployed.network.to(options.device)
+    if isinstance(deployed, Converted):
+        deployed.fp32.to(options.device)
     with Worker(deployed.backend.name, path, options.device, options.threads) as worker:
         if deployed.predict:
             _compare(
@@ -138,14 +138,19 @@ def _compare(deployed: Deployed, path: Path, name: str, x: torch.Tensor, after: 
         )
 
 
-def baseline_logits(experiment: Experiment, known: np.ndarray | None = None) -> np.ndarray:
-    """Test logits of the FP32 baseline, float32 (n, 2).
+def fp32_logits(experiment: Experiment, known: np.ndarray | None = None) -> np.ndarray:
+    """Return the test logits of the FP32 network, float32 (n, 2).
 
-    They are computed once, unless `known`, and stored beside the baseline's checkpoint.
+    They are computed once, unless `known`, and stored next to the network's checkpoint.
     """
     baseline, options, test = experiment.baseline, experiment.options, experiment.data.test
     key = checkpoints.fingerprint(
-        checkpoint=baseline.sha256, index=test.index.tolist(), device=options.device
+        checkpoint=baseline.sha256,
+        device=options.device,
+        gpu=_gpu(options.device),
+        threads=options.threads,
+        **_images(test, experiment),
+        **_code(f"utils.backends.{BACKENDS['native'].module}", "utils.timing.worker"),
     )
     path = baseline.path.with_suffix(f".{options.device}.logits")
 
@@ -156,21 +161,38 @@ def baseline_logits(experiment: Experiment, known: np.ndarray | None = None) -> 
     return _store(path, key, known) if known is not None else _remembered(path, key, compute)
 
 
-def exact_logits(deployed: Deployed, experiment: Experiment) -> np.ndarray | None:
-    """Test logits of the method in exact arithmetic, float32 (n, 2); None if nothing was lowered.
+def exact_logits(quantized: Quantized, experiment: Experiment) -> np.ndarray:
+    """Return the test logits of the method in exact arithmetic, float32 (n, 2).
 
     Engines that lower the same network share them: they are stored by its digest.
     """
-    quantized, test = deployed.quantized, experiment.data.test
-    if quantized is None:
-        return None
+    test = experiment.data.test
     key = checkpoints.fingerprint(
-        network=quantized.digest(), index=test.index.tolist(), data=experiment.data.digest
+        network=quantized.digest(),
+        **_images(test, experiment),
+        **_code("utils.quantize.exact"),
     )
-    path = (
-        experiment.baseline.path.parent / "references" / f"{experiment.run.name}_{key[:16]}.logits"
-    )
+    folder = experiment.baseline.path.parent / "exact"
+    path = folder / f"{experiment.run.name}_{key[:16]}.logits"
     return _remembered(path, key, lambda: exact.logits(quantized, test))
+
+
+def _images(split: Split, experiment: Experiment) -> dict:
+    """Return what decides the images of `split`, for the key of a cache."""
+    return {"data": experiment.data.digest, "index": split.index.tolist()}
+
+
+def _code(*modules: str) -> dict:
+    """Return what else decides logits: the code, the packages and the processor."""
+    return {
+        "code": environment.code_of(*modules, "utils.data.decoding", "utils.data.synthetic"),
+        "versions": environment.versions(),
+        "cpu": environment.cpu(),
+    }
+
+
+def _gpu(device: str) -> str | None:
+    return torch.cuda.get_device_name() if device == "cuda" else None
 
 
 def _remembered(path: Path, key: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
@@ -189,17 +211,12 @@ def _store(path: Path, key: str, logits: np.ndarray) -> np.ndarray:
     return logits
 
 
-def _kernels(backend, path: Path) -> dict:
-    """Count the kernels of the compiled graph, if the engine tells."""
-    return {"kernels": backend.kernels(path)} if hasattr(backend, "kernels") else {}
-
-
 def _metrics(
     logits: np.ndarray,
     fp32: np.ndarray,
-    method: np.ndarray | None,
     deployed: Deployed,
     experiment: Experiment,
+    trained: Checkpoint | None,
 ) -> dict:
     test, device = experiment.data.test, experiment.options.device
     name = f"{experiment.run.name} on {deployed.backend.name}"
@@ -208,20 +225,24 @@ def _metrics(
     except ValueError as error:
         raise UserError(f"{name}: {error}") from None
     low, high = stats.wilson(round(quality["accuracy"] * len(logits)), len(logits))
-    quality |= {"accuracy_ci_low": low, "accuracy_ci_high": high} | metrics.fidelity(logits, fp32)
+    quality |= {"accuracy_ci_low": low, "accuracy_ci_high": high}
+    quality |= metrics.fidelity(logits, fp32)
+    decisions = logits.argmax(1)
     if logits is not fp32:
-        quality |= stats.against(logits.argmax(1) == test.y, fp32.argmax(1) == test.y)
-    if method is not None:
-        quality |= {
-            "accuracy_reference": float((method.argmax(1) == test.y).mean()),
-            "sqnr_reference_db": metrics.sqnr_db(fp32, method),
-            "sqnr_vs_reference_db": metrics.sqnr_db(method, logits),
-            "agreement_reference": float((method.argmax(1) == logits.argmax(1)).mean()),
-        }
-    if deployed.fake_quant is not None:
-        decisions = loop.predict(deployed.fake_quant.to(device), test, device).argmax(1)
-        quality["accuracy_fake_quant"] = float((decisions == test.y).mean())
-        quality["agreement_fake_quant"] = float((decisions == logits.argmax(1)).mean())
+        quality |= stats.against(decisions == test.y, fp32.argmax(1) == test.y)
+    if not isinstance(deployed, Lowered):
+        return quality
+    exact = exact_logits(deployed.quantized, experiment)
+    quality |= {
+        "accuracy_reference": float((exact.argmax(1) == test.y).mean()),
+        "sqnr_reference_db": metrics.sqnr_db(fp32, exact),
+        "sqnr_vs_reference_db": metrics.sqnr_db(exact, logits),
+        "agreement_reference": float((exact.argmax(1) == decisions).mean()),
+    }
+    if trained is not None:
+        fake_quant = loop.predict(trained.model.to(device), test, device).argmax(1)
+        quality["accuracy_fake_quant"] = float((fake_quant == test.y).mean())
+        quality["agreement_fake_quant"] = float((fake_quant == decisions).mean())
     return quality
 
 
@@ -253,7 +274,7 @@ def _environment(run: Run, experiment: Experiment) -> dict:
     return environment.describe(experiment.options.threads) | {
         "native_fp16": fp16.native(device) if run.dtype == "fp16" else None,
         "torch": torch.__version__,
-        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "gpu": _gpu(device),
         "torch_isa": torch.backends.cpu.get_cpu_capability(),
     }
 

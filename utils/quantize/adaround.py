@@ -59,7 +59,6 @@ class _Adapting(ExactInterpreter):
             outputs = self.wanted.pop(target)
             inputs = inputs_at(layer, args[0], len(outputs) // len(args[0]))
             adapt_layer(layer, self.quantized.fp32.get_submodule(target).weight, inputs, outputs)
-            self.quantized.origin[target] += ", rounded adaptively"
             self.bar.step(note=target)
         return super().call_module(target, args, kwargs)
 

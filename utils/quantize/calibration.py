@@ -9,8 +9,8 @@ from torch import nn
 from utils import progress
 from utils.errors import UserError
 from utils.quantize import insertion
-from utils.quantize.insertion import Inserted
 from utils.quantize.qdq_config import INTEGERS, QDQConfig
+from utils.recipes import Int8, Int16
 
 BATCH = 32
 BINS = 2048  # of a histogram
@@ -79,14 +79,14 @@ class Observer(nn.Module):
         return x
 
     def range(self, method: str, config: QDQConfig) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ends of the range, float64 (rows,) each, by a method of METHODS.
+        """Return the ends of the range, float64 (rows,) each, by a method of RANGES.
 
         If zero-points are 0, the ends are equal in magnitude. A row gets at least SILENT times the
         widest range of the tensor, even if it is zero in all images. A tensor of zeros gets 1.
         """
         counts = [None] * len(self.low) if self.counts is None else self.counts.numpy()
         ends = zip(counts, self.low.double().tolist(), self.high.double().tolist(), strict=True)
-        low, high = np.array([METHODS[method](*row, config) for row in ends]).T
+        low, high = np.array([RANGES[method](*row, config) for row in ends]).T
         if config.symmetric:
             high = np.maximum(-low, high)
             low = -high
@@ -137,7 +137,7 @@ def mse(counts: np.ndarray, low: float, high: float, config: QDQConfig) -> tuple
         # An end at 0, as that of most channels after ReLU, leaves only the other one to be chosen.
         lows, highs = ((SHARES if end else SHARES[:1]) * end for end in (low, high))
         lows, highs = lows[:, None], highs[None, :]
-        step = (highs - lows) / config.levels
+        step = (highs - lows) / config.steps
     # Sums of counts, of values and of squares below every edge give the clipping error of any end.
     sums = [np.concatenate([[0], np.cumsum(counts * centres**power)]) for power in (0, 1, 2)]
     below, beyond = np.searchsorted(centres, lows), np.searchsorted(centres, highs, side="right")
@@ -163,7 +163,7 @@ def mse(counts: np.ndarray, low: float, high: float, config: QDQConfig) -> tuple
     )
 
 
-METHODS = {"minmax": minmax, "percentile": percentile, "mse": mse}
+RANGES = {"minmax": minmax, "percentile": percentile, "mse": mse}
 
 
 def numbers(
@@ -179,8 +179,8 @@ def numbers(
     if config.symmetric:
         scale, zero_point = high / highest, np.zeros_like(high)
     else:
-        scale = (high - low) / config.levels
-        zero_point = lowest + np.clip(np.round(-low / scale), 0, config.levels)
+        scale = (high - low) / config.steps
+        zero_point = lowest + np.clip(np.round(-low / scale), 0, config.steps)
         below = config.middle - lowest  # integers below the middle; above it there is one less
         around = np.maximum(-low / below, high / (below - 1))
         if config.centred and len(low) == 1 and around <= NEARLY * scale:
@@ -194,42 +194,33 @@ def numbers(
     ).long().reshape(shape)
 
 
-def calibrate(network: nn.Module, images: torch.Tensor, config: QDQConfig, recipe: dict) -> dict:
-    """Return the scale and zero-point of every pair of `network`, by the pair's name.
+def calibrate(
+    network: nn.Module,
+    images: torch.Tensor,
+    config: QDQConfig,
+    recipe: Int8 | Int16,
+    equalized: frozenset[str] = frozenset(),
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Return the scale and zero-point of every Q/DQ pair of `network`, by the pair's name.
 
     `network` is float, with BatchNorm folded; it is not changed. `images` are float32
-    (n, 3, 224, 224), normalised; they run twice unless the method is "minmax". Recipe:
-    `activations`, one of METHODS; `keep_fp32`, the modules that stay in FP32; `headroom`, a factor
-    on all ranges, 1 if missing.
+    (n, 3, 224, 224), normalised; they run twice unless the ranges are "minmax". For `equalized` see
+    `insertion.insert`.
     """
     observed = copy.deepcopy(network)
-    qdqs = insertion.insert(observed, config, recipe.get("keep_fp32", ()), Observer)
+    qdqs = insertion.insert(observed, config, recipe.keep_fp32, Observer, equalized)
     observers = {name: observed.get_submodule(name) for name in qdqs.source}
     for name, observer in observers.items():
         observer.channelwise, observer.useful = name in qdqs.channelwise, qdqs.useful[name]
-    method = recipe["activations"]
-    fill(observed, observers, images, method)
-    headroom = recipe.get("headroom", 1.0)
+    fill(observed, observers, images, recipe.ranges)
     chosen = {}
-    for name in _leading_first(qdqs):
+    leading_first = sorted(qdqs.source, key=lambda name: name in qdqs.same_as)
+    for name in leading_first:
         if name in qdqs.same_as:
             chosen[name] = chosen[qdqs.same_as[name]]
         elif name in qdqs.gates:
             chosen[name] = torch.tensor(1 / 256), torch.tensor(INTEGERS[config.activation][0])
         else:
-            low, high = observers[name].range(method, config)
-            chosen[name] = numbers(headroom * low, headroom * high, config)
+            low, high = observers[name].range(recipe.ranges, config)
+            chosen[name] = numbers(recipe.headroom * low, recipe.headroom * high, config)
     return chosen
-
-
-def origin(qdqs: Inserted, name: str, recipe: dict, count: int) -> str:
-    """Say in a few words where the scale of a pair comes from."""
-    if name in qdqs.same_as:
-        return f"as {qdqs.same_as[name]}"
-    if name in qdqs.gates:
-        return "fixed: a gate ends at 1"
-    return f"{recipe['activations']} of {count} images"
-
-
-def _leading_first(qdqs: Inserted) -> list[str]:
-    return sorted(qdqs.source, key=lambda name: name in qdqs.same_as)

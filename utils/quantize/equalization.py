@@ -19,8 +19,10 @@ MobileNetV3-Small these are 9 of 11 places, which makes it 1.035 to 1.065 times 
 and takes it no farther from FP32.
 """
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import fx, nn
 
@@ -31,6 +33,7 @@ from utils.quantize.layers import watching
 from utils.quantize.modules import QDQ, by_output
 from utils.quantize.operators import Graph, Kind, ScaledHardswish
 from utils.quantize.qdq_config import QDQConfig
+from utils.recipes import Int8
 
 LIMIT = 30.0  # dB: SQNR of the logits if a single tensor is rounded with one scale
 IMAGES = 64  # that measure it
@@ -81,51 +84,61 @@ def places(network: fx.GraphModule, keep_fp32: tuple[str, ...]) -> list[Place]:
 
 @torch.no_grad()
 def equalize(
-    network: fx.GraphModule, images: torch.Tensor, config: QDQConfig, recipe: dict
-) -> dict[str, str]:
+    network: fx.GraphModule, images: torch.Tensor, config: QDQConfig, recipe: Int8
+) -> frozenset[str]:
     """Equalize a float `network`, whose BatchNorm is folded, in place.
 
-    It remains the same function, but for FP32's rounding. Ranges are those of `images`, float32
-    (n, 3, 224, 224) normalised, by the method that the recipe has for `activations`. Returns what
-    was done, by the depthwise convolution. Where `placement` has a scale for each channel "apart",
-    nothing is done; where it has one only if "needed", nothing after hardswish. The depthwise
-    convolutions for whose inputs one scale is enough are in `network.meta["even"]`, a set of names.
+    It stays the same function, except for FP32's rounding. Ranges are taken over `images`, float32
+    (n, 3, 224, 224) normalised, by the method of the recipe. Where `config` has one scale per channel
+    "apart", nothing is done; where it has one only if "needed", nothing is done after hardswish.
+    Returns the depthwise convolutions for whose inputs one scale is enough.
     """
     if config.scales not in ("tensor", "needed"):
-        return {}
-    done, chosen = {}, places(network, tuple(recipe.get("keep_fp32", ())))
+        return frozenset()
+    chosen = places(network, recipe.keep_fp32)
     if config.scales == "needed":
         chosen = [place for place in chosen if place.exact]
-    network.meta["even"] = {place.depthwise for place in chosen}
     names = {name for place in chosen for name in (place.layer, place.read)}
-    ranges = channel_ranges(network, names, images, config, recipe["activations"])
-    logits = None if all(place.exact for place in chosen) else network(images[:IMAGES]).numpy()
+    ranges = channel_ranges(network, names, images, config, recipe.ranges)
+    logits = None
+    if not all(place.exact for place in chosen):
+        logits = network(images[:IMAGES]).numpy()
     for place in chosen:
         layer, factor = network.get_submodule(place.layer), factors(ranges[place.read])
         if place.exact:
             divide(layer, factor)
-            done[place.depthwise] = (
-                f"inputs equalized exactly, factors from {factor.min():.3g} to 1"
-            )
         else:
-            rounded = (place.layer, place.read) if config.position == "outputs" else (place.read,)
-            alone = [
-                _rounded_alone(network, name, ranges[name], config).run(images[:IMAGES])
-                for name in rounded
-            ]
-            worst = min(metrics.sqnr_db(logits, each.numpy()) or float("inf") for each in alone)
-            if worst >= LIMIT:
+            rounded = {place.read} if config.position == "inputs" else {place.layer, place.read}
+            ends = {name: ranges[name] for name in rounded}
+            if one_scale_sqnr_db(network, ends, config, images[:IMAGES], logits) >= LIMIT:
                 continue
-            before = (
-                factors(ranges[place.layer]) if place.layer in rounded else torch.ones_like(factor)
-            )
+            before = factors(ranges[place.layer])
+            if place.layer not in rounded:
+                before = torch.ones_like(factor)
             divide(layer, before)
             network.set_submodule(place.read, ScaledHardswish(before, 1 / factor))
-            done[place.depthwise] = (
-                f"inputs equalized, factors from {factor.min():.3g} to 1; one scale would leave {worst:.1f} dB"
-            )
         multiply(network.get_submodule(place.depthwise), factor)
-    return done
+    return frozenset(place.depthwise for place in chosen)
+
+
+def one_scale_sqnr_db(
+    network: fx.GraphModule,
+    ends: dict[str, Range],
+    config: QDQConfig,
+    images: torch.Tensor,
+    logits: np.ndarray,
+) -> float:
+    """Return the lowest SQNR of the logits, in dB, if one tensor alone is rounded with one scale.
+
+    `ends` has the ranges of the channels of these tensors, by module; `logits` are the float answers.
+    """
+    worst = math.inf
+    for name, channels in ends.items():
+        rounded = _rounded_alone(network, name, channels, config).run(images).numpy()
+        sqnr = metrics.sqnr_db(logits, rounded)
+        if sqnr is not None:
+            worst = min(worst, sqnr)
+    return worst
 
 
 def channel_ranges(

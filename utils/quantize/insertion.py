@@ -13,13 +13,11 @@ from utils.quantize.qdq_config import QDQConfig
 
 @dataclass
 class Inserted:
-    """The pairs in a graph, by name, and what is around them."""
+    """The Q/DQ pairs in a graph, by name, and what surrounds them."""
 
     reads: dict[str, str]  # quantized convolution or linear layer -> the pair that it reads
-    source: dict[
-        str, str
-    ]  # pair -> the operator that it quantizes: its module, or the name of its node: "x", "add", ...
-    channelwise: set[str]  # pairs with a scale for each channel
+    source: dict[str, str]  # pair -> the module or node whose output it quantizes: "x", "add", ...
+    channelwise: set[str]  # pairs with one scale per channel
     same_as: dict[str, str]  # pair of an average -> the pair whose scale it has
     gates: set[str]  # pairs of hardsigmoids
     useful: dict[str, tuple[torch.Tensor, torch.Tensor] | None]  # pair -> see `Graph.useful`
@@ -30,48 +28,40 @@ def insert(
     config: QDQConfig,
     keep_fp32: tuple[str, ...],
     make: Callable[[], nn.Module],
+    equalized: frozenset[str] = frozenset(),
 ) -> Inserted:
-    """Insert a module `make()` at every place of a pair in `network`, in place.
+    """Insert a module `make()` at every place of a Q/DQ pair in `network`, in place.
 
-    What belongs to the modules `keep_fp32` is not quantized. Operators that are computed together,
+    Operators inside the modules `keep_fp32` are not quantized. Operators that are computed together,
     such as a convolution with its BatchNorm and ReLU, share a pair. It is named after the first of
-    them, so that its name is the same whether BatchNorm is folded or not. Raises `UserError` for an
-    unknown operator, and for a quantized layer that is called on several tensors. Where
-    `network.meta["even"]` is set, as by `equalize`, it says where none is "needed".
+    them, so that its name does not depend on folding. One scale is enough for the inputs of the
+    depthwise convolutions `equalized`. Raises `UserError` for an unknown operator, and for a
+    quantized layer that is called on several tensors.
     """
     graph = Graph(network)
-    places = (
-        _inputs(graph, keep_fp32, config.rounded_sums)
-        if config.position == "inputs"
-        else _outputs(graph, keep_fp32)
-    )
-    if config.float_logits:
-        places = {
-            node: users
-            for node, users in places.items()
-            if [graph.kinds[user] for user in users] != [Kind.OUTPUT]
-        }
+    places = _places(graph, config, keep_fp32)
     firsts = {node: graph.first(node) for node in places}  # before any pair stands in between
     inserted = Inserted({}, {}, set(), {}, set(), {})
     carried: dict[fx.Node, str] = {}  # tensor -> the pair whose values it holds
     for node in graph.nodes:
         moved = _moved(graph, node, carried)
         if node in places:
-            name = f"qdq_{firsts[node].name}"
-            inserted.source[name] = (
-                firsts[node].target if firsts[node].op == "call_module" else firsts[node].name
-            )
-            _describe(inserted, graph, node, name, config, places[node])
-            if (
-                graph.kinds[node] is Kind.AVERAGING
-                and config.pooling_keeps_scale
-                and node.args[0] in carried
-            ):
+            first = firsts[node]
+            name = f"qdq_{first.name}"
+            inserted.source[name] = first.target if first.op == "call_module" else first.name
+            if config.unit_gates and isinstance(graph.module(node), nn.Hardsigmoid):
+                inserted.gates.add(name)
+            if _needs_channels(graph, node, places[node], config, equalized):
+                inserted.channelwise.add(name)
+            inserted.useful[name] = graph.useful(graph.readers(places[node]))
+            averages = graph.kinds[node] is Kind.AVERAGING
+            if averages and config.pooling_keeps_scale and node.args[0] in carried:
                 inserted.same_as[name] = carried[node.args[0]]
             network.add_submodule(name, make())
             carried[_call(network, node, name, places[node])] = name
         elif moved:
-            # The same pair again changes nothing, but tells an engine that the operator may compute on integers.
+            # The same pair again changes nothing, but it tells an engine that the operator may
+            # compute on integers.
             carried[_call(network, node, moved, list(node.users))] = moved
         elif isinstance(graph.module(node), IDLE) and node.args[0] in carried:
             carried[node] = carried[node.args[0]]
@@ -79,10 +69,27 @@ def insert(
             qdq = carried[node.args[0]]
             if inserted.reads.setdefault(node.target, qdq) != qdq:
                 raise UserError(
-                    f"{node.target} reads tensors of different scales. Keep it in FP32 by `keep_fp32` of the recipe."
+                    f"{node.target} reads tensors of different scales. Keep it in FP32 with "
+                    "`keep_fp32` of the recipe."
                 )
     network.recompile()
     return inserted
+
+
+def _places(
+    graph: Graph, config: QDQConfig, keep_fp32: tuple[str, ...]
+) -> dict[fx.Node, list[fx.Node]]:
+    """Return the tensors that get a pair, each with the operators that read it."""
+    if config.position == "inputs":
+        places = _inputs(graph, keep_fp32, config.rounded_sums)
+    else:
+        places = _outputs(graph, keep_fp32)
+    if config.float_logits:
+        logits = [
+            node for node in places if {graph.kinds[user] for user in places[node]} == {Kind.OUTPUT}
+        ]
+        places = {node: users for node, users in places.items() if node not in logits}
+    return places
 
 
 def _inputs(graph: Graph, keep_fp32: tuple[str, ...], sums: bool) -> dict[fx.Node, list[fx.Node]]:
@@ -136,31 +143,26 @@ def _moved(graph: Graph, node: fx.Node, carried: dict[fx.Node, str]) -> str | No
     return carried.get(node.args[0]) if graph.kinds[node] is Kind.MOVING and is_tensor else None
 
 
-def _describe(
-    inserted: Inserted,
+def _needs_channels(
     graph: Graph,
     node: fx.Node,
-    name: str,
-    config: QDQConfig,
     users: list[fx.Node],
-) -> None:
-    if config.unit_gates and isinstance(graph.module(node), nn.Hardsigmoid):
-        inserted.gates.add(name)
+    config: QDQConfig,
+    equalized: frozenset[str],
+) -> bool:
+    """Return whether the pair of `node`, which `users` read, has one scale per channel."""
+
+    def allows(reader: fx.Node) -> bool:
+        if config.scales == "apart":
+            return graph.keeps_channels_apart(reader)
+        return graph.depthwise(reader) and reader.target not in equalized
+
     readers = graph.readers(users)
-    inserted.useful[name] = graph.useful(readers)
-    even = graph.network.meta.get("even", ())
-    apart = {
-        "apart": graph.keeps_channels_apart,
-        "needed": lambda reader: graph.depthwise(reader) and reader.target not in even,
-        "tensor": lambda _: False,
-    }[config.scales]
-    deciding = [
-        reader
-        for reader in readers
-        if not (config.position == "inputs" and reader.target in ADDITIONS)
-    ]
-    if deciding and all(map(apart, deciding)) and not graph.mixes_when_moved(node):
-        inserted.channelwise.add(name)
+    if config.position == "inputs":
+        readers = [reader for reader in readers if reader.target not in ADDITIONS]
+    if config.scales == "tensor" or not readers or graph.mixes_when_moved(node):
+        return False
+    return all(allows(reader) for reader in readers)
 
 
 def _call(network: fx.GraphModule, node: fx.Node, name: str, users: list[fx.Node]) -> fx.Node:

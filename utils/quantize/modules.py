@@ -1,27 +1,21 @@
-"""Modules of a quantized network: Q/DQ pairs and layers with integer weights."""
-
-import warnings
+"""Modules of a quantized network: Q/DQ pairs, and layers with integer weights."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import torch.ao.quantization.fx._decomposed
-
+from utils.quantize.decomposed_ops import OPS
 from utils.quantize.qdq_config import INTEGERS, QDQConfig
 
-OPS = torch.ops.quantized_decomposed
-FAINT = 2.0**-20  # smallest scale of a channel's weights, relative to the layer's largest
+SMALLEST_SCALE = 2.0**-20  # of a channel's weights, relative to the layer's largest
 
 
 class QDQ(nn.Module):
     """Quantization of an activation, followed at once by its dequantization.
 
     Values are divided by `scale`, rounded to the nearest integer, ties to even, shifted by
-    `zero_point` and clipped to the integers of the placement's format. `scale` is float32 and
-    `zero_point` int64, both of shape () or (channels,).
+    `zero_point` and clipped to the integers of `dtype`. `scale` is float32 and `zero_point` int64,
+    both of shape () or (channels,).
     """
 
     def __init__(self, dtype: torch.dtype):
@@ -44,31 +38,17 @@ class QDQ(nn.Module):
         return OPS.dequantize_per_channel.default(OPS.quantize_per_channel.default(x, *how), *how)
 
 
-class QuantizedLayer(nn.Module):
-    """A convolution or linear layer with integer weights.
+class WeightedLayer(nn.Module):
+    """The operation of a convolution or linear layer, apart from its numbers.
 
-    `weight` holds integers (out, ...), `scale` float32 (out,). `bias` is float32 (out,). Where the
-    placement asks for int32 biases, `bias_integers` are these, and `bias` holds their values.
+    `convolution` is (stride, padding, dilation, groups), or None for a linear layer.
     """
 
-    def __init__(self, layer: nn.Module, config: QDQConfig):
+    def __init__(self, layer: nn.Module):
         super().__init__()
-        self.high = config.highest_weight(layer)
-        self.low = -self.high
-        out = len(layer.weight)
-        self.register_buffer("weight", torch.zeros_like(layer.weight, dtype=config.weight))
-        self.register_buffer("scale", torch.ones(out))
-        self.register_buffer(
-            "zero_point", torch.zeros(out, dtype=torch.int64), persistent=False
-        )  # all 0
-        self.register_buffer("bias", torch.zeros(out))
-        self.register_buffer(
-            "bias_integers", torch.zeros(out, dtype=torch.int32) if config.bias == "int32" else None
-        )
-        is_convolution = isinstance(layer, nn.Conv2d)
-        self.convolution = (
-            (layer.stride, layer.padding, layer.dilation, layer.groups) if is_convolution else None
-        )
+        self.convolution = None
+        if isinstance(layer, nn.Conv2d):
+            self.convolution = (layer.stride, layer.padding, layer.dilation, layer.groups)
 
     def compute(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
@@ -78,11 +58,44 @@ class QuantizedLayer(nn.Module):
             return F.linear(x, weight, bias)
         return F.conv2d(x, weight, bias, *self.convolution)
 
+    def plain(self, weight: torch.Tensor, bias: torch.Tensor) -> nn.Module:
+        """Return the float layer of torch with these weights, in evaluation mode."""
+        out, inputs = weight.shape[:2]
+        if self.convolution is None:
+            layer = nn.Linear(inputs, out, device="meta")
+        else:
+            stride, padding, dilation, groups = self.convolution
+            how = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
+            layer = nn.Conv2d(inputs * groups, out, weight.shape[2:], **how, device="meta")
+        layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
+        return layer.eval()
+
+
+class QuantizedLayer(WeightedLayer):
+    """A convolution or linear layer with integer weights.
+
+    `weight` holds integers (out, ...), `scale` float32 (out,). `bias` is float32 (out,). With int32
+    biases, `bias_integers` holds them, and `bias` their values.
+    """
+
+    def __init__(self, layer: nn.Module, config: QDQConfig):
+        super().__init__(layer)
+        self.high = config.highest_weight(layer)
+        self.low = -self.high
+        out = len(layer.weight)
+        integers = torch.zeros(out, dtype=torch.int32) if config.bias == "int32" else None
+        self.register_buffer("weight", torch.zeros_like(layer.weight, dtype=config.weight))
+        self.register_buffer("scale", torch.ones(out))
+        zeros = torch.zeros(out, dtype=torch.int64)
+        self.register_buffer("zero_point", zeros, persistent=False)
+        self.register_buffer("bias", torch.zeros(out))
+        self.register_buffer("bias_integers", integers)
+
     def values(self) -> torch.Tensor:
         """Return the values of the integer weights, float32 (out, ...)."""
-        return OPS.dequantize_per_channel.default(
-            self.weight, self.scale, self.zero_point, 0, self.low, self.high, self.weight.dtype
-        )
+        scales = (self.scale, self.zero_point)
+        ends = (self.low, self.high)
+        return OPS.dequantize_per_channel.default(self.weight, *scales, 0, *ends, self.weight.dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.compute(x, self.values(), self.bias)
@@ -92,28 +105,28 @@ class QuantizedLayer(nn.Module):
     ) -> None:
         """Take the integers nearest to the weights and the bias of a float `layer`.
 
-        `input_scale` is the scale of the pair that the layer reads. The scales of the weights are
-        `scale` (out,), if given, or those of `quantize_weight`.
+        `input_scale` is the scale of the Q/DQ pair that the layer reads. The scales of the weights
+        are `scale` (out,), if given, or from `quantize_weight`.
         """
-        bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias.detach().float()
+        out = len(layer.weight)
+        bias = torch.zeros(out) if layer.bias is None else layer.bias.detach().float()
         smallest = 0.0
         if self.bias_integers is not None:
-            # Nearly dead channels have tiny weights, and 2^31 of their steps may not reach the bias.
+            # Nearly dead channels have tiny weights: 2^31 of their steps may not reach the bias.
             smallest = bias.abs() / (input_scale * (INTEGERS[torch.int32][1] - 1))
         integers, self.scale = quantize_weight(layer.weight, self.high, smallest, scale)
         self.weight = integers.to(self.weight.dtype)
         self.set_bias(bias, input_scale)
 
     def set_bias(self, bias: torch.Tensor, input_scale: torch.Tensor) -> None:
-        """Set the bias, float32 (out,), rounded as the placement asks; see `quantize`."""
+        """Set the bias, float32 (out,), rounded to int32 if the layer has integer biases."""
         if self.bias_integers is None:
             self.bias = bias.float()
             return
         step = input_scale.double() * self.scale.double()
         low, high = INTEGERS[torch.int32]
-        self.bias_integers = torch.clamp(torch.round(bias.double() / step), low, high).to(
-            torch.int32
-        )
+        integers = torch.clamp(torch.round(bias.double() / step), low, high)
+        self.bias_integers = integers.to(torch.int32)
         self.bias = (self.bias_integers.double() * step).float()
 
 
@@ -123,22 +136,23 @@ def quantize_weight(
     smallest: torch.Tensor | float = 0.0,
     scale: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Quantize `weight` (out, ...) symmetrically, with one scale for each output channel.
+    """Quantize `weight` (out, ...) symmetrically, with one scale per output channel.
 
     Returns integers, float32 (out, ...), and scales, float32 (out,). These are `scale`, if given;
-    else the largest magnitude of a channel becomes `highest`. But no scale is below `smallest`, or
-    below FAINT times the layer's largest. A channel of zeros has the layer's largest scale, and a
+    else the largest magnitude of a channel becomes `highest`. No scale is below `smallest`, or below
+    SMALLEST_SCALE times the layer's largest. A channel of zeros has the layer's largest scale, and a
     layer of zeros 1.
     """
     weight = weight.detach()
     scale = weight.abs().flatten(1).amax(1) / highest if scale is None else scale.clone()
     largest = scale.max().item() or 1.0
     scale[scale == 0] = largest
-    # XNNPACK refuses channels whose scale is under 2^-32 of that of the layer's output.
+    # XNNPACK refuses channels whose scale is under 2^-32 of the scale of the layer's output.
     # Denormal scales have few digits, and engines read them as 0.
-    least = max(FAINT * largest, torch.finfo(torch.float32).tiny)
+    least = max(SMALLEST_SCALE * largest, torch.finfo(torch.float32).tiny)
     scale = torch.maximum(scale, torch.as_tensor(smallest)).clamp_min(least)
-    return torch.clamp(torch.round(weight / by_output(scale, weight)), -highest, highest), scale
+    integers = torch.round(weight / by_output(scale, weight))
+    return torch.clamp(integers, -highest, highest), scale
 
 
 def by_output(scale: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

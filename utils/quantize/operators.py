@@ -60,7 +60,7 @@ FUNCTIONS = {
     Kind.COMPUTING: (*ADDITIONS, operator.mul, torch.mul),
     Kind.MOVING: (torch.flatten, operator.getitem, getattr),
 }
-METHODS = {Kind.MOVING: ("flatten", "view", "reshape", "contiguous", "size")}
+TENSOR_METHODS = {Kind.MOVING: ("flatten", "view", "reshape", "contiguous", "size")}
 ONE_NODE = {"placeholder": Kind.INPUT, "output": Kind.OUTPUT}
 
 
@@ -94,7 +94,7 @@ class Graph:
         listed, matches = {
             "call_module": (MODULES, lambda types: isinstance(module, types)),
             "call_function": (FUNCTIONS, lambda targets: node.target in targets),
-            "call_method": (METHODS, lambda targets: node.target in targets),
+            "call_method": (TENSOR_METHODS, lambda targets: node.target in targets),
             "get_attr": ({}, None),
         }[node.op]
         for kind, entries in listed.items():

@@ -5,25 +5,22 @@ Block Reconstruction" (arXiv:2102.05426), algorithm 1. Blocks learn one after th
 calibration images without labels. A block reads what the quantized blocks before it give, and is to
 give what the float network has there, so it also makes up for the errors before it. Unlike in
 BRECQ, weights are not only rounded up or down: they learn by the straight-through estimator of
-`utils.quantize.qat`, with biases and the ranges of activations, and all squared errors count alike.
+`utils.quantize.fake_quant`, with biases and the ranges of activations, and all squared errors count alike.
 """
 
 import math
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import fx
 
 from utils import progress
-from utils.quantize import qat
 from utils.quantize.calibration import BATCH
-from utils.quantize.layers import blocks
-from utils.quantize.network import Quantized
-from utils.quantize.qdq_config import QDQConfig
+from utils.quantize.fake_quant import FakeQuantize
 
-STEPS = 100  # the most that a block learns for, with one batch in each; 200 brought MobileNetV3-Small 0.1 dB
+MOST_STEPS = 100  # the most that a block learns for, with one batch in each; 200 brought MobileNetV3-Small 0.1 dB
 PASSES = 25  # the most that a block sees each image
-RATE = 1e-2  # at first, in the units of `utils.quantize.qat`; it falls to 0 along a cosine
+RATE = 1e-2  # at first, in the units of `utils.quantize.fake_quant`; it falls to 0 along a cosine
 TINY = 1e-12  # of a variance: a tensor may be constant
 
 
@@ -64,36 +61,25 @@ class Part:
 
 
 def reconstruct(
-    model: nn.Module, images: torch.Tensor, recipe: dict, config: QDQConfig
-) -> Quantized:
-    """Quantize a float `model` as `ptq.quantize` does, then reconstruct its blocks.
+    network: fx.GraphModule, fp32: fx.GraphModule, names: tuple[str, ...], images: torch.Tensor
+) -> None:
+    """Train the blocks `names` of a fake-quantized `network`, in place, one after the other.
 
-    `images`, float32 (n, 3, 224, 224) normalised, are for calibration. The model is not changed.
+    `fp32` is the folded float network that `network` was made from. `images`, float32
+    (n, 3, 224, 224) normalised, are for calibration.
     """
-    return qat.convert(trainable(model, images, recipe, config.in_training), recipe, config)
-
-
-def trainable(
-    model: nn.Module, images: torch.Tensor, recipe: dict, config: QDQConfig
-) -> fx.GraphModule:
-    """Return the network of `qat.trainable` with its blocks reconstructed, ready for QAT to go on."""
-    network = qat.trainable(model, images, recipe, config)
-    parts = divide(network, blocks(model))
-    wanted = _float_values(
-        network.meta["folded"],
-        images,
-        {_source(network, node) for part in parts for node in part.given},
-    )
+    parts = divide(network, names)
+    given = {_source(network, node) for part in parts for node in part.given}
+    wanted = _float_values(fp32, images, given)
     held = {node: images for node in network.graph.nodes if node.op == "placeholder"}
     with progress.Bar("reconstructing", len(parts), "blocks") as bar:
         for number, part in enumerate(parts):
             inputs = [held[node] for node in part.read]
-            answers = learn(part, inputs, [wanted[_source(network, node)] for node in part.given])
-            held |= dict(zip(part.given, answers, strict=True))
+            targets = [wanted[_source(network, node)] for node in part.given]
+            held |= dict(zip(part.given, learn(part, inputs, targets), strict=True))
             needed = {node for later in parts[number + 1 :] for node in later.read}
             held = {node: values for node, values in held.items() if node in needed}
             bar.step()
-    return network
 
 
 def divide(network: fx.GraphModule, names: tuple[str, ...]) -> list[Part]:
@@ -134,7 +120,7 @@ def learn(
 
     first = [parameter.detach().clone() for parameter in part.learning]
     optimizer, generator = torch.optim.Adam(part.learning, RATE), torch.Generator().manual_seed(0)
-    steps = min(STEPS, math.ceil(PASSES * len(inputs[0]) / BATCH))
+    steps = min(MOST_STEPS, math.ceil(PASSES * len(inputs[0]) / BATCH))
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * step / steps)) / 2
         chosen = torch.randperm(len(inputs[0]), generator=generator)[:BATCH]
@@ -152,11 +138,24 @@ def learn(
 
 def _source(network: fx.GraphModule, node: fx.Node) -> str:
     """Return the name of the node whose values `node` holds, rounded if it is a pair."""
-    while node.op == "call_module" and isinstance(
-        network.get_submodule(node.target), qat.FakeQuantize
-    ):
+    while node.op == "call_module" and isinstance(network.get_submodule(node.target), FakeQuantize):
         node = node.args[0]
     return node.name
+
+
+class _Recording(fx.Interpreter):
+    """An interpreter that keeps the values of the nodes `names`, by name and batch."""
+
+    def __init__(self, network: fx.GraphModule, names: set[str]):
+        super().__init__(network)
+        self.values: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+
+    def run_node(self, node):
+        value = super().run_node(node)
+        if node.name in self.values:
+            # Activation functions may overwrite their input.
+            self.values[node.name].append(value.clone())
+        return value
 
 
 @torch.no_grad()
@@ -164,17 +163,7 @@ def _float_values(
     network: fx.GraphModule, images: torch.Tensor, names: set[str]
 ) -> dict[str, torch.Tensor]:
     """Return the values of the nodes `names` of a float network on `images`."""
-    parts: dict[str, list[torch.Tensor]] = {}
-
-    class Recording(fx.Interpreter):
-        def run_node(self, node):
-            value = super().run_node(node)
-            if node.name in names:
-                parts.setdefault(node.name, []).append(
-                    value.clone()
-                )  # activation functions may work in place
-            return value
-
+    recording = _Recording(network, names)
     for batch in images.split(BATCH):
-        Recording(network).run(batch)
-    return {name: torch.cat(values) for name, values in parts.items()}
+        recording.run(batch)
+    return {name: torch.cat(values) for name, values in recording.values.items()}

@@ -1,4 +1,4 @@
-"""Time several sides in alternating turns, so that a noisy machine disturbs all alike."""
+"""Time workers in alternating turns, so that a noisy machine affects all of them equally."""
 
 import functools
 import math
@@ -12,23 +12,24 @@ from utils.timing.worker import Worker
 
 WARMUP_S, WARMUP_RUNS = 0.3, 2
 TURN_S = 0.05  # of one side; a round has two turns of each side
-CONTENDED = 1.2  # a higher ratio of a side's two turns means that something else was running
+CONTENDED = 1.2  # above this ratio of a side's two turns, something else was running
 SEARCH_S, MIN_ROUNDS, MAX_ROUNDS = 3.0, 3, 20  # of a comparison, all sides together
-MIN_TRIES = 4  # contended rounds before they are kept, if few rounds are asked for
+MIN_TRIES = 4  # contended rounds before they are kept, if few rounds are wanted
 
+Turn = Callable[[], list[float]]  # runs one side several times; returns the seconds of each run
 Round = list[list[float]]  # seconds of every run, by side
 
 
 def hold(sides: list[Worker], split: Split, batch_size: int) -> None:
-    """Give every side the same batch of images, all of them at once."""
+    """Give all sides the same batch of images, at the same time."""
     for side in sides:
         side.send("hold", split, batch_size)
     for side in sides:
         side.receive()
 
 
-def turns(sides: list[Worker], runs: list[int]) -> list[Callable[[], list[float]]]:
-    """Make the turns that `alternate` takes: for each side, a call that times its `runs`."""
+def turns(sides: list[Worker], runs: list[int]) -> list[Turn]:
+    """Make the turns for `alternate`: each times the `runs` of one side."""
     return [functools.partial(side.call, "time", n) for side, n in zip(sides, runs, strict=True)]
 
 
@@ -44,7 +45,7 @@ def warm_up(side: Worker) -> float:
 
 
 def fill(seconds: list[float]) -> tuple[list[int], float]:
-    """Choose how often each side runs in a turn, so that the turn takes at least `TURN_S`.
+    """Choose how many runs each side needs for a turn of at least `TURN_S`.
 
     `seconds` has the time of one run of each side. Returns the runs of each side and the seconds of
     a round.
@@ -56,37 +57,53 @@ def fill(seconds: list[float]) -> tuple[list[int], float]:
 def compare(
     sides: list[Worker], split: Split, batch_size: int, count: int | None = None
 ) -> np.ndarray:
-    """Time all `sides` on the same batch in alternating rounds; returns seconds of a batch, (rounds, sides).
+    """Time `sides` on the same batch in alternating rounds; returns seconds, (rounds, sides).
 
-    An entry is the median of one side's runs in one round. There are `count` rounds, or by default as
-    many as fit into SEARCH_S seconds, but at least MIN_ROUNDS and at most MAX_ROUNDS.
+    An entry is the median of one side's runs in one round. There are `count` rounds. By default,
+    these are all that fit into SEARCH_S seconds, at least MIN_ROUNDS and at most MAX_ROUNDS.
     """
     hold(sides, split, batch_size)
     runs, round_s = fill([warm_up(side) for side in sides])
     count = count or min(MAX_ROUNDS, max(MIN_ROUNDS, round(SEARCH_S / round_s)))
     kept, _, _ = alternate(turns(sides, runs), count)
-    return np.array([[np.median(seconds) for seconds in each] for each in kept])
+    return np.array([_medians(times) for times in kept])
 
 
-def alternate(turns: list[Callable[[], list[float]]], rounds: int) -> tuple[list[Round], int, bool]:
-    """Call each of `turns` twice per round, in the order A B C C B A, for `rounds` clean rounds.
+def alternate(turns: list[Turn], rounds: int) -> tuple[list[Round], int, bool]:
+    """Take each of `turns` twice per round, in the order A B C C B A, for `rounds` clean rounds.
 
-    A turn returns the seconds of its runs. A contended round is repeated, but no more after
-    max(`rounds`, `MIN_TRIES`) contended rounds. Returns the rounds kept, the number of contended
-    rounds, and whether these were kept, too, because too few rounds were clean.
+    A contended round is repeated, until there are max(`rounds`, `MIN_TRIES`) contended rounds.
+    Returns the rounds kept, the number of contended rounds, and whether these were also kept
+    because too few rounds were clean.
     """
     clean, contended = [], []
     while len(clean) < rounds and len(contended) < max(rounds, MIN_TRIES):
-        first = (len(clean) + len(contended)) % len(turns)  # another side begins each round
-        order = [*range(first, len(turns)), *range(first)]
-        there, back = (
-            {side: turns[side]() for side in order},
-            {side: turns[side]() for side in reversed(order)},
-        )
-        medians = np.array([[np.median(half[side]) for side in order] for half in (there, back)])
-        spread = (medians.max(0) / medians.min(0)).max()
-        (clean if spread <= CONTENDED else contended).append(
-            [there[side] + back[side] for side in range(len(turns))]
-        )
-    dirty = len(clean) < rounds
-    return (clean + contended if dirty else clean), len(contended), dirty
+        tried = len(clean) + len(contended)
+        there, back = _palindrome(turns, tried % len(turns))  # another side begins each round
+        both = [first + second for first, second in zip(there, back, strict=True)]
+        if _ratio(there, back) <= CONTENDED:
+            clean.append(both)
+        else:
+            contended.append(both)
+    if len(clean) == rounds:
+        return clean, len(contended), False
+    return clean + contended, len(contended), True
+
+
+def _palindrome(turns: list[Turn], first: int) -> tuple[Round, Round]:
+    """Take all turns from number `first` on, then all in reverse; returns both halves, by side."""
+    sides = range(len(turns))
+    order = [*sides[first:], *sides[:first]]
+    there = {side: turns[side]() for side in order}
+    back = {side: turns[side]() for side in reversed(order)}
+    return [there[side] for side in sides], [back[side] for side in sides]
+
+
+def _ratio(there: Round, back: Round) -> float:
+    """Return the largest ratio between the medians of a side's two turns."""
+    medians = np.array([_medians(there), _medians(back)])
+    return (medians.max(0) / medians.min(0)).max()
+
+
+def _medians(times: Round) -> list[float]:
+    return [np.median(seconds) for seconds in times]

@@ -1,5 +1,6 @@
-"""A fresh process for one deployed artifact, so that nothing else is measured."""
+"""A fresh process for each deployed artifact, so that measurements do not affect each other."""
 
+import contextlib
 import functools
 import multiprocessing
 import multiprocessing.context
@@ -8,30 +9,30 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 
-from utils import checksums, paths, progress
+from utils import architectures, checksums, paths, progress
 from utils.backends import registry
 from utils.backends.operator_times import Timed
 from utils.data.dataset import Split
+from utils.environment import MIB
 from utils.errors import UserError
 from utils.quantize import layers
-from utils.timing import memory
-from utils.training import architectures
 
 EVAL_BATCH = 32
-architectures.torchvision_models()  # takes seconds to import, which `load_s` must not include
+architectures.torchvision_models()  # the import takes seconds, which `load_s` must not include
 
 
 class Worker:
     """A process that has loaded the artifact at `path`; use it as a context manager.
 
-    Calls run in that process and return their results. Raises `UserError` if the file was replaced
-    since it was noted, see `checksums.check`.
+    Calls run in that process and return their results. Raises `UserError` if the file has been
+    replaced since `checksums.note` saw it.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Worker:
     def send(self, name: str, *arguments) -> None:
         """Start a call without waiting for it.
 
-        Raises `UserError` if the process has been killed, for example for lack of memory.
+        Raises `UserError` if the process was killed, for example because memory ran out.
         """
         try:
             self.connection.send((name, arguments))
@@ -69,8 +70,8 @@ class Worker:
     def receive(self):
         """Wait for the call that was sent and return its result.
 
-        Raises `UserError` if the process has been killed, and `RuntimeError` with the traceback if
-        the call failed.
+        Raises `UserError` if the process was killed, and `RuntimeError` with the traceback if the
+        call failed.
         """
         try:
             failed, result = self.connection.recv()
@@ -83,7 +84,8 @@ class Worker:
     def _died(self) -> UserError:
         self.process.join()
         return UserError(
-            f"a measuring process died (exit status {self.process.exitcode}); if memory ran out, give smaller --batch-sizes."
+            f"a measuring process died (exit status {self.process.exitcode}); if memory ran out, "
+            "give smaller --batch-sizes."
         )
 
     def call(self, name: str, *arguments):
@@ -94,29 +96,38 @@ class Worker:
 
 @functools.cache
 def _context() -> multiprocessing.context.BaseContext:
-    """Multiprocessing context whose processes start quickly, with all modules imported.
+    """Return a context whose processes start quickly, with all modules imported.
 
-    A plain fork would not do: thread pools do not survive it. On Linux, workers are forked from a
-    server that has imported this module and computed nothing. Elsewhere forking is not safe, and
-    every process does its imports.
+    A plain fork would not work, because thread pools do not survive it. On Linux, workers are
+    forked from a server that has imported this module and computed nothing. Elsewhere forking is
+    not safe, and every process does its imports.
     """
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    old = os.environ.get("PYTHONPATH")
-    # Python 3.11 does not pass sys.path on to the server.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(paths.ROOT), old)))
-    try:
+    with _root_on_python_path():
         multiprocessing.forkserver.ensure_running()
-    finally:
-        del os.environ["PYTHONPATH"]
-        if old is not None:
-            os.environ["PYTHONPATH"] = old
     return context
 
 
+@contextlib.contextmanager
+def _root_on_python_path() -> Iterator[None]:
+    """Prepend the repository to PYTHONPATH: Python 3.11's fork server does not inherit sys.path."""
+    old = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = f"{paths.ROOT}{os.pathsep}{old}" if old else str(paths.ROOT)
+    try:
+        yield
+    finally:
+        if old is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = old
+
+
 class _Server:
+    """The other end of a `Worker`: its methods run in the worker's process."""
+
     def __init__(self, backend: str, path: Path, device: str, threads: int, cuda_graph: bool):
         torch.set_num_threads(threads)
         self.device, self.cuda_graph = device, cuda_graph
@@ -130,7 +141,7 @@ class _Server:
         self.cpus = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else set()
 
     def logits(self, split: Split, batch_size: int) -> np.ndarray:
-        """Logits of all images of a split in order, float32 (len(split), 2)."""
+        """Compute the logits of all images of a split in order, float32 (len(split), 2)."""
         with progress.Bar("test images", len(split), "images") as bar:
             logits = []
             for x, _ in split.batches(batch_size, self.device):
@@ -139,32 +150,34 @@ class _Server:
         return np.concatenate(logits)
 
     def watched(self, split: Split, batch_size: int) -> tuple[np.ndarray, dict]:
-        """The same logits, and the `extremes` of all layers' outputs."""
+        """Compute the same logits, and the `extremes` of all layers' outputs."""
         with layers.extremes(self.predict.network) as report:
             logits = self.logits(split, batch_size)
         return logits, report
 
     def run(self, x: torch.Tensor) -> np.ndarray:
-        """Logits of a batch, float32 (n, 2)."""
+        """Compute the logits of a batch, float32 (n, 2)."""
         with torch.inference_mode():
             return self.predict(x.to(self.device)).float().cpu().numpy()
 
     def hold(self, split: Split, batch_size: int) -> None:
         """Keep a batch of images for `time` to run on, and pin this thread to one CPU.
 
-        The images are the first of `split`, repeated if there are too few. The CPU is the same for
-        every side. Left to the scheduler, processes settle on different CPUs, which are not equally
-        fast, least of all on a virtual machine with busy neighbours: of two equal processes one was
-        up to 1.5 times as fast as the other for as long as both lived.
+        The images are the first of `split`, repeated if there are too few. All workers use the same
+        CPU. Left to the scheduler, processes settle on different CPUs, and some CPUs are faster,
+        especially on a virtual machine with busy neighbours: one of two equal processes was up to
+        1.5 times as fast as the other for as long as both lived.
         """
-        self._stay(self.cpus)  # the threads that a first run starts inherit this
+        self._pin(self.cpus)  # the first run may start threads, which inherit this
         batch = self._batch(split, batch_size).contiguous(memory_format=self.layout)
         self.held = functools.partial(self.predict, batch)
-        first_s = self.time(1)[0]
-        self.first_s = self.first_s or first_s
+        seconds = self.time(1)[0]
+        if self.first_s is None:
+            self.first_s = seconds
         if self.cuda_graph:
             self.held = _captured(self.held)
-        self._stay({fastest_cpu(self.cpus)} if self.cpus else set())
+        if self.cpus:
+            self._pin({fastest_cpu(self.cpus)})
 
     def _batch(self, split: Split, batch_size: int) -> torch.Tensor:
         positions = np.arange(batch_size) % len(split)
@@ -172,30 +185,33 @@ class _Server:
         return next(chosen.batches(batch_size, self.device))[0]
 
     def profile(self, split: Split, batch_size: int, runs: int) -> list[Timed] | None:
-        """Times of the operators on a batch like that of `hold`; None if the engine does not tell."""
-        if self.device != "cpu" or not hasattr(self.engine, "profile"):
+        """Time each operator on the batch of `hold`; None if the engine does not report times."""
+        if self.device != "cpu":
             return None
         return self.engine.profile(self.path, self._batch(split, batch_size), runs)
 
-    def _stay(self, cpus: set[int]) -> None:
-        """Pin this thread to `cpus`; an empty set, on a system that cannot pin, changes nothing."""
+    def _pin(self, cpus: set[int]) -> None:
+        """Pin this thread to `cpus`; does nothing if the set is empty, as on macOS and Windows."""
         if cpus:
             os.sched_setaffinity(0, cpus)
 
     def time(self, repeats: int) -> list[float]:
-        """Seconds of each of `repeats` runs on the held batch; on a GPU, from CUDA events."""
-        watch = _cuda_seconds if self.device == "cuda" else _seconds
+        """Time `repeats` runs on the held batch, in seconds; on a GPU with CUDA events."""
+        timer = _cuda_seconds if self.device == "cuda" else _seconds
         with torch.inference_mode():
-            return [watch(self.held) for _ in range(repeats)]
+            return [timer(self.held) for _ in range(repeats)]
 
     def cost(self) -> dict[str, float]:
-        """Load time and cold start (loading and first run) in seconds, and peak memory in MiB."""
-        cold = {"load_s": self.load_s, "cold_start_s": self.load_s + self.first_s}
-        return cold | {"peak_memory_mb": memory.peak_memory_mb(self.device)}
+        """Return load time and cold start (load and first run) in seconds, peak memory in MiB."""
+        return {
+            "load_s": self.load_s,
+            "cold_start_s": self.load_s + self.first_s,
+            "peak_memory_mb": peak_memory_mb(self.device),
+        }
 
 
 def fastest_cpu(cpus: set[int], folder: Path = Path("/sys/devices/system/cpu")) -> int:
-    """Choose the CPU among `cpus` with the highest maximum clock; the last one in a tie.
+    """Choose the CPU of `cpus` with the highest maximum clock; the last one in a tie.
 
     Hybrid processors also have slow cores.
     """
@@ -205,6 +221,26 @@ def fastest_cpu(cpus: set[int], folder: Path = Path("/sys/devices/system/cpu")) 
         return int(path.read_text()) if path.exists() else 0
 
     return max(cpus, key=lambda cpu: (clock(cpu), cpu))
+
+
+def peak_memory_mb(device: str) -> float:
+    """Return the peak memory of this process so far, in MiB.
+
+    On a CPU it is the resident set size, on a GPU the memory allocated by torch. A Linux process
+    inherits `ru_maxrss` from its parent, so only macOS uses it, where a child starts from zero.
+    """
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / MIB
+    status = Path("/proc/self/status")
+    if status.exists():
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        return int(fields["VmHWM"].split()[0]) / 1024
+    memory = psutil.Process().memory_info()
+    if hasattr(memory, "peak_wset"):  # Windows
+        return memory.peak_wset / MIB
+    import resource  # Windows has no such module
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB  # in bytes on macOS
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -226,7 +262,7 @@ def _cuda_seconds(work: Callable[[], object]) -> float:
 def _captured(work: Callable[[], object]) -> Callable[[], object]:
     """Capture `work` as a CUDA graph, and return the call that replays it.
 
-    A replay launches all kernels together, without Python and without a driver call for each.
+    A replay launches all kernels together, without Python and without a driver call per kernel.
     Before the capture, `work` has to run on a side stream (torch's notes on CUDA graphs).
     """
     side = torch.cuda.Stream()
@@ -242,6 +278,7 @@ def _captured(work: Callable[[], object]) -> Callable[[], object]:
 
 
 def _serve(connection, *arguments) -> None:
+    """Answer calls until the connection closes; the first call loads the artifact."""
     server = None
     while True:
         try:

@@ -1,12 +1,7 @@
-"""Training: architectures, checkpoints, the one training loop and distributed processes."""
+"""Training: initial weights, the one training loop, processes that train together, checkpoints."""
 
-import lazy_loader
+from utils.training.baseline import load_fp32
+from utils.training.initial_weights import initialize
+from utils.training.train import finetune, train
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "architectures": ["initialize"],
-        "checkpoints": ["Checkpoint"],
-        "sessions": ["Experiment", "finetune", "train"],
-    },
-)
+__all__ = ["finetune", "initialize", "load_fp32", "train"]

@@ -1,7 +1,7 @@
-"""Training of one model by a group of processes, as `torchrun` starts them.
+"""Training of one model by a group of processes that `torchrun` started.
 
 A process that trains alone is a group of one. Every process sees an equal part of every batch, so
-a group takes the same steps as one process would. Process 0 writes the files.
+a group takes the same steps as one process. Process 0 writes the files.
 """
 
 import atexit
@@ -16,7 +16,7 @@ from torch import nn
 from utils import environment
 from utils.errors import UserError
 
-PATIENCE = timedelta(hours=24)  # limit on how long the others wait while process 0 measures
+PATIENCE = timedelta(hours=24)  # for which the others wait while process 0 measures
 
 
 def rank() -> int:
@@ -30,7 +30,7 @@ def size() -> int:
 
 
 def join(device: str, threads: int, batch_size: int) -> None:
-    """Join the group that `torchrun` announced, unless this process has joined it before.
+    """Join the group that `torchrun` announced, unless this process has already joined it.
 
     Processes on one machine share its `threads`. Raises `UserError` if `batch_size` is not a
     multiple of the group's size.
@@ -39,9 +39,10 @@ def join(device: str, threads: int, batch_size: int) -> None:
         return
     if batch_size % size():
         raise UserError(
-            f"{size()} processes cannot share batches of {batch_size} evenly: start a number that divides {batch_size}."
+            f"{size()} processes cannot share batches of {batch_size} evenly: start a number of "
+            f"processes that divides {batch_size}."
         )
-    # DDP warns that gradients have another memory layout than its buckets. Converting them takes no
+    # DDP warns that the memory layouts of gradients and buckets differ. The conversion takes no
     # measurable time here.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     torch.set_num_threads(max(1, threads // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
@@ -55,7 +56,7 @@ def join(device: str, threads: int, batch_size: int) -> None:
 def parallel(model: nn.Module) -> nn.Module:
     """Return `model` with gradients averaged over the group on every backward pass.
 
-    In a group of one, that is `model` itself.
+    In a group of one, this is `model` itself.
     """
     return nn.parallel.DistributedDataParallel(model) if size() > 1 else model
 

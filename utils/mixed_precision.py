@@ -1,4 +1,4 @@
-"""Choose what to deploy by latency measured on this machine, within a budget of error.
+"""Mixed precision by measured latency: what to keep in FP32, and which engine to take.
 
 With `formats="auto"` in its recipe, a network keeps in FP32 the blocks that are faster so, and as
 many more as its budget asks for. With `--backend fastest`, a script deploys on the engine that runs
@@ -21,17 +21,16 @@ import numpy as np
 import torch
 
 from utils import metrics, progress
-from utils.backends import registry
 from utils.backends.base import Backend, Deployed
 from utils.errors import UserError
+from utils.experiment import Experiment
 from utils.quantize.layers import blocks
+from utils.quantize.methods import ptq
+from utils.recipes import Budget, Int8
 from utils.timing import rounds
 from utils.timing.worker import EVAL_BATCH, Worker
 from utils.training import loop
-from utils.training.sessions import Experiment
 
-BUDGET = {"accuracy_drop": 0.003}  # of recipes that name none: at most 0.3 points
-BUDGETS = {"sqnr_db": "sqnr_db >= {}", "accuracy_drop": "accuracy_drop <= {}"}
 WHOLLY = "all in INT8"
 FEW = 64  # calibration images of networks that serve to time and rank blocks only
 FASTER = 1.02  # ratio of times from which a block in FP32 counts as faster
@@ -46,10 +45,11 @@ class Trial:
     sqnr_db: float | None  # None: no error
     accuracy_drop: float  # FP32's accuracy minus this one's, as a share of the images
 
-    def meets(self, budget: dict[str, float]) -> bool:
-        """Whether the error is within `budget`, which has keys of BUDGETS."""
-        enough = self.sqnr_db is None or self.sqnr_db >= budget.get("sqnr_db", -np.inf)
-        return enough and self.accuracy_drop <= budget.get("accuracy_drop", np.inf)
+    def meets(self, budget: Budget) -> bool:
+        """Whether the error is within `budget`."""
+        drop, sqnr = budget.accuracy_drop, budget.sqnr_db
+        accurate = drop is None or self.accuracy_drop <= drop
+        return accurate and (sqnr is None or self.sqnr_db is None or self.sqnr_db >= sqnr)
 
     @property
     def noise(self) -> float:
@@ -61,106 +61,77 @@ class Trial:
         return f"{self.name}: {self.ms:.3g} ms, {sqnr}, {100 * self.accuracy_drop:+.2f} points lost"
 
 
-def plans(
-    experiment: Experiment, calibration: torch.Tensor, recipe: dict
-) -> Iterator[tuple[Backend, dict]]:
-    """Yield each backend to deploy on, and the recipe to quantize by.
+def fastest(experiment: Experiment, able: list[Backend], recipe: Int8) -> tuple[Backend, Int8]:
+    """Return the backend of `able` that runs the network fastest within the budget of `recipe`.
 
-    These are the backends of the options and `recipe`, unless something is to be chosen, see above.
-    `calibration` is float32 (n, 3, 224, 224), normalised. Raises `UserError` if the budget is not met.
+    The second value is the recipe with what was compared. Networks are made by PTQ, for QAT as well,
+    as speed hardly depends on the numbers. Raises `UserError` if none is within the budget.
     """
-    able = registry.select(experiment.options)
-    if experiment.options.fastest:
-        backend, log = fastest(experiment, list(able), calibration, recipe)
-        yield backend, formats(experiment, backend, calibration, recipe) | log
-        return
-    for backend in able:
-        yield backend, formats(experiment, backend, calibration, recipe)
-
-
-def budget_of(recipe: dict) -> dict[str, float]:
-    """Return the budget that a recipe names, or BUDGET. Raises `ValueError` for an unknown key."""
-    budget = recipe.get("budget", BUDGET)
-    if not budget or set(budget) - set(BUDGETS) or None in budget.values():
-        raise ValueError(
-            f"budget={budget} in the recipe: give numbers for one or both of {', '.join(BUDGETS)}"
-        )
-    return budget
-
-
-def fastest(
-    experiment: Experiment, able: list[Backend], calibration: torch.Tensor, recipe: dict
-) -> tuple[Backend, dict]:
-    """Return that of the backends `able` which runs the network fastest within the budget, and the log.
-
-    Networks are those of PTQ by `recipe`, for QAT as well, as speed hardly depends on the numbers.
-    """
-    budget, networks, deployed = budget_of(recipe), {}, {}
+    model, calibration = experiment.baseline.model, _calibration(experiment, recipe)
+    networks, deployed = {}, {}
     for backend in able:
         config = backend.qdq_config(recipe)
         if config not in networks:  # engines that round alike share a network
-            networks[config] = backend.quantized(experiment.baseline.model, calibration, recipe)
+            networks[config] = ptq(model, calibration, recipe, config)
         deployed[backend.name] = backend.deploy(networks[config])
     trials = compare(experiment, deployed, fp32_logits(experiment))
     for trial in trials:
-        progress.say(f"{trial}{'' if trial.meets(budget) else ', which is over the budget'}")
-    within = [trial for trial in trials if trial.meets(budget)]
+        over = "" if trial.meets(recipe.budget) else ", which is over the budget"
+        progress.say(f"{trial}{over}")
+    within = [trial for trial in trials if trial.meets(recipe.budget)]
     if not within:
         raise UserError(
-            f"--backend fastest: no engine is within the budget, {_wanted(budget)}; see above."
+            f"--backend fastest: no engine is within the budget, {_wanted(recipe.budget)}; see above."
         )
     best = min(within, key=lambda trial: trial.ms)
-    progress.say(f"fastest within {_wanted(budget)}: {best.name}")
-    return next(each for each in able if each.name == best.name), {
-        "engines": _log(experiment, budget, trials)
-    }
+    progress.say(f"fastest within {_wanted(recipe.budget)}: {best.name}")
+    (chosen,) = [backend for backend in able if backend.name == best.name]
+    return chosen, recipe.replace(engines=_log(experiment, recipe.budget, trials))
 
 
-def formats(
-    experiment: Experiment, backend: Backend, calibration: torch.Tensor, recipe: dict
-) -> dict:
-    """Return `recipe` with the blocks that stay in FP32 on `backend`, if it says `formats="auto"`.
+def choose_formats(experiment: Experiment, backend: Backend, recipe: Int8) -> Int8:
+    """Return `recipe` with the blocks that stay in FP32 on `backend`, for `formats="auto"`.
 
     First, all blocks in INT8 are compared with each one in FP32. Those that are faster in FP32 stay
     so. Then the block that removes most error for its time is added until the budget is met, by the
-    network that `recipe` gives. The result also has `trials`, a JSON-serializable log.
+    network that `recipe` gives. Raises `UserError` if it never is.
     """
-    if "formats" not in recipe:
-        return recipe
-    if recipe["formats"] != "auto":
-        raise ValueError(
-            f"formats={recipe['formats']!r} in the recipe: give 'auto', or the blocks in FP32 as `keep_fp32`"
-        )
-    budget, model = budget_of(recipe), experiment.baseline.model
+    model, calibration = experiment.baseline.model, _calibration(experiment, recipe)
     count = min(FEW, len(calibration))
-    few = calibration[
-        torch.arange(count) * len(calibration) // count
-    ]  # evenly spaced: the first may be of one class
-    plain = {name: value for name, value in recipe.items() if name not in ("formats", "budget")}
-    quick = plain | {"reconstruct": False, "adaptive_rounding": False}
-    alone = {
-        name: backend.quantize(model, few, quick | {"keep_fp32": (name,)}) for name in blocks(model)
-    }
-    whole = {WHOLLY: backend.quantize(model, few, quick | {"keep_fp32": ()})}
+    # Evenly spaced: the first may be of one class.
+    few = calibration[torch.arange(count) * len(calibration) // count]
+    given = recipe.replace(formats="given")
+    quick = given.replace(reconstruct=False, adaround=False)
+
+    def deployed(images: torch.Tensor, chosen: Int8, keep: tuple[str, ...]) -> Deployed:
+        chosen = chosen.replace(keep_fp32=keep)
+        return backend.deploy(ptq(model, images, chosen, backend.qdq_config(chosen)))
+
+    whole = {WHOLLY: deployed(few, quick, ())}
+    alone = {name: deployed(few, quick, (name,)) for name in blocks(model)}
     fp32 = fp32_logits(experiment)
     wholly, *single = compare(experiment, whole | alone, fp32)
     fast = {trial.name for trial in single if wholly.ms / trial.ms > FASTER}
     order = [trial.name for trial in sorted(single, key=lambda trial: _price(wholly, trial))]
-    log = []
-    for keep in _growing(fast, order):
-        chosen = plain | {"keep_fp32": tuple(name for name in blocks(model) if name in keep)}
-        label = f"in FP32: {', '.join(chosen['keep_fp32']) or 'nothing'}"
-        beside, trial = compare(
-            experiment, whole | {label: backend.quantize(model, calibration, chosen)}, fp32
-        )
+    log = [wholly, *single]
+    for names in _growing(fast, order):
+        keep = tuple(name for name in blocks(model) if name in names)
+        label = f"in FP32: {', '.join(keep) or 'nothing'}"
+        sides = whole | {label: deployed(calibration, given, keep)}
+        beside, trial = compare(experiment, sides, fp32)
         progress.say(f"{backend.name}, {trial}; {WHOLLY}: {beside.ms:.3g} ms")
         log += [beside, trial]
-        if trial.meets(budget):
-            return chosen | {"trials": _log(experiment, budget, [wholly, *single, *log])}
+        if trial.meets(recipe.budget):
+            trials = _log(experiment, recipe.budget, log)
+            return given.replace(keep_fp32=keep, trials=trials)
     raise UserError(
-        f'formats="auto" on {backend.name}: {_wanted(budget)} is not met with all blocks but one in FP32.\n'
-        "Relax the budget of the recipe."
+        f'formats="auto" on {backend.name}: {_wanted(recipe.budget)} is not met with all blocks but '
+        "one in FP32.\nRelax the budget of the recipe."
     )
+
+
+def _calibration(experiment: Experiment, recipe: Int8) -> torch.Tensor:
+    return experiment.data.train.calibration(recipe.calibration_images)
 
 
 def _growing(fast: set[str], order: list[str]) -> Iterator[set[str]]:
@@ -226,14 +197,22 @@ def _trial(name: str, seconds: float, logits: np.ndarray, fp32: np.ndarray, y: n
     return Trial(name, 1e3 * float(seconds), metrics.sqnr_db(fp32, logits), lost / len(y))
 
 
-def _wanted(budget: dict[str, float]) -> str:
-    return " and ".join(BUDGETS[key].format(limit) for key, limit in budget.items())
+def _wanted(budget: Budget) -> str:
+    parts = []
+    if budget.sqnr_db is not None:
+        parts.append(f"sqnr_db >= {budget.sqnr_db:g}")
+    if budget.accuracy_drop is not None:
+        parts.append(f"accuracy_drop <= {budget.accuracy_drop:g}")
+    return " and ".join(parts)
 
 
-def _log(experiment: Experiment, budget: dict[str, float], trials: list[Trial]) -> dict:
+def _log(experiment: Experiment, budget: Budget, trials: list[Trial]) -> dict:
+    """Return what was compared, JSON-serializable."""
     options = experiment.options
-    how = {"budget": budget, "threads": options.threads, "batch_size": options.batch_sizes[0]}
-    return how | {
+    return {
+        "budget": budget.describe(),
+        "threads": options.threads,
+        "batch_size": options.batch_sizes[0],
         "images": len(experiment.data.validation),
         "tried": [vars(trial) for trial in trials],
     }

@@ -8,11 +8,11 @@ import torch
 from helpers import bright_and_dark
 from torch import nn
 
-from utils import checksums
+from utils import architectures, checksums
 from utils.catalog import Run
 from utils.cli import Options
-from utils.training import architectures, checkpoints, loop, sessions
-from utils.training.architectures import Start
+from utils.training import checkpoints, loop, sessions
+from utils.training.initial_weights import Start
 from utils.training.sessions import Experiment
 
 RUN = Run("resnet18", "fp32", "fp32")

@@ -1,21 +1,20 @@
-"""The three networks, and what becomes of the files that their training may start from."""
+"""The weights that training starts from, and the files that may hold them."""
 
 import urllib.error
 
 import pytest
 import torch
 
-from utils import cli
-from utils.catalog import MODELS
+from utils import architectures, cli
 from utils.errors import UserError
-from utils.training import architectures
+from utils.training import initial_weights
 
-PARAMETERS = {"alexnet": 57_012_034, "resnet18": 11_177_538, "mobilenetv3": 1_519_906}
+HEAD = {"classifier.3.weight", "classifier.3.bias"}
 
 
 @pytest.fixture(scope="module")
 def imagenet():
-    """A MobileNetV3-Small state dict with 1000 classes, as torchvision's files have."""
+    """State dict of a MobileNetV3-Small with 1000 classes, as in torchvision's files."""
     torch.manual_seed(0)
     return architectures.torchvision_models().mobilenet_v3_small(weights=None).state_dict()
 
@@ -27,64 +26,39 @@ def saved(tmp_path, content):
 
 def refused(name, init):
     with pytest.raises(UserError) as caught:
-        architectures.initialize(name, init, 0)
+        initial_weights.initialize(name, init, 0)
     assert len(str(caught.value).splitlines()) == 1 and "--init" in str(caught.value)
     return str(caught.value)
 
 
-def check_loaded(model, source, but=()):
-    """Assert that all of `source` is in `model`, except for the tensors named in `but`."""
+def check_loaded(model, source, leave_out=()):
+    """Assert that `model` has all tensors of `source`, except those named in `leave_out`."""
     weights = model.state_dict()
-    assert all(torch.equal(weights[key], value.float() if value.is_floating_point() else value)
-               for key, value in source.items() if key not in but)  # fmt: skip
-
-
-HEAD = {"classifier.3.weight", "classifier.3.bias"}
-
-
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_the_networks_have_two_classes_and_the_published_number_of_parameters(name):
-    with torch.device("meta"):  # shapes only: no time is lost on drawing weights
-        model = architectures.build(name)
-    assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[name]
-    names = [key for key, _ in model.named_parameters()]
-    assert (
-        architectures.head(model, name)
-        == set(names[-2:])
-        == {f"{MODELS[name].head}.{part}" for part in ("weight", "bias")}
-    )
-    assert len(model.get_parameter(names[-2])) == 2
-    assert model.training and model.architecture == name
-
-
-def test_a_layer_is_no_head_because_its_name_begins_alike():
-    model = torch.nn.Module()
-    model.classifier = torch.nn.ModuleDict(
-        {"3": torch.nn.Linear(1, 1), "30": torch.nn.Linear(1, 1)}
-    )
-    assert architectures.head(model, "mobilenetv3") == HEAD
+    for key, value in source.items():
+        if key not in leave_out:
+            expected = value.float() if value.is_floating_point() else value
+            assert torch.equal(weights[key], expected), key
 
 
 def test_scratch_loads_nothing():
-    start = architectures.initialize("mobilenetv3", "scratch", 0)
+    start = initial_weights.initialize("mobilenetv3", "scratch", 0)
     assert (start.pretrained, start.digest) == (set(), "scratch") and start.model.training
 
 
-def test_a_file_of_1000_classes_gives_all_but_the_head(tmp_path, imagenet, capsys):
-    start = architectures.initialize("mobilenetv3", saved(tmp_path, imagenet), 0)
-    check_loaded(start.model, imagenet, but=HEAD)
+def test_a_file_with_1000_classes_gives_everything_except_the_head(tmp_path, imagenet, capsys):
+    start = initial_weights.initialize("mobilenetv3", saved(tmp_path, imagenet), 0)
+    check_loaded(start.model, imagenet, leave_out=HEAD)
     assert start.pretrained == {key for key, _ in start.model.named_parameters()} - HEAD
     said = capsys.readouterr().out
     assert f"{len(imagenet) - 2} of {len(imagenet)} tensors from init.pth" in said
     assert "drawn at random: classifier.3.weight, classifier.3.bias\n" in said
-    assert (
-        "not used (no such name or another shape): classifier.3.weight, classifier.3.bias\n" in said
-    )
+    unused = "classifier.3.weight, classifier.3.bias"
+    assert f"not used (unknown name or another shape): {unused}\n" in said
 
 
-def test_a_file_of_two_classes_gives_the_head_too_and_has_nothing_to_report(tmp_path, capsys):
+def test_a_file_with_two_classes_also_gives_the_head_and_nothing_is_missing(tmp_path, capsys):
     weights = architectures.build("mobilenetv3").state_dict()
-    start = architectures.initialize("mobilenetv3", saved(tmp_path, weights), 0)
+    start = initial_weights.initialize("mobilenetv3", saved(tmp_path, weights), 0)
     check_loaded(start.model, weights)
     assert start.pretrained == {key for key, _ in start.model.named_parameters()}
     assert (
@@ -92,20 +66,16 @@ def test_a_file_of_two_classes_gives_the_head_too_and_has_nothing_to_report(tmp_
     )
 
 
-def test_a_file_of_the_convolutions_only_leaves_the_classifier_to_chance(
-    tmp_path, imagenet, capsys
-):
+def test_a_file_with_only_the_convolutions_leaves_the_classifier_random(tmp_path, imagenet, capsys):
     features = {key: value for key, value in imagenet.items() if key.startswith("features.")}
-    start = architectures.initialize("mobilenetv3", saved(tmp_path, features), 0)
+    start = initial_weights.initialize("mobilenetv3", saved(tmp_path, features), 0)
     check_loaded(start.model, features)
     assert start.pretrained == {
         key for key, _ in start.model.named_parameters() if key.startswith("features.")
     }
     said = capsys.readouterr().out
-    assert (
-        "drawn at random: classifier.0.weight, classifier.0.bias, classifier.3.weight, classifier.3.bias\n"
-        in said
-    )
+    missing = "classifier.0.weight, classifier.0.bias, classifier.3.weight, classifier.3.bias"
+    assert f"drawn at random: {missing}\n" in said
     assert "not used" not in said
 
 
@@ -113,9 +83,9 @@ def test_a_file_in_half_precision_gives_an_fp32_network(tmp_path, imagenet):
     half = {
         key: value.half() if value.is_floating_point() else value for key, value in imagenet.items()
     }
-    start = architectures.initialize("mobilenetv3", saved(tmp_path, half), 0)
+    start = initial_weights.initialize("mobilenetv3", saved(tmp_path, half), 0)
     assert {parameter.dtype for parameter in start.model.parameters()} == {torch.float32}
-    check_loaded(start.model, half, but=HEAD)
+    check_loaded(start.model, half, leave_out=HEAD)
 
 
 @pytest.mark.parametrize("wrap", [
@@ -125,29 +95,29 @@ def test_a_file_in_half_precision_gives_an_fp32_network(tmp_path, imagenet):
     lambda state: {f"module.{key}": value for key, value in state.items()},
 ])  # fmt: skip
 def test_training_checkpoints_are_unpacked(tmp_path, imagenet, wrap):
-    start = architectures.initialize("mobilenetv3", saved(tmp_path, wrap(imagenet)), 0)
-    check_loaded(start.model, imagenet, but=HEAD)
+    start = initial_weights.initialize("mobilenetv3", saved(tmp_path, wrap(imagenet)), 0)
+    check_loaded(start.model, imagenet, leave_out=HEAD)
     assert len(start.pretrained) == len(list(start.model.parameters())) - 2
 
 
-def test_what_a_file_has_too_much_is_said(tmp_path, imagenet, capsys):
-    architectures.initialize(
+def test_superfluous_tensors_of_a_file_are_listed(tmp_path, imagenet, capsys):
+    initial_weights.initialize(
         "mobilenetv3", saved(tmp_path, imagenet | {"extra.weight": torch.zeros(1)}), 0
     )
     assert "classifier.3.bias, extra.weight\n" in capsys.readouterr().out
 
 
-def test_the_digest_tells_files_apart(tmp_path, imagenet):
+def test_the_digest_identifies_the_file(tmp_path, imagenet):
     file = saved(tmp_path, imagenet)
-    first = architectures.initialize("mobilenetv3", file, 0).digest
-    assert architectures.initialize("mobilenetv3", file, 0).digest == first
+    first = initial_weights.initialize("mobilenetv3", file, 0).digest
+    assert initial_weights.initialize("mobilenetv3", file, 0).digest == first
     changed = imagenet | {"features.0.0.weight": imagenet["features.0.0.weight"] + 1e-6}
-    assert architectures.initialize("mobilenetv3", saved(tmp_path, changed), 0).digest != first
-    assert len(first) == 64 and cli.init_digest(file) != first  # the file is another now
+    assert initial_weights.initialize("mobilenetv3", saved(tmp_path, changed), 0).digest != first
+    assert len(first) == 64 and cli.init_digest(file) != first  # `file` was overwritten
 
 
 @pytest.mark.parametrize("name", ["alexnet", "resnet18"])
-def test_another_architectures_file_is_refused(tmp_path, imagenet, name):
+def test_a_file_from_another_architecture_is_refused(tmp_path, imagenet, name):
     assert f"none of its {len(imagenet)} tensors fits {name}" in refused(
         name, saved(tmp_path, imagenet)
     )
@@ -156,7 +126,7 @@ def test_another_architectures_file_is_refused(tmp_path, imagenet, name):
 @pytest.mark.parametrize(
     "content", [b"", b"no tensors here", b"\x80\x04\x95", b"PK\x03\x04 cut off"]
 )
-def test_a_file_that_is_none_of_torchs_is_refused(tmp_path, content):
+def test_a_file_that_torch_cannot_load_is_refused(tmp_path, content):
     (tmp_path / "init.pth").write_bytes(content)
     assert "not a state dict" in refused("mobilenetv3", str(tmp_path / "init.pth"))
 
@@ -168,7 +138,7 @@ def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
     refused("mobilenetv3", saved(tmp_path, content))
 
 
-def test_a_pickled_network_is_refused_and_not_run(tmp_path):
+def test_a_pickled_network_is_refused_without_running_it(tmp_path):
     assert "not a state dict that torch can load safely" in refused(
         "mobilenetv3", saved(tmp_path, torch.nn.Linear(2, 2))
     )
@@ -179,10 +149,10 @@ def torchvision_gives(monkeypatch, answer):
     monkeypatch.setattr(weights, "get_state_dict", answer)
 
 
-def test_imagenet_weights_are_torchvisions(monkeypatch, imagenet, capsys):
+def test_imagenet_weights_come_from_torchvision(monkeypatch, imagenet, capsys):
     torchvision_gives(monkeypatch, lambda _self, *_args, **_kwargs: imagenet)
-    start = architectures.initialize("mobilenetv3", "imagenet", 0)
-    check_loaded(start.model, imagenet, but=HEAD)
+    start = initial_weights.initialize("mobilenetv3", "imagenet", 0)
+    check_loaded(start.model, imagenet, leave_out=HEAD)
     assert (
         start.digest == "imagenet"
         and len(start.pretrained) == len(list(start.model.parameters())) - 2
@@ -193,7 +163,7 @@ def test_imagenet_weights_are_torchvisions(monkeypatch, imagenet, capsys):
 @pytest.mark.parametrize(
     "error", [urllib.error.URLError("no route to host"), TimeoutError("timed out")]
 )
-def test_imagenet_without_a_network_says_what_else_can_be_given(monkeypatch, error):
+def test_without_internet_access_imagenet_names_the_alternatives(monkeypatch, error):
     def fail(_self, *_args, **_kwargs):
         raise error
 
@@ -202,18 +172,20 @@ def test_imagenet_without_a_network_says_what_else_can_be_given(monkeypatch, err
     assert "mobilenetv3" in said and "--init FILE" in said and "--init scratch" in said
 
 
-def test_what_is_not_loaded_is_drawn_from_the_seed():
+def test_the_seed_decides_the_random_weights():
     first, again, other = (
-        architectures.initialize("mobilenetv3", "scratch", seed).model for seed in (1, 1, 2)
+        initial_weights.initialize("mobilenetv3", "scratch", seed).model for seed in (1, 1, 2)
     )
     assert torch.equal(first.classifier[3].weight, again.classifier[3].weight)
     assert not torch.equal(first.classifier[3].weight, other.classifier[3].weight)
 
 
 @torch.no_grad()
-def test_silent_branches_leave_the_shortcuts_alone_and_nothing_else():
-    plain, silent = (architectures.initialize("mobilenetv3", "scratch", 0).model for _ in range(2))
-    architectures.silence_branches(silent)
+def test_silent_branches_leave_only_the_shortcuts():
+    plain, silent = (
+        initial_weights.initialize("mobilenetv3", "scratch", 0).model for _ in range(2)
+    )
+    initial_weights.silence_branches(silent)
     blocks = [block for block in silent.modules() if getattr(block, "use_res_connect", False)]
     assert len(blocks) == 6  # of 11: the others change the number of channels or the resolution
     for block in blocks:
@@ -236,9 +208,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("why", BAD)
-def test_tensors_that_are_no_weights_are_refused_by_name(tmp_path, why):
-    message = refused(
-        "mobilenetv3",
-        saved(tmp_path, {"features.0.0.weight": torch.zeros(2), "classifier.3.bias": BAD[why]}),
-    )
+def test_tensors_that_cannot_be_weights_are_refused_by_name(tmp_path, why):
+    content = {"features.0.0.weight": torch.zeros(2), "classifier.3.bias": BAD[why]}
+    message = refused("mobilenetv3", saved(tmp_path, content))
     assert f"the tensor classifier.3.bias {why}" in message
