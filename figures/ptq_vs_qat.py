@@ -1,4 +1,4 @@
-"""Change in accuracy by PTQ and QAT against FP32, with the margin declared beforehand.
+"""Accuracy of PTQ and QAT minus FP32 accuracy, with the margin declared beforehand.
 
 python figures/ptq_vs_qat.py --study cats_and_dogs
 """
@@ -18,7 +18,7 @@ MARKS = style.Dots("accuracy_difference", "accuracy_difference_ci", scale=100, b
 
 
 def shift(method):
-    """Rows that a method's marks lie below the middle; quantizing methods share the space."""
+    """Distance of a method's marks below the middle of the row, which quantizing methods share."""
     if method not in QUANTIZING:
         return 0
     return 0.4 * (QUANTIZING.index(method) / (len(QUANTIZING) - 1) - 0.5)
@@ -44,8 +44,11 @@ def make(frame, args):
         for margin in set(runs["margin"].dropna()):
             axes.axvline(-100 * margin, color="black", lw=1.2, ls="--", zorder=1)
         axes.set_xlabel("Difference to FP32 (points)")
-    text = "Accuracy against FP32 on the same images\n"
-    text += f"(filled: {style.methods(filled=True)}, hollow: {style.methods(filled=False)}; 95 % intervals; dashed: the margin)"
+    text = (
+        "Accuracy against FP32 on the same images\n"
+        f"(filled: {style.methods(filled=True)}, hollow: {style.methods(filled=False)}; "
+        "95 % intervals; dashed: the margin)"
+    )
     figure.suptitle(style.title(frame, text), fontsize=9)
     style.save(figure, args, "ptq_vs_qat")
 
