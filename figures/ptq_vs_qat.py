@@ -37,8 +37,8 @@ def make(frame, args):
             part, marks = runs[runs["method"] == method], replace(MARKS, shift=shift(method))
             of_some_model = set(frame.loc[frame["method"] == method, "cell"])
             expected = [name if name in of_some_model else "" for name in rows]
-            prefix = f"{catalog.METHODS[method].label} " if method in QUANTIZING else ""
-            style.gaps(axes, part, expected, marks, prefix)
+            form = f"{catalog.METHODS[method].label} {{}}" if method in QUANTIZING else "{}"
+            style.gaps(axes, part, expected, marks, form)
             style.dots(axes, part, expected, marks)
         axes.axvline(0, color="black", lw=0.8, zorder=1)
         for margin in set(runs["margin"].dropna()):

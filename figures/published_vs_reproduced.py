@@ -50,7 +50,7 @@ def draw(axes, cells, columns):
     ours = [row.to_dict() | {"cell": label} for label, _, row in cells if row is not None]
     ours = pd.DataFrame(ours, columns=[*columns, "cell"])
     style.dots(axes, ours, labels, MARKS)
-    style.gaps(axes, ours, labels, MISSING, "here ")
+    style.gaps(axes, ours, labels, MISSING, "{} here")
     for place, (_, accuracies, _) in enumerate(cells):
         for measured, values in accuracies.items():
             axes.plot(values, [place - 0.18] * len(values), **CROSSES[measured])

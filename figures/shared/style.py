@@ -155,14 +155,14 @@ def dots(axes: plt.Axes, runs: pd.DataFrame, rows: list[str], marks: Dots) -> No
 
 
 def gaps(
-    axes: plt.Axes, runs: pd.DataFrame, rows: list[str], marks: Dots, prefix: str = ""
+    axes: plt.Axes, runs: pd.DataFrame, rows: list[str], marks: Dots, form: str = "{}"
 ) -> None:
-    """Write "not run" or "not timed" in rows of a model that lack runs or values."""
+    """Write "not run" or "not timed", in `form`, in a model's rows without runs or values."""
     look = dict(ha="center", va="center", color="0.4", fontsize=5.5 if marks.shift else 7)
     for place, name in enumerate(rows):
         same = runs[runs[marks.by] == name]
         if name and same[marks.column].isna().all():
-            text = prefix + ("not run" if same.empty else "not timed")
+            text = form.format("not run" if same.empty else "not timed")
             middle = dict(transform=axes.get_yaxis_transform())
             axes.text(0.5, place + marks.shift, text, **middle, **look)
 
