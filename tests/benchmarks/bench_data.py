@@ -20,7 +20,7 @@ from utils.data import augmentation
 
 BATCH = 32
 EPOCHS = 5  # in a turn of ours; one would end before the processor's caches are ours again
-AUGMENT = RECIPE["pretrained"]["augment"]
+AUGMENT = RECIPE.pretrained.augment.describe()
 # One affine resampling, as in ours: flips, rotations, and the enlargement that a crop causes.
 AUGMENTED = [
     transforms.RandomHorizontalFlip(),
