@@ -106,7 +106,7 @@ def test_prose_does_without_own(path):
 
 
 def test_only_two_files_know_torch_ao():
-    """torch.ao will be removed from torch: the engines go with it, and torchao defines the operators that quantized.py uses."""
+    """torch.ao will be removed from torch. Its engines go with it; the operators are then defined here."""
     knows = {
         path
         for path in UTILS
@@ -114,7 +114,7 @@ def test_only_two_files_know_torch_ao():
             r"torch\.ao|torch import ao\b", (paths.ROOT / path).read_text(encoding="utf-8")
         )
     }
-    assert knows == {"utils/backends/torch_ao.py", "utils/quantize/quantized.py"}
+    assert knows == {"utils/backends/torch_ao.py", "utils/quantize/decomposed_ops.py"}
 
 
 def test_only_one_file_registers_hooks():

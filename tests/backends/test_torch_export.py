@@ -11,7 +11,7 @@ from small_networks import images, mixed
 from torch import nn
 
 from utils.backends import torch_export
-from utils.quantize.modules import OPS
+from utils.quantize.decomposed_ops import OPS
 from utils.quantize.operators import folded
 
 NUMBERS = (0.5, 3, -128, 127, torch.int8)

@@ -17,8 +17,8 @@ from utils.backends import torch_export, xnnpack
 from utils.errors import UserError
 from utils.metrics import sqnr_db
 from utils.quantize import ptq
+from utils.quantize.decomposed_ops import OPS
 from utils.quantize.exact import execute
-from utils.quantize.modules import OPS
 from utils.quantize.operators import folded
 from utils.quantize.qdq_config import QDQConfig
 

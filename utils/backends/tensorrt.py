@@ -104,6 +104,8 @@ class TensorRT(Lowering):
             checkpoint,
             self.suffix,
             lambda target: self._write(onnx_export.of_checkpoint(checkpoint), target),
+            ("utils.backends.tensorrt",),
+            (self.package, *onnx_export.PACKAGES),
         )
 
     def _compile(self, network: nn.Module, path: Path) -> None:

@@ -1,13 +1,13 @@
 """INT8 on torch's four CPU engines: fbgemm, x86, onednn, qnnpack.
 
-Only this module imports `torch.ao` and depends on its classes, so their removal from torch would
-affect this file alone. The deployed artifact is the lowered graph as traced TorchScript: one file
-that loads without the code that made it, including packed weights and the scales of every
-hardswish.
+torch announces the removal of `torch.ao` and of the quantized formats, which these engines need.
+Only this module depends on them. The artifact is the lowered graph as traced TorchScript: one file
+with packed weights and all scales, which loads without the code that made it.
 """
 
 import copy
 import dataclasses
+import functools
 import io
 import operator
 import warnings
@@ -18,11 +18,12 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # "torch.ao.quantization is deprecated": known, see above
+    warnings.simplefilter("ignore")  # torch.ao's deprecation; `say_deprecated` tells the user
     from torch.ao.nn import quantized as nnq
     from torch.ao.nn.intrinsic import quantized as nniq
     from torch.ao.quantization import get_default_qconfig_mapping, quantize_fx
 
+from utils import progress
 from utils.backends.base import Lowered, Predictor
 from utils.backends.lowering import Lowering, u8s8_overflow
 from utils.backends.operator_times import ByTorch
@@ -31,7 +32,7 @@ from utils.quantize.network import Quantized
 from utils.quantize.operators import ADDITIONS
 from utils.quantize.qdq_config import QDQConfig
 
-OPS = torch.ops.quantized
+QUANTIZED_OPS = torch.ops.quantized
 PRODUCTS = (operator.mul, torch.mul)
 GATE = (1 / 256, 0)  # scale and zero-point of quantized hardsigmoid
 
@@ -46,16 +47,17 @@ class TorchAO(ByTorch, Lowering):
         self.name = name
 
     def problem(self) -> str | None:
-        if self.name not in torch.backends.quantized.supported_engines:
-            return f"this build of torch has only {', '.join(torch.backends.quantized.supported_engines)}"
-        return None
+        supported = torch.backends.quantized.supported_engines
+        if self.name in supported:
+            return None
+        return f"this build of torch has only {', '.join(supported)}"
 
     def default_config(self, bits: int) -> QDQConfig:
-        """Return the placement of this engine on this machine.
+        """Return where this engine wants Q/DQ pairs on this machine.
 
-        qnnpack computes in 16 x 16 bits and never saturates. fbgemm's depthwise kernels add products
-        by twos in 16 bits even with VNNI. With weights of 8 bits, MobileNetV3-Small on fbgemm was
-        15.4 dB from the exact reference, on photographs.
+        qnnpack computes in 16 x 16 bits and never overflows. fbgemm's depthwise kernels add pairs
+        of products in 16 bits even with VNNI: with 8-bit weights and on photographs, the logits of
+        MobileNetV3-Small on fbgemm had 15.4 dB relative to exact execution.
         """
         overflow = "none" if self.name == "qnnpack" else u8s8_overflow()
         if self.name == "fbgemm" and overflow == "none":
@@ -76,7 +78,8 @@ class TorchAO(ByTorch, Lowering):
         )
 
     def integers(self, quantized: Quantized) -> fx.GraphModule:
-        """Return `quantized` with this engine's operators."""
+        """Return the network of `quantized` with this engine's operators."""
+        say_deprecated()
         torch.backends.quantized.engine = self.name  # packs weights for this engine
         return _Integers(quantized).lowered()
 
@@ -107,7 +110,7 @@ def torchscript(network: fx.GraphModule) -> memoryview:
 
 
 def save_default(engine: str, model: nn.Module, images: torch.Tensor, path: Path) -> None:
-    """Quantize a float `model` by torch's default for `engine`, and write it to `path` as TorchScript.
+    """Quantize a float `model` by torch's default for `engine`; write TorchScript to `path`.
 
     `images`, float32 (n, 3, 224, 224) normalised, are for calibration. The model is not changed.
     """
@@ -122,17 +125,26 @@ def save_default(engine: str, model: nn.Module, images: torch.Tensor, path: Path
         path.write_bytes(torchscript(quantize_fx.convert_fx(prepared)))
 
 
+@functools.cache
+def say_deprecated() -> None:
+    """Tell the user, once in a process, that a future torch will not run these engines."""
+    progress.say(
+        "torch will remove quint8, the number format of fbgemm, x86, onednn and qnnpack "
+        "(pytorch/pytorch#184982). Later versions will neither make nor run files for these "
+        "engines: keep this version for them, or take another --backend."
+    )
+
+
 class _Integers:
-    """Lowering of one graph: nodes with pairs around them become quantized operators."""
+    """Lowering of one graph: nodes between Q/DQ pairs become quantized operators."""
 
     def __init__(self, quantized: Quantized):
         self.quantized, self.network = quantized, quantized.network
         self.graph = fx.Graph()
         self.parts = nn.ModuleDict()
         self.new: dict[fx.Node, fx.Node] = {}  # old node -> its node in the new graph
-        self.exact: dict[
-            fx.Node, tuple
-        ] = {}  # scale and zero-point of old nodes whose new nodes are quantized tensors
+        # Old node -> its scale and zero-point, if its new node is a quantized tensor.
+        self.numbers: dict[fx.Node, tuple] = {}
 
     def lowered(self) -> fx.GraphModule:
         """Return the lowered graph."""
@@ -155,7 +167,7 @@ class _Integers:
             self.graph.output(self._float(node.args[0]))
         elif (nodes := self._end(node)) and (new := self._computed(node, nodes)) is not None:
             self.new |= dict.fromkeys(nodes, new)
-            self.exact |= dict.fromkeys(nodes, self._module(nodes[-1]).numbers)
+            self.numbers |= dict.fromkeys(nodes, self._module(nodes[-1]).numbers)
         else:
             if module is not None:
                 self._add(node.name, module)
@@ -166,10 +178,13 @@ class _Integers:
     def _float(self, node: fx.Node) -> fx.Node:
         """Return the new node that holds the values of `node` in FP32."""
         new = self.new[node]
-        return self.graph.call_method("dequantize", (new,)) if node in self.exact else new
+        return self.graph.call_method("dequantize", (new,)) if node in self.numbers else new
 
     def _end(self, node: fx.Node) -> list[fx.Node] | None:
-        """Return a computation's nodes if it ends in a pair: its operator, perhaps ReLU, the pair."""
+        """Return the nodes of a computation up to its Q/DQ pair: operator, perhaps ReLU, pair.
+
+        Returns None if it does not end in a pair.
+        """
         nodes = [node]
         while len(nodes[-1].users) == 1 and len(nodes) < 3:
             nodes.append(next(iter(nodes[-1].users)))
@@ -181,47 +196,49 @@ class _Integers:
 
     def _quantize(self, node: fx.Node, qdq: QDQ) -> None:
         source = node.args[0]
-        if self.exact.get(source) == qdq.numbers:  # the same pair again
+        if self.numbers.get(source) == qdq.numbers:  # an equal pair once more
             self.new[node] = self.new[source]
         else:
             arguments = (self._float(source), *qdq.numbers, torch.quint8)
             self.new[node] = self.graph.call_function(torch.quantize_per_tensor, arguments)
-        self.exact[node] = qdq.numbers
+        self.numbers[node] = qdq.numbers
 
     def _computed(self, node: fx.Node, nodes: list[fx.Node]) -> fx.Node | None:
-        """Add the engine's operator for `nodes`: an operator and what ends it.
+        """Add the engine's operator for `nodes`, which `_end` returned.
 
-        Returns None if the engine has none for these inputs and scales; FP32 computes it then.
+        Returns None if the engine has none for these inputs and scales. They stay in FP32 then.
         """
         module, relu, qdq = self._module(node), len(nodes) == 3, self._module(nodes[-1])
-        if not node.args or node.args[0] not in self.exact:
+        if not node.args or node.args[0] not in self.numbers:
             return None
         x = self.new[node.args[0]]
         if isinstance(module, QuantizedLayer):
             return self._called(node.name, packed(module, relu, qdq), x)
         if isinstance(module, nn.Hardswish) and not relu:
-            return self.graph.call_function(OPS.hardswish, (x, *qdq.numbers))
+            return self.graph.call_function(QUANTIZED_OPS.hardswish, (x, *qdq.numbers))
         if isinstance(module, nn.Hardsigmoid) and qdq.numbers == GATE:
             return self.graph.call_function(F.hardsigmoid, (x,))
-        if (
-            node.target in ADDITIONS + PRODUCTS
-            and all(operand in self.exact for operand in node.args)
-            and not node.kwargs
-        ):
-            function = (
-                (OPS.add_relu if relu else OPS.add)
-                if node.target in ADDITIONS
-                else (OPS.mul_relu if relu else OPS.mul)
-            )
-            return self.graph.call_function(function, (*map(self.new.get, node.args), *qdq.numbers))
-        if relu or qdq.numbers != self.exact[node.args[0]]:
-            return None  # what follows keeps its input's scale
+        combines = node.target in ADDITIONS + PRODUCTS and not node.kwargs
+        if combines and all(operand in self.numbers for operand in node.args):
+            return self._combined(node, relu, qdq)
+        if not relu and qdq.numbers == self.numbers[node.args[0]]:
+            return self._kept(node, qdq)
+        return None
+
+    def _combined(self, node: fx.Node, relu: bool, qdq: QDQ) -> fx.Node:
+        """Add the engine's sum or product for `node`."""
+        name = "add" if node.target in ADDITIONS else "mul"
+        function = getattr(QUANTIZED_OPS, f"{name}_relu" if relu else name)
+        operands = [self.new[operand] for operand in node.args]
+        return self.graph.call_function(function, (*operands, *qdq.numbers))
+
+    def _kept(self, node: fx.Node, qdq: QDQ) -> fx.Node | None:
+        """Add the engine's operator for `node` if it is one that keeps the scale of its input."""
+        module, x = self._module(node), self.new[node.args[0]]
         if isinstance(module, nn.ReLU6):
             scale, zero_point = qdq.numbers
-            ends_there = zero_point == 0 and 255 * scale <= 6 * (
-                1 + 1e-6
-            )  # the integers end at 0 and 6 already
-            return x if ends_there else self._called(node.name, nnq.ReLU6(), x)
+            stands_for_0_to_6 = zero_point == 0 and 255 * scale <= 6 * (1 + 1e-6)
+            return x if stands_for_0_to_6 else self._called(node.name, nnq.ReLU6(), x)
         if isinstance(module, nn.AdaptiveAvgPool2d | nn.MaxPool2d | nn.Flatten):
             return self._called(node.name, module, x)
         if node.op == "call_method" or node.target is torch.flatten:
@@ -237,10 +254,13 @@ class _Integers:
 
 
 def packed(layer: QuantizedLayer, relu: bool, qdq: QDQ) -> nn.Module:
-    """Return a layer as torch's module of packed weights, with its ReLU, quantized as by `pair`."""
+    """Return a layer, with its ReLU if `relu`, as torch's module of packed weights.
+
+    Its output has the numbers of `qdq`.
+    """
     scales = layer.scale.double(), layer.zero_point
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecation: known, see above
+        warnings.simplefilter("ignore")  # the deprecation of quantized formats
         weight = torch._make_per_channel_quantized_tensor(layer.weight, *scales, 0)
     out, inputs = layer.weight.shape[:2]
     if layer.convolution is None:

@@ -1,4 +1,4 @@
-"""Export of float and quantized networks by `torch.export`, for compilers that read its graphs."""
+"""Export of float and quantized networks with `torch.export`, for XNNPACK and Inductor."""
 
 import contextlib
 import logging
@@ -11,11 +11,11 @@ from collections.abc import Iterator
 import torch
 from torch import fx, nn
 
-from utils.quantize.modules import OPS
+from utils.quantize.decomposed_ops import OPS
 
-# Of the example. torch's choice of a convolution depends on whether a batch has 16 images; the tracer takes it for a bound.
-# With fewer images in the example, it would be an upper one: no batch over 15 could run.
-SHAPE = (16, 3, 224, 224)
+# torch computes convolutions differently from 16 images on. The tracer makes a bound on the batch size
+# of that: with fewer images in the example, no batch of more than 15 could run.
+EXAMPLE_SHAPE = (16, 3, 224, 224)
 
 
 def program(
@@ -23,12 +23,12 @@ def program(
     largest: int | None = None,
     layout: torch.memory_format = torch.contiguous_format,
 ) -> torch.export.ExportedProgram:
-    """Export `network`, a function of float32 images (n, 3, 224, 224) in the memory layout `layout`.
+    """Export `network` for float32 images (n, 3, 224, 224) in the memory layout `layout`.
 
-    The batch size n is free up to `largest`, or without limit. In the graph of the exported program,
-    no dequantization has two readers, and no pair repeats the one before it.
+    The batch size n is free up to `largest`, or without limit if that is None. In the exported
+    graph, no dequantization has two readers, and no Q/DQ pair repeats the one before it.
     """
-    example = (torch.zeros(SHAPE).to(memory_format=layout),)
+    example = (torch.zeros(EXAMPLE_SHAPE).to(memory_format=layout),)
     free = {"dynamic_shapes": ({0: torch.export.Dim("n", min=1, max=largest)},)}
     module = torch.export.export(network, example, **free).module(check_guards=False)
     remove_repeated_pairs(module.graph)
@@ -40,8 +40,8 @@ def program(
 def separate_dequantizations(graph: fx.Graph) -> None:
     """Give every reader of a dequantized activation a separate dequantization, in place.
 
-    Compilers take a dequantization into the integer kernel of its reader. If several operators read
-    it, they find that their kernels depend on one another, or on a tensor that is gone.
+    Compilers fuse a dequantization into the integer kernel of its reader. If several operators read
+    it, their kernels would depend on one another, or on a tensor that no longer exists.
     """
     for node in [node for node in graph.nodes if node.target is OPS.dequantize_per_tensor.default]:
         for reader in list(node.users)[1:]:
@@ -50,17 +50,16 @@ def separate_dequantizations(graph: fx.Graph) -> None:
 
 
 def remove_repeated_pairs(graph: fx.Graph) -> None:
-    """Remove every quantization of values that a dequantization with equal numbers gave, in place.
+    """Remove every Q/DQ pair that follows a pair with equal numbers, in place.
 
-    It changes no value. It remains where an operator between two pairs did nothing.
+    Such a pair changes no value. It is left where the operator between two pairs did nothing.
     """
     for node in list(graph.nodes):
-        before = node.args[0] if node.target is OPS.quantize_per_tensor.default else None
-        if (
-            isinstance(before, fx.Node)
-            and before.target is OPS.dequantize_per_tensor.default
-            and before.args[1:] == node.args[1:]
-        ):
+        if node.target is not OPS.quantize_per_tensor.default:
+            continue
+        before = node.args[0]
+        follows = before.target is OPS.dequantize_per_tensor.default
+        if follows and before.args[1:] == node.args[1:]:
             node.replace_all_uses_with(before.args[0])
             graph.erase_node(node)
     graph.eliminate_dead_code()
@@ -68,9 +67,9 @@ def remove_repeated_pairs(graph: fx.Graph) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what compilers print, warn and log off the terminal, native code included.
+    """Keep what compilers print, warn and log off the terminal, including native code.
 
-    If an exception leaves the block, all of it goes to the standard error after all.
+    If the block raises an exception, all of it goes to standard error.
     """
     threshold = logging.root.manager.disable
     with (
@@ -86,7 +85,7 @@ def quiet() -> Iterator[None]:
             os.dup2(kept.fileno(), number)
         failed = True
         try:
-            # Whoever replaced Python's streams does not write to these descriptors.
+            # Python's streams may have been replaced; then they do not use these descriptors.
             text = stack.enter_context(os.fdopen(os.dup(kept.fileno()), "w", buffering=1))
             with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
                 yield

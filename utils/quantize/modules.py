@@ -1,18 +1,12 @@
 """Modules of a quantized network: Q/DQ pairs, and layers with integer weights."""
 
-import warnings
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import torch.ao.quantization.fx._decomposed
-
+from utils.quantize.decomposed_ops import OPS
 from utils.quantize.qdq_config import INTEGERS, QDQConfig
 
-OPS = torch.ops.quantized_decomposed
 SMALLEST_SCALE = 2.0**-20  # of a channel's weights, relative to the layer's largest
 
 
@@ -118,7 +112,7 @@ class QuantizedLayer(WeightedLayer):
         bias = torch.zeros(out) if layer.bias is None else layer.bias.detach().float()
         smallest = 0.0
         if self.bias_integers is not None:
-            # Nearly dead channels have tiny weights, and 2^31 of their steps may not reach the bias.
+            # Nearly dead channels have tiny weights: 2^31 of their steps may not reach the bias.
             smallest = bias.abs() / (input_scale * (INTEGERS[torch.int32][1] - 1))
         integers, self.scale = quantize_weight(layer.weight, self.high, smallest, scale)
         self.weight = integers.to(self.weight.dtype)
