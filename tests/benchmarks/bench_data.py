@@ -20,7 +20,7 @@ from utils.data import augmentation
 
 BATCH = 32
 EPOCHS = 5  # per turn of the cache; a single one would end before the CPU's caches are warm
-AUGMENT = RECIPE["pretrained"]["augment"]
+AUGMENT = RECIPE.pretrained.augment.describe()
 # One affine resampling, as in `augment`: flips, rotations, and the enlargement by a crop.
 AUGMENTED = [
     transforms.RandomHorizontalFlip(),

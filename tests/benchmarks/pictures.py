@@ -11,10 +11,10 @@ import numpy as np
 from paired import Settings
 from PIL import Image
 
+from utils import architectures
 from utils.data import cache, decoding, layouts, loading, synthetic
 from utils.data.dataset import Data, Split
 from utils.errors import UserError
-from utils.training import architectures
 
 # Repair a torchvision that was built for another torch before importing its datasets.
 architectures.torchvision_models()

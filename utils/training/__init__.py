@@ -1,4 +1,4 @@
-"""Training: initial weights, the one training loop, processes that train together, checkpoints."""
+"""Training: initial weights, the one training loop, groups of processes, checkpoints."""
 
 from utils.training.baseline import load_fp32
 from utils.training.initial_weights import initialize
