@@ -1,15 +1,16 @@
 """Run the study, or a part of it: every script in a separate process, baselines first.
 
     python reproduce.py --data PATH --init 'weights/{model}.pth'
-    python reproduce.py --data PATH --init 'weights/{model}.pth' --more-seeds 1 2 --headline openvino
+    python reproduce.py --data PATH --more-seeds 1 2 --headline openvino
     python reproduce.py --models mobilenetv3 --list
 
-Runs that the same code has measured on the same images, processor and versions are skipped. A
-baseline that fails stops only the runs that need it, and an engine that this machine lacks only its
-runs. The last output is a table of all outcomes. The exit status is 1 if a run failed or was stopped.
+Runs that the same code has already measured on the same images, processor and versions are skipped.
+If a baseline fails, only the runs that need it are not run. If this machine lacks an engine, only
+its runs are left out. At the end, a table lists the outcome of every run. The exit status is 1 if a
+run failed.
 
---list prints the commands for GNU parallel or a Slurm array, one a line, to be run from any folder.
-The fp32 lines come first and must be done before the others start:
+--list prints the commands for GNU parallel or a Slurm array, one per line; they work from any
+folder. The fp32 lines come first and must finish before the others start:
 
     python reproduce.py --list --methods fp32 | parallel -j1
     python reproduce.py --list | grep /quantization/ | parallel -j1
@@ -22,12 +23,13 @@ import re
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from utils import catalog, cli, environment, paths, progress
+from utils import catalog, cli, environment, paths, progress, studies
 from utils.catalog import Run
 from utils.cli import Options
-from utils.errors import UserError
+from utils.errors import CannotRunHere, UserError
 
 MODELS = tuple(catalog.MODELS)
 METHODS = tuple(dict.fromkeys(method for method, _ in catalog.kinds()))
@@ -36,9 +38,9 @@ BACKENDS = tuple(name for name, backend in catalog.BACKENDS.items() if backend.s
 INT8 = tuple(
     name for name, backend in catalog.BACKENDS.items() if ("ptq", "int8") in backend.serves
 )
-SEEDED = ("fp32", "int8")  # formats that are run with --more-seeds, too
-LONGER = "standard"  # how INT8 on the engines of --headline is timed, unless --timing asks for more
-CANNOT = "cannot run here: "  # of the error of a script, see `select` in utils/backends/registry.py
+SEEDED = ("fp32", "int8")  # formats that also run with --more-seeds
+SKIPPED = "skipped: done before by the same code on the same images and machine"
+LONGER = "standard"  # --timing of INT8 on the engines of --headline, unless --timing is longer
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Job:
 
     @property
     def network(self) -> tuple[str, int]:
-        """Model and seed, which tell its baseline from others."""
+        """Model and seed, which identify its baseline."""
         return self.run.model, self.options.seed
 
 
@@ -60,9 +62,8 @@ class Outcome:
     """The outcome of a job."""
 
     job: Job
-    what: (
-        str  # "ok", "interrupted", or "failed", "left out", "skipped" or "not run" with the reason
-    )
+    # "ok", "interrupted", or "failed", "left out", "skipped" or "not run" followed by the reason
+    what: str
     seconds: float = 0.0
 
 
@@ -84,37 +85,38 @@ def parse() -> argparse.Namespace:
             default=choices,
             help=f"default: {' '.join(choices)}",
         )
-    more = "train FP32 and INT8 with these seeds beside --seed, to see how much is chance"
     parser.add_argument(
         "--more-seeds",
         nargs="+",
         type=cli.whole_number(0, cli.MAX_SEED),
         default=(),
         metavar="N",
-        help=more,
+        help="also train FP32 and INT8 with these seeds, to see how much is chance",
     )
-    longer = f"time INT8 on these engines by --timing {LONGER}, for rows that are quoted (with --seed, not --more-seeds)"
     parser.add_argument(
-        "--headline", nargs="+", choices=INT8, default=(), metavar="BACKEND", help=longer
+        "--headline",
+        nargs="+",
+        choices=INT8,
+        default=(),
+        metavar="BACKEND",
+        help=f"time INT8 on these engines by --timing {LONGER}, for rows that are quoted "
+        "(with --seed, not --more-seeds)",
     )
     parser.add_argument(
         "--list",
         action="store_true",
-        help="print the commands, one a line, fp32 first, and run nothing",
+        help="print the commands, one per line, fp32 first, and run nothing",
     )
     cli.add_options(parser)
     return parser.parse_args()
 
 
 def plan(asked: argparse.Namespace) -> list[Job]:
-    """List the jobs that were asked for, every baseline before the jobs that need it.
+    """List the requested jobs, with every baseline before the jobs that need it.
 
     In --init, {model} stands for the model. Prints which runs are left out because they do not run
     on the device. Raises `UserError` if options contradict each other or leave nothing to run.
     """
-    part = ("models", "methods", "dtypes", "backends", "more_seeds", "headline", "list")
-    given = {name: value for name, value in vars(asked).items() if name not in part}
-    seeds = dict.fromkeys((asked.seed, *asked.more_seeds))
     jobs, left_out = [], Counter()
     for run in catalog.runs():
         if (
@@ -123,40 +125,42 @@ def plan(asked: argparse.Namespace) -> list[Job]:
             or run.dtype not in asked.dtypes
         ):
             continue
-        init = (
-            asked.init and asked.init.replace("{model}", run.model)
-            if run.method == "fp32"
-            else None
-        )
         for backend in (name for name in run.backends if name in asked.backends):
             if asked.device in catalog.BACKENDS[backend].devices:
-                for seed in seeds if run.dtype in SEEDED else (asked.seed,):
-                    quoted = (
-                        run.dtype == "int8" and backend in asked.headline and seed == asked.seed
-                    )
-                    timing = (
-                        max(asked.timing, LONGER, key=cli.TIMING.index) if quoted else asked.timing
-                    )
-                    changes = {"init": init, "seed": seed, "timing": timing}
-                    jobs.append(Job(run, backend, cli.resolve((backend,), given | changes)))
-            elif (
-                asked.device != "cpu" or asked.backends != BACKENDS
-            ):  # the usual run has nothing for a GPU
+                jobs += _jobs(run, backend, asked)
+            elif asked.device != "cpu" or asked.backends != BACKENDS:
+                # Without these options, engines for a GPU are not expected, so not mentioned.
                 left_out[backend] += 1
     if left_out:
         counts = ", ".join(f"{backend} ({count} runs)" for backend, count in left_out.items())
         print(f"left out, because these do not run on {asked.device}: {counts}", file=sys.stderr)
     if not jobs:
         raise UserError(
-            "nothing to run: no script fits --models, --methods, --dtypes, --backends and --device; widen one."
+            "nothing to run: no script fits --models, --methods, --dtypes, --backends and --device;"
+            " widen one."
         )
     return jobs
 
 
-def done(job: Job, study: str, digest: str) -> bool:
-    """Whether a job has been measured already, as it would be measured now.
+def _jobs(run: Run, backend: str, asked: argparse.Namespace) -> Iterator[Job]:
+    """Yield the jobs of `run` on `backend`, one per seed."""
+    part = ("models", "methods", "dtypes", "backends", "more_seeds", "headline", "list")
+    given = {name: value for name, value in vars(asked).items() if name not in part}
+    given["init"] = None
+    if run.method == "fp32" and asked.init:
+        given["init"] = asked.init.replace("{model}", run.model)
+    seeds = (asked.seed, *asked.more_seeds) if run.dtype in SEEDED else (asked.seed,)
+    for seed in dict.fromkeys(seeds):
+        quoted = run.dtype == "int8" and backend in asked.headline and seed == asked.seed
+        timing = max(asked.timing, LONGER, key=cli.TIMING.index) if quoted else asked.timing
+        changes = {"seed": seed, "timing": timing}
+        yield Job(run, backend, cli.resolve((backend,), given | changes))
 
-    That means by the same code, images, baseline, processor, threads, versions and timing protocol.
+
+def done(job: Job, study: str, digest: str) -> bool:
+    """Whether a job has already been measured as it would be measured now.
+
+    That is, with the same code, images, baseline, processor, threads, versions and timing protocol.
     """
     from utils import results
 
@@ -182,7 +186,7 @@ def done(job: Job, study: str, digest: str) -> bool:
         )
         and (record["run"]["simulated"] or wanted <= timed)
         and (not options.profile or "profile" in record)
-        and bool(known.get("code"))  # the committed study has only a digest of all files
+        and bool(known.get("code"))  # older records have only a digest of all files
         and environment.is_code(known["code"])
     )
 
@@ -193,17 +197,20 @@ def seconds_left(kinds: list, finished: list[tuple]) -> float | None:
     `finished` has a (kind, seconds) for each finished job. The estimate for a kind is the mean of
     its finished jobs, or of all finished jobs if it has none.
     """
-    known = {
-        kind: [s for other, s in finished if other == kind] or [s for _, s in finished]
-        for kind in kinds
-    }
-    return sum(sum(known[kind]) / len(known[kind]) for kind in kinds) if finished else None
+    if not finished:
+        return None
+    left = 0.0
+    for kind in kinds:
+        of_kind = [seconds for other, seconds in finished if other == kind]
+        known = of_kind or [seconds for _, seconds in finished]
+        left += sum(known) / len(known)
+    return left
 
 
 def reason(status: int, errors: list[str]) -> str:
-    """Find out why a script failed, from its exit status and its stderr.
+    """Say why a script failed, from its exit status and its stderr.
 
-    The reason is its `error: ` line, else its last exception, else its last line.
+    The reason is its last `error: ` line, else its last exception, else its last line.
     """
     lines = [line.strip() for line in errors if line.strip()]
     told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
@@ -212,23 +219,23 @@ def reason(status: int, errors: list[str]) -> str:
     if status > 0:
         return said or f"status {status}"
     killed = f"killed by signal {-status}"
-    # The last line need not be the reason: it may be a warning.
+    # The last line may be a warning instead of the reason.
     return f"{killed}, after: {said}" if said else killed
 
 
 def _pass_on(stream, lines: list[str]) -> None:
-    # The pipe is closed even if printing fails; the script would wait for ever if it stayed open.
+    # The pipe is closed even if printing fails. Otherwise the script would wait forever to write.
     with stream, contextlib.suppress(BrokenPipeError):
         for line in stream:
-            # Of a progress bar, only the last state is kept.
+            # Only the last state of a progress bar is kept.
             lines.append(line.decode(errors="replace").rstrip().rpartition("\r")[2])
             progress.say(lines[-1])
 
 
 def execute(job: Job) -> str:
-    """Run one script and pass on what it prints.
+    """Run one script and pass its output on.
 
-    Returns "ok", or "failed: " or, where its engine cannot run here, "left out: " and the reason.
+    Returns "ok", or "failed: " with the reason, or "left out: " if its engine cannot run here.
     """
     import subprocess  # not at the top, so that `--help` answers sooner
     import threading
@@ -244,33 +251,32 @@ def execute(job: Job) -> str:
     try:
         process.wait()
     except cli.Terminated:
-        process.terminate()  # it is told to this process alone
+        process.terminate()  # SIGTERM went to this process alone
         raise
     finally:
-        # After Ctrl-C, too: the script is in our process group, so it got the signal and is ending.
+        # After Ctrl-C, the script is ending as well: it is in this process group.
         for thread in threads:
             thread.join()
         process.wait()
     if process.returncode == 0:
         return "ok"
     why = reason(process.returncode, errors)
-    # An optional engine that is not installed, say: no failure of the study.
-    return f"left out: {why.partition(CANNOT)[2]}" if CANNOT in why else f"failed: {why}"
+    if process.returncode == CannotRunHere.status:
+        return f"left out: {why.partition(CannotRunHere.PREFIX)[2] or why}"
+    return f"failed: {why}"
 
 
 def work(jobs: list[Job], is_done, outcomes: list[Outcome]) -> None:
     """Run the jobs for which `is_done(job)` is false; append the outcomes of all to `outcomes`."""
-    finished, failed = (
-        [],
-        set(),
-    )  # (kind, seconds) for the estimate; (model, seed) whose baseline failed
+    finished = []  # (kind, seconds) of jobs, for the estimate
+    failed = set()  # (model, seed) of networks whose baseline failed
     with progress.Bar("study", len(jobs), "jobs") as bar:
         for number, job in enumerate(jobs):
-            if job.network in failed or is_done(job):
-                there = "skipped: done before by the same code on the same images and machine"
-                outcomes.append(
-                    Outcome(job, "not run: its baseline failed" if job.network in failed else there)
-                )
+            if job.network in failed:
+                outcomes.append(Outcome(job, "not run: its baseline failed"))
+                continue
+            if is_done(job):
+                outcomes.append(Outcome(job, SKIPPED))
                 continue
             ahead = [
                 other.run
@@ -292,29 +298,30 @@ def work(jobs: list[Job], is_done, outcomes: list[Outcome]) -> None:
 
 
 def _announce(bar: progress.Bar, number: int, command: str, left: float | None) -> None:
-    note = (
-        ""
-        if left is None
-        else f"about {left:.0f} s left"
-        if left < 90
-        else f"about {left / 60:.0f} min left"
-    )
-    if bar.bar is not None:  # in a log, the line below is enough
-        # Without tqdm's estimate of the time left, which takes all jobs to be equally long.
+    """Print the header of a job, with the estimate of the time left."""
+    if left is None:
+        note = ""
+    elif left < 90:
+        note = f"about {left:.0f} s left"
+    else:
+        note = f"about {left / 60:.0f} min left"
+    if bar.bar is not None:  # a log needs only the line below
+        # Leave out tqdm's estimate of the time left, which assumes jobs of equal length.
         bar.bar.bar_format = "{desc}: {n_fmt}/{total_fmt} |{bar}| {elapsed}{postfix}"
         bar.step(number - bar.done, note)
-    progress.say(f"\n[{number + 1}/{bar.total}{note and ', ' + note}] {command}")
+    position = f"{number + 1}/{bar.total}"
+    progress.say(f"\n[{position}, {note}] {command}" if note else f"\n[{position}] {command}")
 
 
 def summarize(outcomes: list[Outcome]) -> None:
     """Print a table of the outcomes, and their totals."""
     print()
     several = len({outcome.job.options.seed for outcome in outcomes}) > 1
+    width = max(map(len, BACKENDS))
     for outcome in outcomes:
-        backend = (
-            f"{outcome.job.backend:{max(map(len, BACKENDS))}}"
-            + f" seed {outcome.job.options.seed}" * several
-        )
+        backend = f"{outcome.job.backend:{width}}"
+        if several:
+            backend += f" seed {outcome.job.options.seed}"
         print(f"{outcome.job.run.name:22} {backend} {outcome.seconds:6.0f} s  {outcome.what}")
     totals = Counter(
         "ran" if outcome.what == "ok" else outcome.what.partition(":")[0] for outcome in outcomes
@@ -327,21 +334,19 @@ def summarize(outcomes: list[Outcome]) -> None:
 
 
 def compare(study: str, options: Options) -> None:
-    """Print how the study differs from the committed one, if that is another one of the dissertation's images."""
+    """Print how the study differs from the committed one, if both use the dissertation's images."""
     import subprocess
 
-    from utils import results
-
-    committed, ours = paths.RESULTS / results.DISSERTATIONS, options.results / study
+    committed, ours = paths.RESULTS / studies.DISSERTATIONS, options.results / study
     both = all((folder / "results.csv").exists() for folder in (committed, ours))
     if (
         options.smoke
         or not both
-        or not results.is_dissertations(study)
+        or not studies.is_dissertations(study)
         or committed.resolve() == ours.resolve()
     ):
         return
-    print("\nBeside the committed study:", flush=True)
+    print("\nNext to the committed study:", flush=True)
     tables = [
         paths.ROOT / "figures" / "tables.py",
         "--study",
@@ -356,11 +361,11 @@ def compare(study: str, options: Options) -> None:
 
 def main() -> int:
     asked = parse()
-    jobs = plan(asked)  # shows a mistake now, not after the first hour
+    jobs = plan(asked)  # raises an error now, not after the first hour
     from utils.data import loading
 
     if asked.list:
-        loading.find(jobs[0].options)  # shows a mistake in the data now
+        loading.find(jobs[0].options)  # raises an error in the data now
         for job in jobs:
             print(cli.absolute_command(job.run, job.options))
         return 0
@@ -370,7 +375,7 @@ def main() -> int:
     finally:
         summarize(outcomes)
     compare(source.study, jobs[0].options)
-    # A job is "not run" only after another has failed.
+    # A job is "not run" only after another one failed.
     return int(any(outcome.what.startswith("failed") for outcome in outcomes))
 
 

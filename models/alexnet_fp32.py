@@ -22,15 +22,13 @@ RECIPE = Fp32(
         epochs=7, batch_size=32, patience=4,
         backbone_lr=3e-5, head_lr=3e-4, warmup_epochs=0.5,
         weight_decay=0.01, label_smoothing=0.05, clip_norm=1.0,
-        augment=Augmentation(crop=0.7, degrees=15),
-        bn_momentum=0.1, amp=True,
+        augment=Augmentation(crop=0.7, degrees=15), bn_momentum=0.1, amp=True,
     ),
     scratch=Training(
         epochs=10, batch_size=32, patience=0,  # never stop early: the first epochs are near chance
         backbone_lr=2e-4, head_lr=2e-4, warmup_epochs=1,
         weight_decay=0.01, label_smoothing=0.05, clip_norm=1.0,
-        augment=Augmentation(crop=0.8, degrees=10),
-        bn_momentum=0.1, amp=True,
+        augment=Augmentation(crop=0.8, degrees=10), bn_momentum=0.1, amp=True,
     ),
 )  # fmt: skip
 

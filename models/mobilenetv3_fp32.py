@@ -2,9 +2,8 @@
 
     python models/mobilenetv3_fp32.py --data PATH
 
-Every quantized MobileNetV3-Small starts from this checkpoint. The last layer and all other
-parameters that the starting weights do not provide learn at head_lr, the rest at backbone_lr. The
-epoch with the best validation accuracy is kept.
+Every quantized MobileNetV3-Small starts from here. The last layer and all parameters that the starting
+weights lack learn at head_lr, the others at backbone_lr. The epoch with the best accuracy is kept.
 """
 
 import sys
@@ -22,18 +21,15 @@ RECIPE = Fp32(
         epochs=10, batch_size=32, patience=6,
         backbone_lr=2e-4, head_lr=1e-3, warmup_epochs=0.5,
         weight_decay=0.01, label_smoothing=0.05, clip_norm=1.0,
-        augment=Augmentation(crop=0.7, degrees=15),
+        augment=Augmentation(crop=0.7, degrees=15), amp=False,  # BF16 is slower in depthwise layers
         bn_momentum=0.1,  # torchvision's 0.01 would need thousands of steps to adapt
-        amp=False,  # depthwise convolutions are slower in BF16 than in FP32
     ),
     scratch=Training(
         epochs=10, batch_size=32, patience=0,  # never stop early: the first epochs are near chance
         backbone_lr=2e-3, head_lr=2e-3, warmup_epochs=1,
         weight_decay=0.01, label_smoothing=0.05, clip_norm=1.0,
-        silent_branches=True,  # it learns from the first steps
-        small=SmallImages(epochs=5, size=160),  # 0.6 times the time of the others
-        augment=Augmentation(crop=0.8, degrees=10),
-        bn_momentum=0.1, amp=False,
+        silent_branches=True, small=SmallImages(epochs=5, size=160),
+        augment=Augmentation(crop=0.8, degrees=10), bn_momentum=0.1, amp=False,
     ),
 )  # fmt: skip
 

@@ -2,9 +2,9 @@
 
     python models/resnet18_fp32.py --data PATH
 
-Every quantized ResNet-18 starts from this checkpoint. The last layer and all other parameters that
-the starting weights do not provide learn at head_lr, the rest at backbone_lr. The epoch with the
-best validation accuracy is kept.
+Every quantized ResNet-18 starts from this checkpoint. The last layer and all parameters that the
+starting weights do not provide learn at head_lr, the others at backbone_lr. The epoch with
+the best validation accuracy is kept.
 """
 
 import sys
@@ -22,15 +22,13 @@ RECIPE = Fp32(
         epochs=4, batch_size=32, patience=3,
         backbone_lr=3e-5, head_lr=1e-3, warmup_epochs=0.5,
         weight_decay=0.01, label_smoothing=0.05, clip_norm=1.0,
-        augment=Augmentation(crop=0.7, degrees=15),
-        bn_momentum=0.1, amp=True,
+        augment=Augmentation(crop=0.7, degrees=15), bn_momentum=0.1, amp=True,
     ),
     scratch=Training(
         epochs=10, batch_size=32, patience=0,  # never stop early: the first epochs are near chance
         backbone_lr=1e-3, head_lr=1e-3, warmup_epochs=1,
         weight_decay=0.01, label_smoothing=0.05, clip_norm=1.0,
-        augment=Augmentation(crop=0.8, degrees=10),
-        bn_momentum=0.1, amp=True,
+        augment=Augmentation(crop=0.8, degrees=10), bn_momentum=0.1, amp=True,
     ),
 )  # fmt: skip
 

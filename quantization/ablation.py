@@ -1,13 +1,13 @@
-"""INT8 rung by rung: what each step of the method adds, alone and on top of the steps before it.
+"""Ablation of INT8: what each step of the method adds, alone and on top of the steps before it.
 
     python quantization/ablation.py --data PATH --models mobilenetv3 --backend fbgemm
 
-First come the default recipes of other tools, each on that tool's engine, then the study's networks
-on the engine of `--backend`, and last its recipe of PTQ with fewer and more images and with the 7 bits
-of processors without VNNI. The FP32 checkpoints must be there; QAT is trained unless its script was run
-before. Each rung is measured on the validation images, which steps are chosen by, and on the test
-images, which nothing is chosen by; layer by layer, in exact arithmetic, on a few validation images.
-What is done already is not done again. The results are `results/STUDY/ablation.csv` and
+The default recipes of other tools come first, each on the tool's engine. Then come the study's
+networks on the engine of `--backend`, and last its PTQ recipe with fewer and with more images, and
+with the remedy for processors without VNNI. The FP32 checkpoints must exist; QAT is trained unless
+its script was run before. Each step is measured on the validation images, by which steps are chosen,
+and on the test images, by which nothing is chosen; layer by layer, in exact arithmetic, on a few
+validation images. Finished steps are skipped. The results are `results/STUDY/ablation.csv` and
 `ablation_layers.csv`; `figures/ablation.py` and `figures/ablation_layers.py` draw them.
 """
 
@@ -25,33 +25,38 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils import backends, catalog, cli, environment, experiments, paths, progress
+from utils import catalog, cli, environment, paths, progress
 from utils.catalog import MODELS, Run
+from utils.experiment import Experiment
+from utils.recipes import Int8, Int8QAT, Recipe
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SCRIPT = "quantization/ablation.py"
 BACKENDS = tuple(
     name for name, backend in catalog.BACKENDS.items() if ("ptq", "int8") in backend.serves
 )
-START = dict(bits=8, activations="minmax", weights="tensor", calibration_images=256, keep_fp32=())
+CALIBRATION_IMAGES = 256
 CHANNELS = "a weight scale for each channel"
-STEPS = {  # the further steps, in the order in which they are stacked
-    "MSE ranges": dict(activations="mse"),
+STACKED = {  # the further steps, in the order in which they are stacked
+    "MSE ranges": dict(ranges="mse"),
     "equalization": dict(equalize=True),
     "bias correction": dict(bias_correction=True),
-    "adaptive rounding": dict(adaround=True),
-    "reconstruction": dict(
-        bias_correction=False, adaround=False, reconstruct=True
-    ),  # biases and weights learn
+    "AdaRound": dict(adaround=True),
+    # Biases and weights learn.
+    "reconstruction": dict(bias_correction=False, adaround=False, reconstruct=True),
     "first blocks in FP32": None,  # the first FLOATS of them, whose names depend on the model
 }
 FLOATS = 2
-VARIATIONS = {  # of the recipe of PTQ, which was chosen with its number of images on a processor with VNNI
+VARIATIONS = {  # of the PTQ recipe, whose number of images was chosen on a processor with VNNI
     "the study's recipe": {},
     "with 100 calibration images": dict(calibration_images=100),
     "with 2,000 calibration images": dict(calibration_images=2000),
-    "for processors without VNNI": dict(narrow=True),
+    "for processors without VNNI": dict(portable=True),
 }
 LAYER_IMAGES = 64  # validation images for the errors layer by layer
 COLUMNS = (
@@ -63,51 +68,66 @@ LAYER_COLUMNS = ("model", "backend", "rung", "kind", "place", "layer", "sqnr_db"
 
 
 @dataclass(frozen=True)
-class Rung:
+class Step:
     """A network to measure: by the default of a tool, or by a recipe of the study."""
 
     name: str
-    kind: str  # "tool"; "stacked" on those before it; "trained", which is stacked, too; "alone"; "varied"
-    recipe: dict
+    kind: str  # "tool"; "stacked" on those before it; "trained" and stacked; "alone"; "varied"
+    recipe: Recipe | None  # None for a tool
+    facts: dict  # what decides the network besides the FP32 checkpoint, JSON-serializable
 
 
-def tools() -> list[Rung]:
-    """List the tools whose default can run here; says which cannot."""
+def of_recipe(name: str, kind: str, recipe: Recipe) -> Step:
+    """Return the step that `recipe` makes."""
+    return Step(name, kind, recipe, recipe.describe())
+
+
+def tools() -> list[Step]:
+    """List the tools whose default can run here; say which cannot."""
     from utils.backends import registry
     from utils.backends.tool_defaults import TOOL_DEFAULTS
 
     able = []
     for name, tool in TOOL_DEFAULTS.items():
-        missing = (
-            f"not installed: {tool.package} (pip install {tool.package})" if tool.missing else None
-        )
-        reason = missing or registry.problem(tool.backend, "cpu")
+        reason = registry.problem(tool.backend, "cpu")
+        if tool.missing:
+            reason = f"not installed: {tool.package} (pip install {tool.package})"
         if reason:
             progress.say(f"default of {name} left out: {reason}")
-        else:
-            recipe = {"package": tool.package, "version": importlib.metadata.version(tool.package)}
-            able.append(
-                Rung(name, "tool", recipe | {"calibration_images": START["calibration_images"]})
-            )
+            continue
+        facts = {
+            "package": tool.package,
+            "version": importlib.metadata.version(tool.package),
+            "calibration_images": CALIBRATION_IMAGES,
+        }
+        able.append(Step(name, "tool", None, facts))
     return able
 
 
-def steps(ptq: dict, qat: dict, floats: tuple[str, ...]) -> list[Rung]:
-    """List the study's rungs for a model with the recipes `ptq` and `qat`; `floats` are its first blocks."""
-    start = START | {name: ptq[name] for name in ("seven_bits",) if name in ptq}
-    changes = STEPS | {"first blocks in FP32": dict(keep_fp32=floats)}
-    total = channels = start | dict(weights="channel")
-    rungs = [Rung("the plainest", "stacked", start), Rung(CHANNELS, "stacked", channels)]
+def steps(ptq: Int8, qat: Int8QAT, floats: tuple[str, ...]) -> list[Step]:
+    """List the steps of a model with the recipes `ptq` and `qat`; `floats` are its first blocks."""
+    start = Int8(
+        ranges="minmax",
+        weight_scales="tensor",
+        calibration_images=CALIBRATION_IMAGES,
+        overflow_fix=ptq.overflow_fix,
+    )
+    changes = STACKED | {"first blocks in FP32": dict(keep_fp32=floats)}
+    total = channels = start.replace(weight_scales="channel")
+    listed = [of_recipe("the plainest", "stacked", start), of_recipe(CHANNELS, "stacked", channels)]
     for name, change in changes.items():
-        total = total | change
-        rungs.append(Rung(name, "stacked", total))
-    rungs.append(Rung("QAT", "trained", qat))
-    rungs += [Rung(name, "alone", channels | change) for name, change in changes.items()]
-    return rungs + [Rung(name, "varied", ptq | change) for name, change in VARIATIONS.items()]
+        total = total.replace(**change)
+        listed.append(of_recipe(name, "stacked", total))
+    listed.append(of_recipe("QAT", "trained", qat))
+    for name, change in changes.items():
+        listed.append(of_recipe(name, "alone", channels.replace(**change)))
+    for name, change in VARIATIONS.items():
+        listed.append(of_recipe(name, "varied", ptq.replace(**change)))
+    return listed
 
 
 def quality(logits, fp32, y) -> dict:
-    """Compute the columns of one part of the images from logits, float32 (n, 2), and labels (n,)."""
+    """Compute the columns of one part of the images from logits, float32 (n, 2), and labels."""
     from utils import metrics, stats
 
     right = int((logits.argmax(1) == y).sum())
@@ -120,34 +140,31 @@ def quality(logits, fp32, y) -> dict:
     }  # fmt: skip
 
 
-def answering(experiment, backend, rung: Rung) -> tuple[Callable, list[dict]]:
-    """Make the network of `rung`; returns it on its engine, and its errors by layer."""
-    from utils import training
+def answering(experiment: Experiment, backend, step: Step) -> tuple[Callable, list[dict]]:
+    """Make the network of `step`; return it on its engine, and its errors by layer."""
+    from utils import quantize, training
     from utils.backends import registry
     from utils.backends.tool_defaults import TOOL_DEFAULTS
     from utils.measure import layer_errors
 
-    model, images = experiment.baseline.model, experiment.data
-    calibration = images.train.calibration(rung.recipe["calibration_images"])
-    if rung.kind == "tool":
-        tool = TOOL_DEFAULTS[rung.name]
-        return _loaded(
-            registry.get(tool.backend),
-            partial(tool.write, model, calibration),
-            tool.suffix,
-            calibration[:1],
-        ), []
-    if rung.kind == "trained":
-        experiment = dataclasses.replace(experiment, run=Run(experiment.run.model, "qat", "int8"))
-        prepared = backend.prepare(model, calibration, rung.recipe)
-        trained = training.finetune(experiment, backend, prepared, rung.recipe)
-        deployed = backend.convert(trained, model, calibration, rung.recipe)
+    model, images, recipe = experiment.baseline.model, experiment.data, step.recipe
+    calibration = images.train.calibration(step.facts["calibration_images"])
+    if step.kind == "tool":
+        tool = TOOL_DEFAULTS[step.name]
+        engine, write = registry.get(tool.backend), partial(tool.write, model, calibration)
+        return _loaded(engine, write, tool.suffix, calibration[:1]), []
+    if step.kind == "trained":
+        run = Run(experiment.run.model, "qat", "int8")
+        network = backend.prepare(model, calibration, recipe)
+        trained = training.finetune(
+            dataclasses.replace(experiment, run=run), backend, network, recipe
+        )
+        deployed = backend.convert(trained.model, model, recipe)
     else:
-        deployed = backend.quantize(model, calibration, rung.recipe)
-    shown = images.validation.calibration(LAYER_IMAGES)
-    return _loaded(backend, deployed.save, backend.suffix, calibration[:1]), layer_errors.errors(
-        deployed, shown
-    )
+        config = backend.qdq_config(recipe)
+        deployed = backend.deploy(quantize.ptq(model, calibration, recipe, config))
+    errors = layer_errors.errors(deployed, images.validation.calibration(LAYER_IMAGES))
+    return _loaded(backend, deployed.save, backend.suffix, calibration[:1]), errors
 
 
 def _loaded(engine, save: Callable[[Path], None], suffix: str, example) -> Callable:
@@ -163,70 +180,64 @@ def _loaded(engine, save: Callable[[Path], None], suffix: str, example) -> Calla
     return predict
 
 
-def climb(experiment, backend, rung: Rung, references: dict) -> tuple[dict, list[dict]]:
-    """Make and measure one rung; `references` has the FP32 logits of each part."""
+def measure(
+    experiment: Experiment, backend, step: Step, fp32: dict[str, "np.ndarray"]
+) -> tuple[dict, list[dict]]:
+    """Make and measure one network; `fp32` has the FP32 logits of each part of the images."""
     from utils.training import loop
 
     started, images = time.perf_counter(), experiment.data
-    predict, errors = answering(experiment, backend, rung)
+    predict, errors = answering(experiment, backend, step)
     measured = {"seconds": round(time.perf_counter() - started, 1)}
     for part, split in (("validation", images.validation), ("test", images.test)):
-        for name, value in quality(loop.predict(predict, split), references[part], split.y).items():
-            measured[f"{part}_{name}"] = value
-    return measured, [
-        {"layer": each["layer"], "sqnr_db": each["output_sqnr_db"]} for each in errors
-    ]
+        columns = quality(loop.predict(predict, split), fp32[part], split.y)
+        measured |= {f"{part}_{name}": value for name, value in columns.items()}
+    layers = [{"layer": row["layer"], "sqnr_db": row["output_sqnr_db"]} for row in errors]
+    return measured, layers
 
 
-def ladder(experiment, backend, folder: Path, rungs: list[Rung]) -> None:
-    """Climb those of `rungs` that `folder` does not hold, and store each as it is done."""
+def run(experiment: Experiment, backend, folder: Path, steps: list[Step]) -> None:
+    """Measure the `steps` that `folder` does not hold, and store each as it is done."""
     from utils.training import loop
 
-    run, images = experiment.run, experiment.data
-    references = {}
-    for place, rung in enumerate(rungs):
-        path = folder / f"{run.model}_{backend.name}_{place:02d}.json"
+    model, images, fp32 = experiment.run.model, experiment.data, {}
+    for place, step in enumerate(steps):
+        path = folder / f"{model}_{backend.name}_{place:02d}.json"
         facts = {
-            "recipe": rung.recipe,
+            "recipe": step.facts,
             "baseline": experiment.baseline.sha256,
             "data": images.digest,
             "smoke": experiment.options.smoke,
+            "versions": environment.versions(),
+            "cpu": environment.cpu(),
         }
         if is_done(path, facts):
             continue
-        parts = {"validation": images.validation, "test": images.test}
-        references = references or {
-            part: loop.predict(experiment.baseline.model, split) for part, split in parts.items()
-        }
+        for part, split in (("validation", images.validation), ("test", images.test)):
+            if part not in fp32:
+                fp32[part] = loop.predict(experiment.baseline.model, split)
         progress.say(
-            f"{run.model} on {backend.name}, rung {place + 1} of {len(rungs)}: {rung.name} ({rung.kind})"
+            f"{model} on {backend.name}, step {place + 1} of {len(steps)}: {step.name} ({step.kind})"
         )
-        measured, errors = climb(experiment, backend, rung, references)
-        row = {
-            "model": run.model,
-            "backend": backend.name,
-            "rung": rung.name,
-            "kind": rung.kind,
-            "place": place,
-        } | measured
-        content = {"row": row, "layers": errors, "facts": facts, "code": environment.code(SCRIPT)}
+        measured, layers = measure(experiment, backend, step, fp32)
+        row = {"model": model, "backend": backend.name, "rung": step.name, "kind": step.kind}
+        row |= {"place": place, **measured}
+        content = {"row": row, "layers": layers, "facts": facts, "code": environment.code(SCRIPT)}
         paths.write_text(path, json.dumps(content, indent=1) + "\n")
         rebuild(folder)
         progress.say(summary(row))
 
 
 def is_done(path: Path, facts: dict) -> bool:
-    """Whether the rung in `path` was measured from the same `facts` by the same code."""
+    """Whether the step in `path` was measured from the same `facts` by the same code."""
     content = stored(path)
-    return (
-        content is not None
-        and content["facts"] == json.loads(json.dumps(facts))
-        and environment.is_code(content["code"])
-    )
+    if content is None or content["facts"] != json.loads(json.dumps(facts)):
+        return False
+    return environment.is_code(content["code"])
 
 
 def stored(path: Path) -> dict | None:
-    """Read a rung; None if it is missing or damaged, so that it is climbed again."""
+    """Read a step; None if it is missing or damaged, so that it is measured again."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -234,10 +245,10 @@ def stored(path: Path) -> dict | None:
 
 
 def rebuild(folder: Path) -> None:
-    """Write ablation.csv and ablation_layers.csv beside `folder` from all rungs in it."""
-    rungs = [content for path in sorted(folder.glob("*.json")) if (content := stored(path))]
-    _write(folder.parent / "ablation.csv", COLUMNS, [content["row"] for content in rungs])
-    layers = [content["row"] | layer for content in rungs for layer in content["layers"]]
+    """Write ablation.csv and ablation_layers.csv next to `folder` from all steps in it."""
+    steps = [content for path in sorted(folder.glob("*.json")) if (content := stored(path))]
+    _write(folder.parent / "ablation.csv", COLUMNS, [content["row"] for content in steps])
+    layers = [content["row"] | layer for content in steps for layer in content["layers"]]
     _write(folder.parent / "ablation_layers.csv", LAYER_COLUMNS, layers)
 
 
@@ -250,7 +261,7 @@ def _write(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
 
 
 def summary(row: dict) -> str:
-    """Say in a line what a rung reached."""
+    """Say in a line what a step reached."""
     parts = [
         f"{part} {row[f'{part}_accuracy']:.2%} (FP32 {row[f'{part}_accuracy_fp32']:.2%}), agrees on "
         f"{row[f'{part}_agreement_fp32']:.2%}, {row[f'{part}_sqnr_db'] or float('inf'):.1f} dB"
@@ -277,25 +288,31 @@ def parse() -> argparse.Namespace:
 
 
 def main(asked: argparse.Namespace) -> None:
-    given = {
-        name: value for name, value in vars(asked).items() if name not in ("models", "backend")
-    }
-    options = cli.resolve((asked.backend,), given)
+    given = dict(vars(asked))
+    models, backend = given.pop("models"), given.pop("backend")
+    options = cli.resolve((backend,), given)
     cli.before_torch(options)
+    from utils import data, training
+    from utils.backends import registry
     from utils.quantize.layers import blocks
 
-    others = tools()
-    for model in asked.models:
-        experiment = experiments.begin(Run(model, "ptq", "int8"), options)
-        folder = options.results / experiment.data.study / "ablation"
-        folder.mkdir(parents=True, exist_ok=True)
-        recipes = [
-            importlib.import_module(f"quantization.{method}.{model}_{method}_int8").RECIPE
-            for method in ("ptq", "qat")
-        ]
-        rungs = others + steps(*recipes, blocks(experiment.baseline.model)[:FLOATS])
-        for backend in backends.select(options):
-            ladder(experiment, backend, folder, rungs)
+    images, others = data.load_images(options), tools()
+    folder = options.results / images.study / "ablation"
+    folder.mkdir(parents=True, exist_ok=True)
+    for model in models:
+        ptq = Run(model, "ptq", "int8")
+        fp32 = training.load_fp32(ptq, images, options)
+        experiment = Experiment(ptq, options, images, fp32)
+        recipes = [recipe_of(Run(model, method, "int8")) for method in ("ptq", "qat")]
+        listed = others + steps(*recipes, blocks(fp32.model)[:FLOATS])
+        for engine in registry.select(options):
+            run(experiment, engine, folder, listed)
+
+
+def recipe_of(run: Run) -> Recipe:
+    """Return the recipe of the script of `run`."""
+    module = run.script.removesuffix(".py").replace("/", ".")
+    return importlib.import_module(module).RECIPE
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What several tests share: small splits and networks, FP32 checkpoints, and `torchrun`."""
+"""Parts that several tests share: small splits and networks, FP32 checkpoints, fake workers."""
 
 import math
 import os
@@ -11,34 +11,36 @@ import torch
 from torch import nn
 
 from utils import architectures, checksums, metrics
+from utils.backends import registry
+from utils.backends.base import Deployed
 from utils.data.dataset import Data, Split
+from utils.quantize.methods import ptq
+from utils.recipes import Int8, Int16, Recipe
 from utils.training import checkpoints
 from utils.training.checkpoints import Checkpoint
 
 
 def split_of(folder, pixels, labels, names=None, index=None) -> Split:
-    """A split over `pixels`, uint8 (n, h, w, 3), stored in `folder`; all of them unless `index` says which."""
+    """Store `pixels`, uint8 (n, h, w, 3), in `folder`; return the split of `index` or of all."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "images.npy"
     np.save(file, pixels)
+    images = np.load(file, mmap_mode="r")
     names = tuple(names or (f"{number}.jpg" for number in range(len(pixels))))
     index = np.arange(len(pixels)) if index is None else np.asarray(index)
-    return Split(
-        np.load(file, mmap_mode="r"), np.asarray(labels, np.int64), names, index.astype(np.int64)
-    )
+    return Split(images, np.asarray(labels, np.int64), names, index.astype(np.int64))
 
 
 def numbered_split(folder, labels, index=None, side=4) -> Split:
-    """A split whose image `i` has the single colour `i`, so that a batch tells which images it holds."""
+    """Make a split whose image `i` has the single colour `i`, which identifies it in a batch."""
     count = len(labels)
-    pixels = np.broadcast_to(
-        np.arange(count, dtype=np.uint8)[:, None, None, None], (count, side, side, 3)
-    )
+    colours = np.arange(count, dtype=np.uint8)[:, None, None, None]
+    pixels = np.broadcast_to(colours, (count, side, side, 3))
     return split_of(folder, pixels, labels, index=index)
 
 
 def bright_and_dark(folder, count=48, side=16, seed=0) -> Data:
-    """Data that a tiny network can learn: noise around a darker grey (class 0) and around a lighter one (class 1)."""
+    """Make data for a tiny network: noise around dark grey (class 0) or light grey (class 1)."""
     generator = np.random.default_rng(seed)
     labels = generator.permutation(np.arange(count) % 2)
     pixels = generator.integers(0, 200, (count, side, side, 3)) + 50 * labels[:, None, None, None]
@@ -51,7 +53,7 @@ def bright_and_dark(folder, count=48, side=16, seed=0) -> Data:
 
 
 class SmallDepthwise(nn.Module):
-    """Convolution, BatchNorm and ReLU; the same depthwise with hardswish; pointwise without either; linear."""
+    """A convolution, a depthwise one, both with BatchNorm, a pointwise one and a linear layer."""
 
     def __init__(self):
         super().__init__()
@@ -68,10 +70,10 @@ class SmallDepthwise(nn.Module):
 
 
 class Everything(nn.Module):
-    """All that the study's networks have.
+    """A network with every operator of the study's networks.
 
-    BatchNorm with and without ReLU, max pooling, a residual sum, hardswish, a depthwise convolution, squeeze and excitation,
-    dropout, two linear layers.
+    It has BatchNorm with and without ReLU, max pooling, a residual sum, hardswish, a depthwise
+    convolution, squeeze and excitation, dropout and two linear layers.
     """
 
     architecture = "everything"
@@ -80,20 +82,12 @@ class Everything(nn.Module):
         super().__init__()
         self.stem, self.stem_norm = nn.Conv2d(3, 8, 3, stride=2, bias=False), nn.BatchNorm2d(8)
         self.relu, self.shrink = nn.ReLU(inplace=True), nn.MaxPool2d(2)
-        self.conv, self.norm, self.swish = (
-            nn.Conv2d(8, 8, 3, padding=1, bias=False),
-            nn.BatchNorm2d(8),
-            nn.Hardswish(inplace=True),
-        )
-        self.depthwise, self.depth_norm = (
-            nn.Conv2d(8, 8, 3, groups=8, bias=False),
-            nn.BatchNorm2d(8),
-        )
-        self.squeeze, self.reduce, self.excite = (
-            nn.AdaptiveAvgPool2d(1),
-            nn.Conv2d(8, 4, 1),
-            nn.Conv2d(4, 8, 1),
-        )
+        self.conv, self.norm = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.swish = nn.Hardswish(inplace=True)
+        self.depthwise = nn.Conv2d(8, 8, 3, groups=8, bias=False)
+        self.depth_norm = nn.BatchNorm2d(8)
+        self.squeeze = nn.AdaptiveAvgPool2d(1)
+        self.reduce, self.excite = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
         self.gate, self.project = nn.Hardsigmoid(), nn.Conv2d(8, 8, 1)
         self.fc, self.dropout, self.head = nn.Linear(8, 6), nn.Dropout(), nn.Linear(6, 2)
 
@@ -108,7 +102,7 @@ class Everything(nn.Module):
 
 
 class Outlier(nn.Module):
-    """A stem of which one channel is 1,000 times larger than the others, evened out by the depthwise convolution after it."""
+    """A network whose stem has a channel 1,000 times too large, which the next layer undoes."""
 
     def __init__(self):
         super().__init__()
@@ -119,7 +113,7 @@ class Outlier(nn.Module):
             self.stem.weight[0] *= 1e3
             self.depthwise.weight[0] /= 1e3
             for layer in (self.depthwise, self.pointwise, self.fc):
-                layer.bias.zero_()  # what is the same for all images would hide the noise
+                layer.bias.zero_()  # a constant part of the logits would hide the noise
 
     def forward(self, x):
         return self.fc(
@@ -127,14 +121,14 @@ class Outlier(nn.Module):
         )
 
 
-def sqnr_db(reference: torch.Tensor, quantized: torch.Tensor) -> float:
-    """`metrics.sqnr_db` of tensors, infinite without noise."""
-    value = metrics.sqnr_db(reference.numpy(), quantized.numpy())
+def sqnr_db(fp32: torch.Tensor, quantized: torch.Tensor) -> float:
+    """Compute `metrics.sqnr_db` of tensors; infinite without noise."""
+    value = metrics.sqnr_db(fp32.numpy(), quantized.numpy())
     return math.inf if value is None else value
 
 
 def small(kind: type[nn.Module]) -> nn.Module:
-    """A network in evaluation mode, with BatchNorm as after training: folding it changes the weights."""
+    """Make a network in evaluation mode; folding its BatchNorm changes the weights."""
     torch.manual_seed(0)
     model = kind()
     for module in model.modules():
@@ -151,12 +145,12 @@ def small_depthwise() -> nn.Module:
 
 
 def noise(count: int, side: int, seed: int = 1) -> torch.Tensor:
-    """Normal noise, float32 (count, 3, side, side)."""
+    """Draw normal noise, float32 (count, 3, side, side)."""
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
 
 
 def uneven_images(count=40) -> torch.Tensor:
-    """Noise of uneven strength around uneven means, float32 (count, 3, 64, 64), channels last."""
+    """Draw noise with uneven spreads and means, float32 (count, 3, 64, 64), channels last."""
     generator = torch.Generator().manual_seed(1)
     strength = 0.3 + 1.5 * torch.rand(count, 1, 1, 1, generator=generator)
     shift = torch.randn(count, 3, 1, 1, generator=generator)
@@ -165,16 +159,17 @@ def uneven_images(count=40) -> torch.Tensor:
 
 
 class NoData:
-    """Stands for the `Data` of a checkpoint where nobody asks about them."""
+    """A stand-in for the `Data` of a checkpoint whose images do not matter."""
 
     def describe(self) -> dict:
         return {"sha256": "none"}
 
 
 def mobilenet_checkpoint(path: Path) -> Checkpoint:
-    """A MobileNetV3-Small saved at `path`; its BatchNorm knows noise, without which the logits would be about 1e-15."""
+    """Save a MobileNetV3-Small with random weights at `path`."""
     torch.manual_seed(0)
     model = architectures.build("mobilenetv3")
+    # BatchNorm gets the statistics of noise. With its initial ones, logits are about 1e-15.
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
@@ -184,13 +179,24 @@ def mobilenet_checkpoint(path: Path) -> Checkpoint:
 
 
 def saved(path: Path, model: nn.Module) -> Checkpoint:
-    """A model in evaluation mode, saved at `path` as the FP32 MobileNetV3-Small."""
+    """Save `model`, in evaluation mode, at `path` as if it were the FP32 MobileNetV3-Small."""
     checkpoints.save(path, "mobilenetv3", model, NoData(), {"fingerprint": ""})
     return Checkpoint(path, model, checksums.sha256_of(path), {"fingerprint": ""})
 
 
+def deployed_on(name: str, model: nn.Module, images: torch.Tensor, recipe: Recipe) -> Deployed:
+    """Quantize `model` by PTQ, or convert it to 16-bit floats, for the engine `name`."""
+    engine = registry.get(name)
+    if isinstance(recipe, Int8 | Int16):
+        return engine.deploy(ptq(model, images, recipe, engine.qdq_config(recipe)))
+    return engine.deploy_half(model)
+
+
 class FakeWorker:
-    """Says what it is asked to do and answers at once: the candidate takes 10 ms a run, eager FP32 30, another engine 20."""
+    """A `Worker` that logs its calls and computes nothing.
+
+    A run takes 10 ms for the candidate on fbgemm, 30 ms for eager FP32, 20 ms for other engines.
+    """
 
     log: list = []  # noqa: RUF012
 
@@ -212,9 +218,9 @@ class FakeWorker:
         (name, arguments), self.waiting = self.waiting, None
         if name == "time":
             return [{"fbgemm": 0.01, "native": 0.03}.get(self.name, 0.02)] * arguments[0]
-        return (
-            {"load_s": 0.5, "cold_start_s": 0.75, "peak_memory_mb": 300} if name == "cost" else None
-        )
+        if name == "cost":
+            return {"load_s": 0.5, "cold_start_s": 0.75, "peak_memory_mb": 300}
+        return None
 
     def call(self, name, *arguments):
         self.send(name, *arguments)
@@ -222,22 +228,15 @@ class FakeWorker:
 
 
 def torchrun(processes: int, *command, cwd: Path) -> subprocess.CompletedProcess:
-    """Run a Python file with its options in `processes` processes that train together; returns the finished launcher."""
+    """Run a Python file with options in `processes` processes that train together."""
     alone = {
         name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")
     }
-    # Tests share the CPUs: threads that spin while they wait for others would make each step ten times as long.
+    # Tests share the CPUs: with threads that spin while they wait, a step takes ten times as long.
     alone["OMP_WAIT_POLICY"] = "passive"
-    start = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(processes),
-    ]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     return subprocess.run(
-        [*start, *map(str, command)],
+        [*launcher, "--nproc-per-node", str(processes), *map(str, command)],
         cwd=cwd,
         env=alone,
         capture_output=True,

@@ -1,4 +1,4 @@
-"""The ladder of INT8: which steps it takes, what it stores, and that it goes on where it stopped."""
+"""The ablation of INT8: its steps, what it stores, and that it resumes where it stopped."""
 
 import csv
 import json
@@ -9,44 +9,40 @@ import pytest
 from helpers import split_of
 
 from quantization import ablation as script
-from quantization.ablation import CHANNELS, COLUMNS, LAYER_COLUMNS, STEPS, VARIATIONS, Rung
+from quantization.ablation import CHANNELS, COLUMNS, LAYER_COLUMNS, STACKED, VARIATIONS, Step
 from utils.catalog import Run
+from utils.experiment import Experiment
 
-PTQ, QAT = dict(keep_fp32=(), seven_bits="weights"), dict(training={}, calibration_images=4)
+PTQ, QAT = (script.recipe_of(Run("mobilenetv3", method, "int8")) for method in ("ptq", "qat"))
 
 
-def recipe_of(climbed, name, kind):
-    (recipe,) = [rung.recipe for rung in climbed if (rung.name, rung.kind) == (name, kind)]
+def recipe_of(listed, name, kind):
+    (recipe,) = [step.recipe for step in listed if (step.name, step.kind) == (name, kind)]
     return recipe
 
 
 def test_each_step_stands_alone_and_on_top_of_those_before_it():
-    climbed = script.steps(PTQ, QAT, ("stem",))
-    assert [(rung.name, rung.kind) for rung in climbed] == [
+    listed = script.steps(PTQ, QAT, ("stem",))
+    assert [(step.name, step.kind) for step in listed] == [
         ("the plainest", "stacked"),
         (CHANNELS, "stacked"),
-        *((step, "stacked") for step in STEPS),
+        *((step, "stacked") for step in STACKED),
         ("QAT", "trained"),
-        *((step, "alone") for step in STEPS),
+        *((step, "alone") for step in STACKED),
         *((change, "varied") for change in VARIATIONS),
     ]
-    start = recipe_of(climbed, CHANNELS, "stacked")
-    assert recipe_of(climbed, "the plainest", "stacked") == start | {"weights": "tensor"}
-    assert recipe_of(climbed, "bias correction", "alone") == start | {"bias_correction": True}
-    assert recipe_of(climbed, "reconstruction", "stacked")["keep_fp32"] == ()
-    top = recipe_of(climbed, "first blocks in FP32", "stacked")
-    assert (
-        top["keep_fp32"] == ("stem",)
-        and top["reconstruct"]
-        and top["equalize"]
-        and top["activations"] == "mse"
-    )
-    assert recipe_of(climbed, "QAT", "trained") == QAT
-    assert all(rung.recipe["seven_bits"] == "weights" for rung in climbed if rung.kind != "trained")
-    assert recipe_of(climbed, "the study's recipe", "varied") == PTQ
-    assert recipe_of(climbed, "with 100 calibration images", "varied") == PTQ | {
-        "calibration_images": 100
-    }
+    start = recipe_of(listed, CHANNELS, "stacked")
+    assert recipe_of(listed, "the plainest", "stacked") == start.replace(weight_scales="tensor")
+    assert recipe_of(listed, "bias correction", "alone") == start.replace(bias_correction=True)
+    assert recipe_of(listed, "reconstruction", "stacked").keep_fp32 == ()
+    top = recipe_of(listed, "first blocks in FP32", "stacked")
+    assert top.keep_fp32 == ("stem",) and top.reconstruct and top.equalize and top.ranges == "mse"
+    assert recipe_of(listed, "QAT", "trained") == QAT
+    assert all(step.recipe.overflow_fix == "weights" for step in listed)
+    assert recipe_of(listed, "the study's recipe", "varied") == PTQ
+    fewer = recipe_of(listed, "with 100 calibration images", "varied")
+    assert fewer == PTQ.replace(calibration_images=100)
+    assert all(step.facts == step.recipe.describe() for step in listed)
 
 
 def test_tools_that_are_not_installed_are_named_and_left_out(monkeypatch, capsys):
@@ -55,11 +51,11 @@ def test_tools_that_are_not_installed_are_named_and_left_out(monkeypatch, capsys
     absent = tool_defaults.Tool("openvino", "a_package_that_nobody_has", ".xml", None)
     monkeypatch.setattr(
         tool_defaults,
-        "PEERS",
+        "TOOL_DEFAULTS",
         {"torch FX": tool_defaults.TOOL_DEFAULTS["torch FX"], "Other": absent},
     )
     (tool,) = script.tools()
-    assert (tool.name, tool.kind) == ("torch FX", "tool") and tool.recipe["version"]
+    assert (tool.name, tool.kind) == ("torch FX", "tool") and tool.facts["version"]
     assert (
         "default of Other left out: not installed: a_package_that_nobody_has"
         in capsys.readouterr().out
@@ -83,42 +79,39 @@ def test_the_quality_of_four_answers():
 
 
 @pytest.fixture
-def climbing(tmp_path, monkeypatch):
-    """Climb a ladder of three rungs that cost nothing; returns the names of those climbed."""
+def ablation(tmp_path, monkeypatch):
+    """Run an ablation of three steps that cost nothing; returns the names of those measured."""
     split = split_of(tmp_path, np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, 0, 1]))
-    climbed = []
+    measured = []
 
-    def climb(experiment, backend, rung, references):
-        assert references["test"].shape == (4, 2)
-        climbed.append(rung.name)
-        parts = {f"{part}_{name}": value for part in references for name, value in
-                 script.quality(references[part], references[part], split.y).items()}  # fmt: skip
+    def measure(experiment, backend, step, fp32):
+        assert fp32["test"].shape == (4, 2)
+        measured.append(step.name)
+        columns = {}
+        for part, logits in fp32.items():
+            for name, value in script.quality(logits, logits, split.y).items():
+                columns[f"{part}_{name}"] = value
         layers = [{"layer": "conv1", "sqnr_db": 30.0}, {"layer": "fc", "sqnr_db": None}]
-        return {"seconds": 1.0} | parts, [] if rung.kind == "tool" else layers
+        return {"seconds": 1.0} | columns, [] if step.kind == "tool" else layers
 
-    def again(**changes):
-        facts = SimpleNamespace(sha256="a", model=lambda x: x[:, :2, 0, 0]) if not changes else SimpleNamespace(
-            model=lambda x: x[:, :2, 0, 0], **changes)  # fmt: skip
+    def again(sha256="a"):
+        baseline = SimpleNamespace(sha256=sha256, model=lambda x: x[:, :2, 0, 0])
         data = SimpleNamespace(validation=split, test=split, digest="b")
-        experiment = SimpleNamespace(
-            run=Run("resnet18", "ptq", "int8"),
-            data=data,
-            baseline=facts,
-            options=SimpleNamespace(smoke=True),
-        )
-        climbed.clear()
-        script.ladder(experiment, SimpleNamespace(name="fbgemm"), tmp_path / "ablation", RUNGS)
-        return list(climbed)
+        options = SimpleNamespace(smoke=True)
+        experiment = Experiment(Run("resnet18", "ptq", "int8"), options, data, baseline)
+        measured.clear()
+        script.run(experiment, SimpleNamespace(name="fbgemm"), tmp_path / "ablation", STEPS)
+        return list(measured)
 
-    monkeypatch.setattr(script, "climb", climb)
+    monkeypatch.setattr(script, "measure", measure)
     (tmp_path / "ablation").mkdir()
     return again, tmp_path
 
 
-RUNGS = [
-    Rung("a", "tool", {}),
-    Rung("b", "stacked", dict(bits=8)),
-    Rung("c", "alone", dict(bits=8, keep_fp32=("stem",))),
+STEPS = [
+    Step("a", "tool", None, {}),
+    Step("b", "stacked", None, dict(bits=8)),
+    Step("c", "alone", None, dict(bits=8, keep_fp32=("stem",))),
 ]
 
 
@@ -127,8 +120,8 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
-def test_rungs_are_stored_and_not_climbed_twice(climbing):
-    again, folder = climbing
+def test_steps_are_stored_and_not_measured_twice(ablation):
+    again, folder = ablation
     assert again() == ["a", "b", "c"]
     rows = rows_of(folder / "ablation.csv")
     assert tuple(rows[0]) == COLUMNS and [row["rung"] for row in rows] == ["a", "b", "c"]
@@ -138,46 +131,27 @@ def test_rungs_are_stored_and_not_climbed_twice(climbing):
         ("b", "conv1", "30.0"), ("b", "fc", ""), ("c", "conv1", "30.0"), ("c", "fc", "")
     ]  # fmt: skip
     assert again() == []
-    damaged = folder / "ladder/resnet18_fbgemm_01.json"
+    damaged = folder / "ablation/resnet18_fbgemm_01.json"
     damaged.write_text("{")
-    (folder / "ladder/resnet18_fbgemm_02.json").write_text("{")
+    (folder / "ablation/resnet18_fbgemm_02.json").write_text("{")
     assert again() == ["b", "c"]
     content = json.loads(damaged.read_text())
-    damaged.write_text(json.dumps(content | {"code": {"utils/cli.py": "0" * 64}}))
+    damaged.write_text(json.dumps(content | {"code": {"utils/metrics.py": "0" * 64}}))
     assert again() == ["b"]
     assert len(again(sha256="other weights")) == 3
 
 
 @pytest.mark.slow
-def test_the_command_climbs_all_rungs_on_a_few_images(tmp_path):
+def test_the_command_takes_all_steps_on_a_few_images(tmp_path):
     from test_scripts import run
 
-    options = (
-        "--smoke",
-        "--threads",
-        "1",
-        "--models",
-        "mobilenetv3",
-        "--results",
-        "out",
-        "--checkpoints",
-        "weights",
-    )
+    folders = ("--results", "out", "--checkpoints", "weights")
+    options = ("--smoke", "--threads", "1", "--models", "mobilenetv3", *folders)
     done = run("quantization/ablation.py", *options, cwd=tmp_path)
-    assert (
-        "rung 4 of 23: XNNPACK (tool)" in done.stdout
-        and "rung 13 of 23: QAT (trained)" in done.stdout
-    )
-    assert len(list((tmp_path / "out/drawn_smoke/ladder").glob("*.json"))) == 23
+    assert "step 4 of 23: XNNPACK (tool)" in done.stdout
+    assert "step 13 of 23: QAT (trained)" in done.stdout
+    assert len(list((tmp_path / "out/drawn_smoke/ablation").glob("*.json"))) == 23
     for name in ("ablation", "ablation_layers"):
-        drawn = run(
-            f"figures/{name}.py",
-            "--study",
-            "drawn_smoke",
-            "--results",
-            "out",
-            "--out",
-            "here",
-            cwd=tmp_path,
-        )
+        where = ("--study", "drawn_smoke", "--results", "out", "--out", "here")
+        drawn = run(f"figures/{name}.py", *where, cwd=tmp_path)
         assert (tmp_path / f"here/{name}.png").exists(), drawn.stderr

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from utils import cli, paths
+from utils.catalog import Run
 from utils.errors import UserError
 
 LIMIT = 2_000  # bytes that a file may have
@@ -256,15 +257,14 @@ def test_folders_are_tried_before_the_work(option, tmp_path):
 
 
 @pytest.mark.parametrize("option", ["results", "checkpoints"])
-def test_a_folder_without_a_name_is_refused(option, capsys):
-    with pytest.raises(SystemExit) as ended:
-        cli.parse("", cli.Run("alexnet", "fp32", "fp32"), [f"--{option}", ""])
-    assert ended.value.code == 2 and "the name is empty" in capsys.readouterr().err
+def test_a_folder_without_a_name_is_refused(option):
+    with pytest.raises(UserError, match=f"--{option}: the name is empty"):
+        cli.parse("", Run("alexnet", "fp32", "fp32"), [f"--{option}", ""])
 
 
 def test_images_in_a_folder_without_a_name_are_refused():
     with pytest.raises(UserError, match="no such folder"):
-        cli.parse("", cli.Run("alexnet", "fp32", "fp32"), ["--data", ""])
+        cli.parse("", Run("alexnet", "fp32", "fp32"), ["--data", ""])
 
 
 # ---- what killed runs leave
@@ -297,13 +297,32 @@ def test_the_next_run_removes_what_a_killed_one_left(tmp_path):
 # ---- signals
 
 
-def test_ctrl_c_during_imports_prints_no_traceback():
-    program = "import os, signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\nfrom utils import cli\n"
-    program += "os.kill(os.getpid(), signal.SIGINT)\nimport time\ntime.sleep(10)"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=paths.ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == -signal.SIGINT and done.stderr == "error: interrupted\n"
+IMPORTS = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background processes ignore it
+sys.path.insert(0, {folder!r})
+from utils import cli
+from utils.catalog import Run
+
+def main(options):
+    import heavy
+
+cli.run(main, "", Run("alexnet", "fp32", "fp32"))
+"""
+
+
+def test_ctrl_c_while_a_script_imports_prints_no_traceback(tmp_path):
+    heavy = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(10)\n"
+    (tmp_path / "heavy.py").write_text(heavy)
+    command = [sys.executable, "-c", IMPORTS.format(folder=str(tmp_path))]
+    done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr == "error: interrupted; run the same command again to continue\n"
+
+
+def test_the_hook_for_exceptions_is_left_alone():
+    program = "import sys\nhook = sys.excepthook\nimport reproduce\nassert sys.excepthook is hook"
+    subprocess.run([sys.executable, "-c", program], cwd=paths.ROOT, check=True)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -231,14 +231,29 @@ def test_a_gpu_is_given_what_can_run_there_and_the_rest_is_named(capsys):
     )
 
 
-def test_an_engine_that_is_missing_is_left_out_and_no_failure(home):
-    home.script(
-        "quantization/ptq/alexnet_ptq_int8.py",
-        "if 'x86' in sys.argv:\n    sys.exit('error: a: cannot run here: x86: gone')",
-    )
+CANNOT_RUN = """
+if 'x86' in sys.argv:
+    print('error: a: cannot run here: x86: gone', file=sys.stderr)
+    sys.exit({status})
+"""
+
+
+def test_a_missing_engine_is_left_out_and_does_not_fail_the_study(home):
+    home.script("quantization/ptq/alexnet_ptq_int8.py", CANNOT_RUN.format(status=69))
     status, out, _, rows = home.run("--models", "alexnet")
     assert (status, out.splitlines()[-1]) == (0, "ran 2, left out 1")
     assert rows["alexnet_ptq_int8 x86"] == "left out: x86: gone"
+
+
+def test_the_exit_status_decides_whether_an_engine_is_missing_not_the_words(home):
+    home.script("quantization/ptq/alexnet_ptq_int8.py", CANNOT_RUN.format(status=2))
+    status, out, _, rows = home.run("--models", "alexnet")
+    assert (status, out.splitlines()[-1]) == (1, "ran 2, failed 1")
+    assert rows["alexnet_ptq_int8 x86"] == "failed: a: cannot run here: x86: gone"
+    home.script("quantization/ptq/alexnet_ptq_int8.py", "sys.exit(69 if 'x86' in sys.argv else 0)")
+    status, out, _, rows = home.run("--models", "alexnet")
+    assert (status, out.splitlines()[-1]) == (0, "ran 2, left out 1")
+    assert rows["alexnet_ptq_int8 x86"] == "left out: status 69"
 
 
 def test_the_estimate_is_by_kind_where_one_has_finished():
@@ -701,7 +716,7 @@ def test_a_study_of_the_dissertations_images_ends_beside_the_committed_one(
     write_run(tmp_path / "mine", "alexnet", "fp32", "fp32", "native", study=study)
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "committed")
     reproduce.compare(study, Options(("native",), results=tmp_path / "mine", smoke=smoke))
-    assert ("Beside the committed study:" in capfd.readouterr().out) == shown
+    assert ("Next to the committed study:" in capfd.readouterr().out) == shown
     assert (tmp_path / "mine" / study / "tables" / "against.csv").exists() == shown
     reproduce.compare("cats_and_dogs", Options(("native",), results=tmp_path / "committed"))
     assert capfd.readouterr().out == ""

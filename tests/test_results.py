@@ -1,4 +1,4 @@
-"""`utils.results` and `utils.paths.atomic`: what is written can be read again, whoever else writes and whatever fails."""
+"""`utils.results` and `utils.paths.atomic`: files stay readable despite failures and races."""
 
 import copy
 import csv
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.records import LOGITS, Y, record
-from utils import paths, results, schema
+from utils import paths, results, studies
 from utils.catalog import Run
 from utils.cli import Options
 from utils.errors import UserError
@@ -59,17 +59,19 @@ def test_every_cell_is_its_runs_value(tmp_path):
     row = rows(tmp_path)[1]
     for section, names in results.SECTIONS:
         values = given[section][1] if section == "timing" else given[section]
-        for name in names:
-            if (
-                type(values[name]) is float and name != "mcnemar_p_holm"
-            ):  # which all runs together decide
+        for name in set(names) - {"mcnemar_p_holm"}:  # which depends on all runs
+            if type(values[name]) is float:
                 assert float(row[name]) == values[name], name
-    cells = {
-        name: row[name]
-        for name in ("sqnr_db", "git_dirty", "simulated", "contended", "isa", "seed", "model")
-    }
-    assert cells == dict(sqnr_db="", git_dirty="", simulated="false", contended="true", isa="avx2 avx512_vnni", seed="0",
-                         model="resnet18")  # fmt: skip
+    expected = dict(
+        sqnr_db="",
+        git_dirty="",
+        simulated="false",
+        contended="true",
+        isa="avx2 avx512_vnni",
+        seed="0",
+        model="resnet18",
+    )
+    assert {name: row[name] for name in expected} == expected
 
 
 def test_p_values_are_adjusted_for_the_variants_of_the_study(tmp_path):
@@ -80,14 +82,8 @@ def test_p_values_are_adjusted_for_the_variants_of_the_study(tmp_path):
     baseline = record(method="fp32", backend="native", batches=(1,))
     baseline["metrics"] |= {"mcnemar_p": None, "mcnemar_p_holm": None}
     results.write(baseline, LOGITS, Y, tmp_path)
-    found = {(row["backend"], row["mcnemar_p_holm"]) for row in rows(tmp_path)}
-    assert found == {
-        ("fbgemm", "0.03"),
-        ("x86", "0.06"),
-        ("onednn", "0.06"),
-        ("qnnpack", "0.02"),
-        ("native", ""),
-    }
+    adjusted = {row["backend"]: row["mcnemar_p_holm"] for row in rows(tmp_path)}
+    assert adjusted == dict(fbgemm="0.03", x86="0.06", onednn="0.06", qnnpack="0.02", native="")
 
 
 def test_lists_of_numbers_take_one_line_and_read_back_the_same():
@@ -108,14 +104,13 @@ def test_rows_are_sorted_by_what_they_are_with_numbers_as_numbers(tmp_path):
         write(tmp_path, seed=seed, batches=(8, 16, 1))
     write(tmp_path, model="alexnet", batches=(1,))
     write(tmp_path, backend="qnnpack", batches=(1,))
-    found = [
+    keys = [
         (row["model"], row["backend"], int(row["seed"]), int(row["batch_size"]))
         for row in rows(tmp_path)
     ]
-    assert found == sorted(found) and len(found) == 8
-    assert [row[2:] for row in found if row[:2] == ("resnet18", "fbgemm")] == [
-        (s, b) for s in (2, 10) for b in (1, 8, 16)
-    ]
+    assert keys == sorted(keys) and len(keys) == 8
+    seeds_and_batches = [key[2:] for key in keys if key[:2] == ("resnet18", "fbgemm")]
+    assert seeds_and_batches == [(2, 1), (2, 8), (2, 16), (10, 1), (10, 8), (10, 16)]
 
 
 def test_a_run_done_again_replaces_its_rows(tmp_path):
@@ -131,9 +126,8 @@ def test_the_table_is_rebuilt_byte_for_byte_from_the_runs(tmp_path):
     text = table.read_bytes()
     table.unlink()
     assert results.rebuild(tmp_path / "drawn") == table and table.read_bytes() == text
-    for path in (
-        tmp_path / "drawn/runs"
-    ).iterdir():  # such as a checkout by another user, in another order
+    # The files are created again in another order, as in a checkout by another user.
+    for path in (tmp_path / "drawn/runs").iterdir():
         path.with_suffix(f"{path.suffix}.moved").write_bytes(path.read_bytes())
         path.unlink()
     for path in sorted((tmp_path / "drawn/runs").iterdir(), reverse=True):
@@ -144,26 +138,22 @@ def test_the_table_is_rebuilt_byte_for_byte_from_the_runs(tmp_path):
 @pytest.mark.parametrize(
     ("run", "name"),
     [
-        (dict(model="alexnet", method="fp32", dtype="fp32", backend="native", device="cuda", seed=3),
-         "alexnet_fp32_native_cuda_seed3"),
-        (dict(model="resnet18", method="qat", dtype="int8", backend="x86", device="cpu", seed=0),
-         "resnet18_qat_int8_x86_cpu_seed0"),
+        (("alexnet", "fp32", "fp32", "native", "cuda", 3), "alexnet_fp32_native_cuda_seed3"),
+        (("resnet18", "qat", "int8", "x86", "cpu", 0), "resnet18_qat_int8_x86_cpu_seed0"),
     ],
-)  # fmt: skip
+)
 def test_names_of_runs(run, name):
-    assert results.run_id(run) == name
+    columns = ("model", "method", "dtype", "backend", "device", "seed")
+    assert results.run_id(dict(zip(columns, run, strict=True))) == name
 
 
 @pytest.mark.parametrize(("method", "backend"), [("ptq", "x86"), ("qat", "native")])
 def test_describe_names_the_run(method, backend):
-    run = results.describe(
-        Run("alexnet", method, "int8"), "drawn", backend, Options((backend,), seed=4)
-    )
-    kind = (
-        dict(method="control", dtype="fp32")
-        if backend == "native"
-        else dict(method=method, dtype="int8")
-    )
+    options = Options((backend,), seed=4)
+    run = results.describe(Run("alexnet", method, "int8"), "drawn", backend, options)
+    kind = dict(method=method, dtype="int8")
+    if backend == "native":
+        kind = dict(method="control", dtype="fp32")
     assert run == dict(
         study="drawn",
         model="alexnet",
@@ -173,15 +163,13 @@ def test_describe_names_the_run(method, backend):
         simulated=False,
         seed=4,
     )
-    assert set(run) == {
-        name for section, names in results.SECTIONS if section == "run" for name in names
-    }
+    assert list(run) == list(dict(results.SECTIONS)["run"])
 
 
 def test_only_one_data_set_is_compared_with_the_dissertation():
     yes = ("cats_and_dogs", "cats_and_dogs_1a2b3c4d", "cats_and_dogs_smoke")
     no = ("drawn", "drawn_smoke", "pets", "data_cats_and_dogs", "petimages", "dogs_vs_cats")
-    assert all(map(results.is_dissertations, yes)) and not any(map(results.is_dissertations, no))
+    assert all(map(studies.is_dissertations, yes)) and not any(map(studies.is_dissertations, no))
 
 
 # ---- what goes wrong
@@ -196,7 +184,7 @@ def test_a_number_that_json_cannot_hold_leaves_everything_as_it_was(tmp_path):
 
 
 def damaged(change):
-    """Make a function that changes the content of a run's file by `change(record)`."""
+    """Make a function that applies `change(record)` to the content of a run's file."""
 
     def damage(content):
         given = json.loads(content)
@@ -206,22 +194,45 @@ def damaged(change):
     return damage
 
 
-DAMAGE = {
-    "is not valid JSON": [lambda content: b"", lambda content: content[:-100], lambda content: b"\xff\xfe" + content,
-                          lambda content: content.replace(b'"accuracy": 0.5', b'"accuracy": NaN')],
-    "was written by another version": [damaged(lambda given: given.update(format=2)), damaged(lambda given: given.pop("format"))],
-    "is no run (the whole: 'metrics' is a required property)": [damaged(lambda given: given.pop("metrics"))],
-    "is no run (metrics.accuracy: 1.5 is greater than the maximum of 1)": [
-        damaged(lambda given: given["metrics"].update(accuracy=1.5))],
-    "is no run (run.backend: ": [damaged(lambda given: given["run"].update(backend="abacus"))],
-    "is no run (timing.0.batch_size: '8' is not of type": [damaged(lambda given: given["timing"][0].update(batch_size="8"))],
-    "is no run (the whole: [] is not of type 'object')": [lambda content: b"[]"],
-    "holds the run resnet18_ptq_int8_fbgemm_cpu_seed7": [damaged(lambda given: given["run"].update(seed=7))],
-}  # fmt: skip
+DAMAGE = [  # the reason in the message, and the damage
+    ("is not valid JSON", lambda content: b""),
+    ("is not valid JSON", lambda content: content[:-100]),
+    ("is not valid JSON", lambda content: b"\xff\xfe" + content),
+    (
+        "is not valid JSON",
+        lambda content: content.replace(b'"accuracy": 0.5', b'"accuracy": NaN'),
+    ),
+    ("was written by another version", damaged(lambda given: given.update(format=2))),
+    ("was written by another version", damaged(lambda given: given.pop("format"))),
+    (
+        "is not a run (the whole: 'metrics' is a required property)",
+        damaged(lambda given: given.pop("metrics")),
+    ),
+    (
+        "is not a run (metrics.accuracy: 1.5 is greater than the maximum of 1)",
+        damaged(lambda given: given["metrics"].update(accuracy=1.5)),
+    ),
+    (
+        "is not a run (run.backend: ",
+        damaged(lambda given: given["run"].update(backend="abacus")),
+    ),
+    (
+        "is not a run (timing.0.batch_size: '8' is not of type",
+        damaged(lambda given: given["timing"][0].update(batch_size="8")),
+    ),
+    ("is not a run (the whole: [] is not of type 'object')", lambda content: b"[]"),
+    (
+        "holds the run resnet18_ptq_int8_fbgemm_cpu_seed7",
+        damaged(lambda given: given["run"].update(seed=7)),
+    ),
+]
 
 
 def test_the_environment_says_how_long_the_script_has_taken():
-    code = "import time; from utils import environment; time.sleep(0.5); print(environment.describe(1)['script_s'])"
+    code = (
+        "import time; from utils import environment; time.sleep(0.5); "
+        "print(environment.describe(1)['script_s'])"
+    )
     started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -234,9 +245,7 @@ def test_the_environment_says_how_long_the_script_has_taken():
     assert 0.5 <= float(done.stdout) <= time.monotonic() - started + 0.1  # of a second
 
 
-@pytest.mark.parametrize(
-    ("why", "damage"), [(why, damage) for why, several in DAMAGE.items() for damage in several]
-)
+@pytest.mark.parametrize(("why", "damage"), DAMAGE)
 def test_a_damaged_run_is_named_and_left_out_of_the_table(tmp_path, capsys, why, damage):
     path = write(tmp_path, accuracy=0.5)
     write(tmp_path, seed=1)
@@ -246,16 +255,9 @@ def test_a_damaged_run_is_named_and_left_out_of_the_table(tmp_path, capsys, why,
     write(tmp_path, seed=2)
     assert {row["seed"] for row in rows(tmp_path)} == {"1", "2"}
     assert f"results: left out: {path} {why}" in capsys.readouterr().out
-    assert results.study_name("drawn", "a" * 64, tmp_path) == "drawn"
-    assert (
-        results.find(
-            Run("resnet18", "ptq", "int8"),
-            "drawn",
-            "fbgemm",
-            Options(("fbgemm",), results=tmp_path),
-        )
-        is None
-    )
+    assert results.images_digest(tmp_path / "drawn") == "a" * 64
+    options = Options(("fbgemm",), results=tmp_path)
+    assert results.find(Run("resnet18", "ptq", "int8"), "drawn", "fbgemm", options) is None
     write(tmp_path, accuracy=0.5)  # measured again
     assert {row["seed"] for row in rows(tmp_path)} == {"0", "1", "2"}
 
@@ -267,12 +269,7 @@ def test_a_copy_of_a_run_adds_no_row(tmp_path):
     assert len(rows(tmp_path)) == 2
 
 
-def test_every_column_has_a_rule():
-    for section, names in results.SECTIONS:
-        assert set(names) <= schema.SECTIONS[section].keys()
-
-
-# ---- writing beside others
+# ---- writing at the same time
 
 
 WRITER = """
@@ -281,7 +278,7 @@ from pathlib import Path
 from tests.records import LOGITS, Y, record; from utils import results
 write_text = results.paths.write_text
 def slowly(path, text):
-    time.sleep(0.01)  # between reading the runs and writing the table, where another process could come in
+    time.sleep(0.01)  # after reading the runs, before writing the table: others could write now
     write_text(path, text)
 results.paths.write_text = slowly
 for seed in map(int, sys.argv[2:]):
@@ -322,9 +319,8 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
 def test_the_old_file_is_whole_until_the_new_one_is(tmp_path):
     path = tmp_path / "new folder" / "file.txt"
     with paths.atomic(path) as temporary:
-        assert (
-            temporary.parent == path.parent and not path.exists()
-        )  # one file system, or it could not be moved at once
+        # Only a file on the same file system can be moved at once.
+        assert temporary.parent == path.parent and not path.exists()
         temporary.write_text("first")
     with paths.atomic(path) as temporary:
         temporary.write_text("second")
@@ -349,10 +345,8 @@ def test_the_names_of_the_test_images_are_kept_once(tmp_path):
     names = ["cats/1.jpg", "caf\udce9\n.jpg"]
     for backend in ("fbgemm", "x86"):
         results.write(record(backend=backend), LOGITS, Y, tmp_path, names)
-    assert (
-        results.test_images(tmp_path / "drawn") == names
-        and len(list(tmp_path.rglob("test_images.json"))) == 1
-    )
+    assert results.test_images(tmp_path / "drawn") == names
+    assert len(list(tmp_path.rglob("test_images.json"))) == 1
     results.write(record(), LOGITS, Y, tmp_path)  # a run that does not know them keeps them
     assert results.test_images(tmp_path / "drawn") == names
     for damage in ("", "{}", "[1]", "[", "\0"):

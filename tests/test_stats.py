@@ -10,7 +10,8 @@ from utils import stats
     ("successes", "n", "low", "high"),
     [
         (8, 10, 0.4902, 0.9433),
-        # Newcombe, "Two-sided confidence intervals for the single proportion", 1998, table I, method 3.
+        # Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I,
+        # method 3.
         (81, 263, 0.2553, 0.3662),
         (15, 148, 0.0624, 0.1605),
         (0, 20, 0.0000, 0.1611),
@@ -51,32 +52,30 @@ def test_mean_interval_covers_the_mean_of_few_values_about_95_times_in_100():
 
 
 def test_crossed_interval_by_hand():
-    """Two seeds, four images and the two that are added, 0.375 + and - 0.7071.
+    """Two seeds, four images and the two additional ones, 0.375 + and - 0.7071.
 
-    Mean squares: of seeds 6 (2 x 0.08333^2) = 0.08333, of images 0.675, of the rest 0.08333. With t = 12.706 for two seeds and
-    z = 1.960, the square of half the interval is (161.45 x 0.08333 + 3.8415 x 0.59167) / 12 = 1.3106.
+    Mean squares: seeds 6 (2 x 0.08333^2) = 0.08333, images 0.675, the rest 0.08333. With t = 12.706
+    for two seeds and z = 1.960, the square of half the interval is
+    (161.45 x 0.08333 + 3.8415 x 0.59167) / 12 = 1.3106.
     """
     low, high = stats.crossed_interval(np.array([[1, 1, 0, 0], [1, 0, 0, 0]], float))
     assert (low, high) == pytest.approx((0.375 - 1.3106**0.5, 0.375 + 1.3106**0.5), abs=1e-4)
 
 
 def test_crossed_interval_of_no_difference_is_that_of_one_pair():
-    crossed, single = (
-        stats.crossed_interval(np.zeros((3, 2000))),
-        stats.paired_difference(0, 0, 2000),
-    )
+    crossed = stats.crossed_interval(np.zeros((3, 2000)))
+    single = stats.paired_difference(0, 0, 2000)
     assert crossed == pytest.approx(single, abs=5e-5)
 
 
 @pytest.mark.parametrize("spread", [0, 0.2])
 def test_crossed_interval_covers_the_truth_for_other_seeds_and_images(spread):
-    """Three networks decide 300 images, some harder than others, some networks better than others."""
+    """Three networks, some better than others, decide 300 images, some harder than others."""
     generator, inside = np.random.default_rng(3), []
     for _ in range(400):
         skill, ease = spread * generator.normal(size=(3, 1)), generator.normal(size=300)
-        low, high = stats.crossed_interval(
-            (skill + ease + generator.normal(size=(3, 300)) > 0).astype(float)
-        )
+        right = skill + ease + generator.normal(size=(3, 300)) > 0
+        low, high = stats.crossed_interval(right.astype(float))
         inside.append(low <= 0.5 <= high)  # all three are symmetric around 0
     assert 0.93 <= np.mean(inside) <= 0.99
 
@@ -109,7 +108,8 @@ def test_fewest_queries_are_mlperfs():
 @pytest.mark.parametrize(
     ("successes", "n", "other", "other_n", "low", "high"),
     [
-        # Newcombe, "Interval estimation for the difference between independent proportions", 1998, table II, method 10.
+        # Newcombe 1998, "Interval estimation for the difference between independent proportions",
+        # table II, method 10.
         (56, 70, 48, 80, 0.0524, 0.3339),
         (9, 10, 3, 10, 0.1705, 0.8090),
         (10, 10, 0, 20, 0.6791, 1.0000),
@@ -126,11 +126,8 @@ def test_newcombe_intervals_as_published(successes, n, other, other_n, low, high
         (0, 5, 2 / 2**5),
         (4, 4, 1.0),
         (0, 0, 1.0),
-        (
-            86,
-            150,
-            3.716e-5,
-        ),  # Agresti's approval ratings, exact: Fay 2010, vignette of the R package exact2x2
+        # Agresti's approval ratings, exact: Fay 2010, vignette of the R package exact2x2.
+        (86, 150, 3.716e-5),
     ],
 )
 def test_mcnemar_counted_by_hand_and_as_published(gained, lost, p):
@@ -144,18 +141,16 @@ def simulated_pairs(gain: float, loss: float, n: int, repeats: int, seed: int) -
 
 def test_mcnemar_rejects_equal_classifiers_at_most_as_often_as_it_says():
     rejected = [stats.mcnemar(*pair) < 0.05 for pair in simulated_pairs(0.01, 0.01, 2000, 1000, 4)]
-    assert (
-        0.01 < np.mean(rejected) < 0.05 + 0.02
-    )  # exact tests are careful; three standard errors above the level
+    # Exact tests are conservative; the upper bound is three standard errors above the level.
+    assert 0.01 < np.mean(rejected) < 0.05 + 0.02
 
 
 @pytest.mark.parametrize(("gain", "loss"), [(0.01, 0.01), (0.002, 0.02), (0.05, 0.01)])
 def test_paired_difference_covers_the_true_difference_about_95_times_in_100(gain, loss):
     pairs = simulated_pairs(gain, loss, 2000, 400, 5)
     intervals = np.array([stats.paired_difference(*pair, 2000) for pair in pairs])
-    low, high = intervals.T + np.array(
-        [[-1e-12], [1e-12]]
-    )  # both ends lie on multiples of 1/2000, as the truth does
+    # Both ends and the truth are multiples of 1/2000.
+    low, high = intervals.T + np.array([[-1e-12], [1e-12]])
     assert 0.925 <= ((low <= gain - loss) & (gain - loss <= high)).mean() <= 0.985
 
 
@@ -203,9 +198,8 @@ def test_verdict_by_where_the_margin_lies(low, high, said):
 
 
 def test_verdict_held_is_wrong_at_most_as_often_as_the_interval_allows():
-    pairs = simulated_pairs(
-        0.005, 0.01, 2000, 500, 8
-    )  # worse by exactly the margin: "held" would be wrong
+    # Worse by exactly the margin, so "held" would be wrong.
+    pairs = simulated_pairs(0.005, 0.01, 2000, 500, 8)
     held = [stats.verdict(*stats.paired_difference(*pair, 2000)) == "held" for pair in pairs]
     assert np.mean(held) < 0.025 + 0.025
 
@@ -213,7 +207,7 @@ def test_verdict_held_is_wrong_at_most_as_often_as_the_interval_allows():
 def test_against_counts_images():
     right = np.array([1, 1, 0, 0, 1, 1, 1, 1, 1, 1], bool)
     baseline = np.array([1, 0, 1, 1, 1, 1, 1, 1, 1, 1], bool)
-    found = stats.against(right, baseline)
-    assert (found["gained"], found["lost"], found["accuracy_difference"]) == (1, 2, -0.1)
-    assert found["mcnemar_p"] == 1.0
-    assert found["accuracy_difference_ci_low"] < -0.1 < found["accuracy_difference_ci_high"]
+    judged = stats.against(right, baseline)
+    assert (judged["gained"], judged["lost"], judged["accuracy_difference"]) == (1, 2, -0.1)
+    assert judged["mcnemar_p"] == 1.0
+    assert judged["accuracy_difference_ci_low"] < -0.1 < judged["accuracy_difference_ci_high"]

@@ -1,7 +1,7 @@
 """The models, methods, number formats and backends of the study, each listed once. No torch.
 
 Scripts, command lines, tables and figures take their lists, labels, order, colours and markers from
-here. README.md, "Adding a model, a method, a backend or a figure", says what else each needs.
+here. README.md, "Adding a model, a method, a backend or a figure", says what else a new one needs.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Method:
     script: str  # path from the repository root, with {model} and {dtype}
     beside: tuple[str, ...] = ()  # methods that its tables and panels show for comparison
     native: str | None = None  # method of its runs on the backend `native`, which quantizes nothing
-    filled: bool = True  # whether markers in figures are full
+    filled: bool = True  # markers in figures: filled or hollow
 
     @property
     def quantizes(self) -> bool:
@@ -41,7 +41,7 @@ class Format:
 
     label: str
     bits: int
-    colour: str  # lightness 0, 30, 46, 70 and 82 of 100, so that figures can be read in grey
+    colour: str  # lightness 0, 30, 46, 70 and 82 of 100, readable in grey
     shape: str = "o"  # marker in panels of a single model
     dashes: str | tuple = "-"  # line style in these panels
 
@@ -53,13 +53,11 @@ class Backend:
     module: str
     serves: tuple[tuple[str, str], ...] = ()  # (method, dtype) pairs whose scripts offer it
     devices: tuple[str, ...] = ("cpu",)
-    package: str = "torch"  # that the engine is part of
-    fp32: bool = False  # whether it competes for the fastest FP32, a reference of speed-ups
+    package: str = "torch"  # package that contains the engine
+    fp32: bool = False  # whether it competes for the fastest FP32, to which speed-ups refer
     compiles: bool = False  # whether it takes about half a minute to load
-    simulated: tuple[
-        str, ...
-    ] = ()  # formats that it imitates in float, so that its speed says nothing
-    dashes: str = "-"  # in figures
+    simulated: tuple[str, ...] = ()  # formats that it emulates in float, so its speed is not valid
+    dashes: str | tuple = "-"  # line style in figures
 
 
 MODELS = {
@@ -69,9 +67,12 @@ MODELS = {
 }
 METHODS = {
     "fp32": Method("baseline", "FP32", "models/{model}_fp32.py"),
-    "control": Method("control", "FP32, fine-tuned as QAT is", "quantization/qat/{model}_qat_int8.py"),
+    "control": Method(
+        "control", "FP32, fine-tuned like QAT", "quantization/qat/{model}_qat_int8.py"
+    ),
     "ptq": Method(
-        "PTQ", "post-training quantization", "quantization/ptq/{model}_ptq_{dtype}.py", beside=("fp32",)
+        "PTQ", "post-training quantization", "quantization/ptq/{model}_ptq_{dtype}.py",
+        beside=("fp32",),
     ),
     "qat": Method(
         "QAT", "quantization-aware training", "quantization/qat/{model}_qat_{dtype}.py",
@@ -90,7 +91,7 @@ FP16 = (("ptq", "fp16"), ("qat", "fp16"))
 BF16 = (("ptq", "bf16"),)
 INT16 = (("ptq", "int16"), ("qat", "int16"))
 ANYWHERE = ("cpu", "cuda")
-BACKENDS = {  # the first that serves a script is its default
+BACKENDS = {  # the first one that serves a script is its default
     "fbgemm": Backend("torch_ao", INT8),
     "x86": Backend("torch_ao", INT8, dashes="--"),
     "onednn": Backend("torch_ao", INT8, dashes="-."),
@@ -135,15 +136,13 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Name in file names.
+        """Name in file names, such as `resnet18_ptq_int8`, `resnet18_control_fp32`.
 
-        Examples: `resnet18_ptq_int8`, `resnet18_control_fp32`; of a baseline, `resnet18_fp32`.
+        The name of a baseline is `resnet18_fp32`.
         """
-        return (
-            f"{self.model}_fp32"
-            if self.method == "fp32"
-            else f"{self.model}_{self.method}_{self.dtype}"
-        )
+        if self.method == "fp32":
+            return f"{self.model}_fp32"
+        return f"{self.model}_{self.method}_{self.dtype}"
 
     @property
     def script(self) -> str:
@@ -152,7 +151,7 @@ class Run:
 
     @property
     def baseline(self) -> "Run":
-        """The FP32 run that it starts from and is compared with."""
+        """FP32 run that this one starts from and is compared with."""
         return Run(self.model, "fp32", "fp32")
 
     @property
@@ -165,17 +164,18 @@ class Run:
         )
 
     def backends_on(self, device: str) -> tuple[str, ...]:
-        """Those of `backends` that run on `device`."""
+        """Backends that its script accepts and that run on `device`."""
         return tuple(name for name in self.backends if device in BACKENDS[name].devices)
 
     def simulated_on(self, backend: str) -> bool:
-        """Whether `backend` imitates this run's number format in float."""
+        """Whether `backend` emulates this run's number format in float."""
         return self.on(backend).dtype in BACKENDS[backend].simulated
 
     def on(self, backend: str) -> "Run":
-        """The run that this is on `backend`.
+        """This run on `backend`, which may be another method.
 
-        QAT on `native` quantizes nothing, so it is the control: FP32 fine-tuned by the same recipe.
+        QAT on `native` quantizes nothing, so it is the control: FP32 fine-tuned with the same
+        recipe.
         """
         method = METHODS[self.method].native
         return Run(self.model, method, "fp32") if method and backend == "native" else self
@@ -184,7 +184,7 @@ class Run:
 def kinds() -> tuple[tuple[str, str], ...]:
     """All (method, dtype) pairs that have scripts.
 
-    Baselines come first, then one method after the other, with formats by ascending bits.
+    Baselines come first, then one method after another, with formats in order of bits.
     """
     served = {kind for backend in BACKENDS.values() for kind in backend.serves}
     formats = sorted(FORMATS, key=lambda dtype: FORMATS[dtype].bits)
@@ -194,10 +194,10 @@ def kinds() -> tuple[tuple[str, str], ...]:
 
 
 def runs() -> tuple[Run, ...]:
-    """The runs of all scripts of the study, baselines first."""
+    """Runs of all scripts of the study, baselines first."""
     return tuple(Run(model, *kind) for kind in kinds() for model in MODELS)
 
 
 def of_script(path: str) -> Run:
-    """The run of the script at `path`; raises `KeyError` if the catalog does not list it."""
+    """Find the run of the script at `path`; raises `KeyError` if the catalog lacks it."""
     return {run.script: run for run in runs()}[PurePosixPath(path).as_posix()]

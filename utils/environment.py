@@ -59,6 +59,7 @@ UNINVOLVED = (
     "utils.progress",
     "utils.results",
     "utils.schema",
+    "utils.studies",
 )
 
 

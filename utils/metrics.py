@@ -1,4 +1,4 @@
-"""Metrics of a classifier's logits, alone and compared with FP32. Label 1 is positive."""
+"""Metrics of a classifier's logits, alone and against FP32. Label 1 is the positive class."""
 
 import numpy as np
 from scipy.special import log_softmax, softmax
@@ -10,12 +10,11 @@ def classification(logits: np.ndarray, y: np.ndarray) -> dict[str, float | int]:
     """Compute the metrics of logits (n, 2) against labels `y` (n,) of 0 and 1.
 
     `n_test`, `tn`, `fp`, `fn` and `tp` count images, `log_loss` is in nats, and all others range
-    from 0 to 1. All but `ece` are defined as in scikit-learn, with label 1 as the positive class.
-    Raises `ValueError` if a logit is not finite.
+    from 0 to 1. Every metric except `ece` is defined as in scikit-learn, with label 1 as the
+    positive class. Raises `ValueError` if a logit is not finite.
     """
-    from sklearn import (
-        metrics as sk,
-    )  # not at the top: 1 s, also for the processes that only run a network
+    # Not at the top: it takes 1 s, also in processes that only run a network.
+    from sklearn import metrics as sk
 
     if not np.isfinite(logits).all():
         bad = int((~np.isfinite(logits)).any(axis=1).sum())
@@ -38,10 +37,12 @@ def classification(logits: np.ndarray, y: np.ndarray) -> dict[str, float | int]:
         "ece": ece(np.where(predicted == 1, probability, 1 - probability), predicted == y),
     }
     counts = {"tn": tn, "fp": fp, "fn": fn, "tp": tp}
-    return {
-        name: value if isinstance(value, int) else float(value)
-        for name, value in (scores | counts).items()
-    }
+    return {name: _plain(value) for name, value in (scores | counts).items()}
+
+
+def _plain(value: float | int) -> float | int:
+    """Convert a NumPy float to a Python float, which JSON can hold."""
+    return value if isinstance(value, int) else float(value)
 
 
 def ece(confidence: np.ndarray, correct: np.ndarray, bins: int = ECE_BINS) -> float:
@@ -49,7 +50,7 @@ def ece(confidence: np.ndarray, correct: np.ndarray, bins: int = ECE_BINS) -> fl
 
     This is the gap between mean confidence and accuracy in each of `bins` equal-width bins,
     averaged over the images (Guo et al. 2017, "On Calibration of Modern Neural Networks",
-    equation 5). Bins are open on the left, so a confidence on an edge belongs to the bin below it.
+    equation 5). Bins are open on the left, so a confidence on an edge belongs to the lower bin.
     """
     edges = np.linspace(0, 1, bins + 1)
     bin_of = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
@@ -58,27 +59,26 @@ def ece(confidence: np.ndarray, correct: np.ndarray, bins: int = ECE_BINS) -> fl
     return float(np.abs(gap[size > 0]).sum() / len(confidence))
 
 
-def sqnr_db(reference: np.ndarray, quantized: np.ndarray) -> float | None:
+def sqnr_db(signal: np.ndarray, quantized: np.ndarray) -> float | None:
     """Signal-to-quantization-noise ratio in dB; None if both arrays are equal.
 
-    This is the power of `reference` over the power of its difference to `quantized`.
+    This is the power of `signal` over the power of the difference between `signal` and `quantized`.
     """
-    reference = reference.astype(np.float64)
-    difference = reference - quantized
-    noise = np.vdot(
-        difference, difference
-    )  # 0.25 s for AlexNet's largest layer, squares and their sum 1.5 s
-    return None if noise == 0 else float(10 * np.log10(np.vdot(reference, reference) / noise))
+    signal = signal.astype(np.float64)
+    difference = signal - quantized
+    # For AlexNet's largest layer, vdot takes 0.25 s; squares and their sum take 1.5 s.
+    noise = np.vdot(difference, difference)
+    return None if noise == 0 else float(10 * np.log10(np.vdot(signal, signal) / noise))
 
 
-def fidelity(logits: np.ndarray, reference: np.ndarray) -> dict[str, float | None]:
-    """Compare logits (n, 2) with the FP32 network's logits `reference` on the same images.
+def fidelity(logits: np.ndarray, fp32: np.ndarray) -> dict[str, float | None]:
+    """Compare logits (n, 2) with the logits `fp32` of the FP32 network on the same images.
 
-    `agreement_fp32`: share of images with the same decision. `logit_cosine`: cosine between the two
-    logit vectors, averaged over images. `sqnr_db`: over all logits. `kl_mean`: KL divergence of the
-    class probabilities from those of FP32 in nats, averaged over images.
+    `agreement_fp32` is the share of images with the same decision. `logit_cosine` is the cosine
+    between the two logit vectors, averaged over images. `sqnr_db` covers all logits. `kl_mean` is
+    the KL divergence from the FP32 class probabilities in nats, averaged over images.
     """
-    a, b = reference.astype(np.float64), logits.astype(np.float64)
+    a, b = fp32.astype(np.float64), logits.astype(np.float64)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     cosine = (a * b).sum(1) / np.where(norms == 0, 1, norms)
     log_a, log_b = log_softmax(a, axis=1), log_softmax(b, axis=1)

@@ -265,6 +265,7 @@ class _Integers(Recipe):
     # One scale per output channel, or one per layer (Krishnamoorthi 2018, arXiv:1806.08342,
     # section 3.1).
     weight_scales: str = field(one_of("channel", "tensor"), "channel")
+    bias_correction: bool = field(FLAG, False)  # empirical (arXiv:1906.04721, section 4.2)
     keep_fp32: tuple[str, ...] = field(NAMES, ())  # modules that stay in FP32
 
 
@@ -276,7 +277,6 @@ class Int8(_Integers):
     # Equal ranges for the channels that depthwise convolutions read (arXiv:1906.04721, section 4.1).
     equalize: bool = field(FLAG, False)
     adaround: bool = field(FLAG, False)  # AdaRound: weights up or down (arXiv:2004.10568)
-    bias_correction: bool = field(FLAG, False)  # empirical (arXiv:1906.04721, section 4.2)
     # Block by block, weights, biases and ranges learn the answers of FP32 (BRECQ, arXiv:2102.05426).
     reconstruct: bool = field(FLAG, False)
     # The factor with 7 bits where sums of two products of 8 bits overflow 16 bits: without VNNI.
@@ -308,10 +308,10 @@ class Int8(_Integers):
 
 @dataclass(frozen=True, kw_only=True)
 class Int16(_Integers):
-    """INT16 by PTQ. With 65,536 integers, none of the remedies of INT8 is needed."""
+    """INT16 by PTQ. With 65,536 integers, most remedies of INT8 are not needed."""
 
     bits: int = field(one_of(16), 16)
-    equalize = adaround = bias_correction = reconstruct = portable = False
+    equalize = adaround = reconstruct = portable = False
     overflow_fix, formats = "none", "given"
 
 

@@ -1,17 +1,18 @@
-"""Results on disk: one JSON per run, which holds everything, and results.csv of all runs.
+"""Results on disk: one JSON per run with everything in it, and results.csv with all runs.
 
-No torch. NumPy, scipy and filelock are imported by the functions that need them, so that
-`reproduce.py --help` does not wait for them.
+No torch. The functions that need NumPy, scipy and filelock import them, so `reproduce.py --help`
+does not wait for them.
 """
 
 import csv
 import io
 import json
 import re
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import paths, progress
+from utils import columns, paths, progress
 from utils.catalog import Run
 from utils.cli import Options
 from utils.errors import UserError
@@ -23,81 +24,37 @@ if TYPE_CHECKING:
 
 FORMAT = 3
 IMAGES = "test_images.json"
-DISSERTATIONS = "cats_and_dogs"
-# The section of a run's JSON that each column of results.csv comes from. results/README.md explains
-# the columns in this order.
-SECTIONS = (
-    ("run", ("study", "model", "method", "dtype", "backend", "device", "simulated", "seed")),
-    ("data", ("negative_class", "positive_class")),
-    ("timing", ("threads", "batch_size")),
-    ("metrics", (
-        "n_test", "accuracy", "accuracy_ci_low", "accuracy_ci_high", "precision", "recall", "specificity", "f1",
-        "balanced_accuracy", "roc_auc", "average_precision", "log_loss", "brier", "ece", "tn", "fp", "fn", "tp",
-        "agreement_fp32", "logit_cosine", "sqnr_db", "kl_mean", "accuracy_difference", "accuracy_difference_ci_low",
-        "accuracy_difference_ci_high", "gained", "lost", "flip_rate", "mcnemar_p", "mcnemar_p_holm", "margin", "verdict",
-        "accuracy_reference", "sqnr_reference_db", "sqnr_vs_reference_db", "agreement_reference",
-        "accuracy_fake_quant", "agreement_fake_quant",
-    )),
-    ("timing", (
-        "latency_ms_p50", "latency_ms_mean", "latency_ms_std", "latency_ms_ci_low", "latency_ms_ci_high", "latency_ms_p90",
-        "latency_ms_p95", "latency_ms_p99", "eager_fp32_ms", "best_fp32_ms", "single_stream_p90_ms", "multi_stream_p99_ms",
-        "throughput_ips", "offline_ips",
-        "speedup_vs_eager_fp32", "speedup_vs_eager_fp32_ci_low", "speedup_vs_eager_fp32_ci_high",
-        "speedup_vs_best_fp32", "speedup_vs_best_fp32_ci_low", "speedup_vs_best_fp32_ci_high", "best_fp32",
-        "n_timed", "n_launches", "n_rounds", "n_repeated", "contended", "load_s", "cold_start_s", "peak_memory_mb",
-        "protocol", "tier",
-    )),
-    ("footprint", (
-        "size_mb", "theoretical_mb", "activation_mb", "parameters", "macs", "weight_modules", "quantized_modules",
-        "quantized_share", "quantized_macs_share",
-    )),
-    ("training", ("training_dtype",)),
-    ("environment", ("native_fp16", "cpu", "isa", "torch", "git_commit", "git_dirty", "time_utc")),
-    ("provenance", ("code_sha256", "data_sha256", "baseline_sha256", "artifact_sha256")),
-)  # fmt: skip
-COLUMNS = tuple(column for _, columns in SECTIONS for column in columns)
+# Runs of neighbouring columns of one section of a run's JSON, as (section, names).
+SECTIONS = tuple(
+    (section, tuple(column.name for column in same))
+    for section, same in groupby(columns.COLUMNS, lambda column: column.section)
+)
+COLUMNS = tuple(column.name for column in columns.COLUMNS)
 # Rows are sorted by these columns.
 KEY = ("model", "method", "dtype", "backend", "device", "seed", "threads", "batch_size")
 
 
 def run_id(run: dict) -> str:
-    """Name of a run's files, for example `resnet18_ptq_int8_fbgemm_cpu_seed0`."""
+    """Name of a run's files, such as `resnet18_ptq_int8_fbgemm_cpu_seed0`."""
     method = "fp32" if run["method"] == "fp32" else f"{run['method']}_{run['dtype']}"
     return f"{run['model']}_{method}_{run['backend']}_{run['device']}_seed{run['seed']}"
 
 
-def study_name(study: str, digest: str, results: Path) -> str:
-    """Name the folder in `results` for runs on the images with the hexadecimal hash `digest`.
-
-    This is `study`, unless that folder holds runs on other images; then the first 8 digits of
-    `digest` are appended. So all rows of a table are about the same images, and no study has to be
-    moved away first. Runs that cannot be read do not count.
-    """
-    paths = sorted((results / study / "runs").glob("*.json"))
-    known = next(filter(None, map(readable, paths)), None)
-    return (
-        study
-        if known is None or known["provenance"]["data_sha256"] == digest
-        else f"{study}_{digest[:8]}"
-    )
-
-
-def is_dissertations(study: str) -> bool:
-    """Whether a study uses the dissertation's data set, Kaggle's "Cat and Dog".
-
-    Its figures can be compared with the published ones.
-    """
-    return study.startswith(DISSERTATIONS)  # no other data set gets this name: see `layouts.find`
+def images_digest(folder: Path) -> str | None:
+    """Hash of the images of the runs in a study's `folder`; None if it has no readable run."""
+    records = map(readable, sorted((folder / "runs").glob("*.json")))
+    record = next(filter(None, records), None)
+    return None if record is None else record["provenance"]["data_sha256"]
 
 
 def write(
     record: dict, logits: "np.ndarray", y: "np.ndarray", results: Path, names: "Sequence[str]" = ()
 ) -> Path:
-    """Store a run, rebuild results.csv and return the JSON's path.
+    """Store a run, rebuild results.csv and return the path of the run's JSON.
 
-    An .npz beside the JSON holds `logits` float32 (n, 2) and `y` int64 (n,) of the test images in
-    their fixed order, whose `names` (n) are kept once for the study. Scripts that run at once wait
-    for each other. Raises `ValueError`, before anything is written, if a number is not finite.
+    An .npz next to the JSON holds `logits` float32 (n, 2) and `y` int64 (n,) of the test images in
+    their fixed order. The study keeps their `names` (n) once. Scripts that run at the same time
+    wait for each other. Raises `ValueError` if a number is not finite, before writing anything.
     """
     import numpy as np
     from filelock import FileLock
@@ -105,7 +62,7 @@ def write(
     folder = results / record["run"]["study"]
     path = folder / "runs" / f"{run_id(record['run'])}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = as_json({"format": FORMAT, **record})  # first: if it fails, nothing is written
+    text = as_json({"format": FORMAT, **record})  # before any write, because this may fail
     with FileLock(folder / "results.lock"):
         with paths.atomic(path.with_suffix(".npz")) as temporary, temporary.open("wb") as file:
             np.savez(file, logits=logits.astype(np.float32), y=y)
@@ -117,55 +74,57 @@ def write(
 
 
 def test_images(folder: Path) -> list[str]:
-    """Names of the test images of the study in `folder`, in the order of its answers; empty if they are not known."""
+    """Names of a study's test images in the order of its answers; empty if unknown."""
     try:
         names = json.loads((folder / IMAGES).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
-    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
+    valid = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return names if valid else []
 
 
 def as_json(record: dict) -> str:
-    """A record as indented JSON, with each list of numbers on one line.
+    """Format a record as indented JSON, with each list of numbers on one line.
 
     Raises `ValueError` if a number is not finite.
     """
     text = json.dumps(record, indent=1, allow_nan=False)
-    return (
-        re.sub(r"\[\n[\s\d.,eE+-]+\]", lambda numbers: re.sub(r"\s+", " ", numbers[0]), text) + "\n"
-    )
+    text = re.sub(r"\[\n[\s\d.,eE+-]+\]", lambda numbers: re.sub(r"\s+", " ", numbers[0]), text)
+    return f"{text}\n"
 
 
 def read(path: Path) -> dict:
     """Read a run's JSON.
 
-    Raises `UserError` if it is damaged, of another version, breaks the schema, or is named after another run.
+    Raises `UserError` if it is damaged, comes from another version of this code, breaks the schema
+    or has the name of another run.
     """
     from utils import schema
 
     try:
-        record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+        record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_not_a_number)
     except ValueError as error:
         raise UserError(
             f"{path} is not valid JSON ({error}); delete it and run its script again."
         ) from None
     if isinstance(record, dict) and record.get("format") != FORMAT:
         raise UserError(
-            f"{path} was written by another version of this code; move its study elsewhere, or delete it."
+            f"{path} was written by another version of this code; move its study elsewhere, or "
+            "delete it."
         )
     if why := schema.problem(record):
-        raise UserError(f"{path} is no run ({why}); delete it and run its script again.")
+        raise UserError(f"{path} is not a run ({why}); delete it and run its script again.")
     if path.stem != (name := run_id(record["run"])):
-        raise UserError(f"{path} holds the run {name}; delete the copy, or give it its name.")
+        raise UserError(f"{path} holds the run {name}; delete the file, or rename it.")
     return record
 
 
-def _no_number(name: str):
-    raise ValueError(f"{name} is no number")
+def _not_a_number(name: str):
+    raise ValueError(f"{name} is not a number")
 
 
 def readable(path: Path) -> dict | None:
-    """Read a run's JSON; says in a line why if it cannot be used, and returns None."""
+    """Read a run's JSON; print the reason and return None if it cannot be used."""
     try:
         return read(path)
     except UserError as error:
@@ -174,9 +133,9 @@ def readable(path: Path) -> dict | None:
 
 
 def rebuild(folder: Path) -> Path:
-    """Write results.csv of a study from its runs, and return its path.
+    """Write a study's results.csv from its runs and return the path.
 
-    The same runs give the same bytes. Those that cannot be read are named and left out.
+    The same runs give the same bytes. Runs that cannot be read are named and left out.
     """
     records = filter(None, map(readable, sorted((folder / "runs").glob("*.json"))))
     rows = adjusted([rows_of(record) for record in records])
@@ -191,21 +150,20 @@ def rebuild(folder: Path) -> Path:
 
 
 def rows_of(record: dict) -> list[dict]:
-    """The rows of a run, as {column: value}: one for each entry of its timing.
+    """Rows of a run, as {column: value}: one per entry of its timing.
 
-    That is one for each number of threads and batch size, or a single one if nothing was timed.
+    There is one entry per number of threads and batch size, or a single one if nothing was timed.
     """
     rows = []
     for timing in record["timing"]:
         parts = {**record, "timing": timing}
-        rows.append(
-            {name: parts[section].get(name) for section, names in SECTIONS for name in names}
-        )
+        row = {column.name: parts[column.section].get(column.name) for column in columns.COLUMNS}
+        rows.append(row)
     return rows
 
 
 def adjusted(runs: list[list[dict]]) -> list[dict]:
-    """Join the rows of all runs of a study, with McNemar's p-values adjusted by Holm's method.
+    """Join the rows of a study's runs and adjust McNemar's p-values by Holm's method.
 
     `runs` has the rows of each run. Each run with a p-value counts as one test.
     """
@@ -222,10 +180,10 @@ def adjusted(runs: list[list[dict]]) -> list[dict]:
 
 
 def _cell(value) -> str:
-    """A value as text for results.csv.
+    """Format a value for results.csv.
 
-    Floats have six significant digits (the JSON has all), None is empty, and spaces separate the
-    items of a list.
+    Floats have six significant digits (the JSON has all of them). None is empty. Spaces separate
+    the items of a list.
     """
     if value is None:
         return ""
@@ -237,21 +195,22 @@ def _cell(value) -> str:
 
 
 def describe(run: Run, study: str, backend: str, options: Options) -> dict:
-    """Say what was run: the section `run` of a record."""
+    """Section `run` of a record: what was run."""
     run = run.on(backend)
-    names = {"study": study, "model": run.model, "method": run.method, "dtype": run.dtype}
-    simulated = run.simulated_on(backend)
-    return names | {
+    return {
+        "study": study,
+        "model": run.model,
+        "method": run.method,
+        "dtype": run.dtype,
         "backend": backend,
         "device": options.device,
-        "simulated": simulated,
+        "simulated": run.simulated_on(backend),
         "seed": options.seed,
     }
 
 
 def find(run: Run, study: str, backend: str, options: Options) -> dict | None:
-    """The record of `run` on `backend`; None if it is missing, or cannot be used, which is said in a line."""
-    path = (
-        options.results / study / "runs" / f"{run_id(describe(run, study, backend, options))}.json"
-    )
+    """Read the record of `run` on `backend`; None if there is none or it cannot be used."""
+    name = run_id(describe(run, study, backend, options))
+    path = options.results / study / "runs" / f"{name}.json"
     return readable(path) if path.exists() else None

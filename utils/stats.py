@@ -1,6 +1,6 @@
 """Intervals, tests and verdicts for measured differences.
 
-scipy does the statistics; this module fixes the choices.
+scipy computes the statistics; this module makes the choices.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from scipy import stats
 LEVEL = 0.95
 RESAMPLES = 2000
 CONFIDENCE_RISK = 0.01  # probability that a percentile exceeds its bound, as in MLPerf
-# Accuracy that quantization may lose and still count as held; declared before any measurement.
+# Accuracy that a network may lose and still count as held; declared before any measurement.
 MARGIN = 0.005
 
 
@@ -24,25 +24,26 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 def newcombe(successes: int, n: int, other_successes: int, other_n: int) -> tuple[float, float]:
     """Interval of the difference of two independent shares, at `LEVEL`.
 
-    The difference is successes / n - other_successes / other_n. Method 10 of Newcombe 1998,
-    "Interval estimation for the difference between independent proportions", which combines two
-    Wilson intervals.
+    The difference is successes / n - other_successes / other_n. The interval combines two Wilson
+    intervals: method 10 of Newcombe 1998, "Interval estimation for the difference between
+    independent proportions".
     """
-    sides = ((successes, n), (other_successes, other_n))
-    return difference(*((part / whole, *wilson(part, whole)) for part, whole in sides))
+    first = (successes / n, *wilson(successes, n))
+    second = (other_successes / other_n, *wilson(other_successes, other_n))
+    return difference(first, second)
 
 
 def difference(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
-    """Interval of the difference of two independent estimates, each given as (value, low, high).
+    """Interval of the difference of two independent estimates, each (value, low, high).
 
-    It has the level of their intervals. MOVER, the method of variance estimates recovery: Zou and
-    Donner 2008, "Construction of confidence limits about effect measures: a general approach".
+    It has the level of the two intervals. This is MOVER, the method of variance estimates recovery:
+    Zou and Donner 2008, "Construction of confidence limits about effect measures: a general
+    approach".
     """
-    (value, low, high), (other, other_low, other_high) = first, second
-    below, above = (
-        np.hypot(value - low, other_high - other),
-        np.hypot(high - value, other - other_low),
-    )
+    value, low, high = first
+    other, other_low, other_high = second
+    below = np.hypot(value - low, other_high - other)
+    above = np.hypot(high - value, other - other_low)
     return float(value - other - below), float(value - other + above)
 
 
@@ -50,9 +51,9 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
     """Expanded percentile bootstrap interval of the mean of a few `values` (n,), at `LEVEL`.
 
     The plain percentile interval is too narrow for small n, because it ignores that the spread is
-    only estimated. The levels are moved outwards as Student's t would move them (Hesterberg 2015,
-    "What Teachers Should Know About the Bootstrap", section 4.6). The resampling has a fixed seed.
-    A single value is both bounds.
+    only an estimate. Student's t decides how far the levels move outwards (Hesterberg 2015, "What
+    Teachers Should Know About the Bootstrap", section 4.6). The resampling has a fixed seed. A
+    single value is both bounds.
     """
     n = len(values)
     if n < 2:
@@ -64,17 +65,18 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def crossed_interval(values: np.ndarray) -> tuple[float, float]:
-    """Interval of the mean of `values` (seeds, images), at `LEVEL`, for other seeds and other images.
+    """Interval of the mean of `values` (seeds, images) for other seeds and images, at `LEVEL`.
 
-    All networks answer the same images, so both are random effects, crossed: a two-way analysis of
-    variance without replication (for shares of right answers: Gallas et al. 2007, "Multireader
-    multicase variance analysis for binary data", with readers for seeds). The part of the few seeds
-    gets Student's t and that of the many images the normal distribution; their squares add up, as in
-    MOVER (see `difference`). Of three seeds, this covers the truth in 94 to 98 of 100 simulated
-    studies; with degrees of freedom for both parts together (Hillis 2007) it was 91 to 95.
+    All networks answer the same images, so seeds and images are crossed random effects. The method
+    is a two-way analysis of variance without replication. (For shares of correct answers: Gallas et
+    al. 2007, "Multireader multicase variance analysis for binary data", with seeds as readers.) The
+    few seeds get Student's t and the many images the normal distribution; the squares of both parts
+    add up, as in MOVER (see `difference`). With three seeds, this covers the truth in 94 to 98 of
+    100 simulated studies; with joint degrees of freedom for both parts (Hillis 2007) it was 91 to
+    95.
 
-    Two images more, sqrt(1/2) above and below the mean, keep the interval from shrinking to 0 where
-    nothing differs, as in `paired_difference`.
+    Two additional images, sqrt(1/2) above and below the mean, keep the interval from shrinking to 0
+    if nothing differs, as in `paired_difference`.
     """
     mean = values.mean()
     more = mean + np.sqrt(0.5) * np.array([1, -1])
@@ -83,21 +85,22 @@ def crossed_interval(values: np.ndarray) -> tuple[float, float]:
     of_seeds, of_images = values.mean(1) - mean, values.mean(0) - mean
     between_seeds = images * (of_seeds**2).sum() / (seeds - 1)
     between_images = seeds * (of_images**2).sum() / (images - 1)
-    rest = ((values - mean - of_seeds[:, None] - of_images) ** 2).sum() / (
-        (seeds - 1) * (images - 1)
-    )
+    residual = values - mean - of_seeds[:, None] - of_images
+    rest = (residual**2).sum() / ((seeds - 1) * (images - 1))
     t, z = stats.t.ppf((1 + LEVEL) / 2, seeds - 1), stats.norm.ppf((1 + LEVEL) / 2)
     half = np.sqrt((t**2 * between_seeds + z**2 * max(between_images - rest, 0)) / values.size)
     return float(mean - half), float(mean + half)
 
 
 def percentile(values: np.ndarray, q: int) -> float | None:
-    """The q-th percentile of `values` (n,); None if there are too few values.
+    """Percentile `q` of `values` (n,); None if there are too few values.
 
-    With fewer than 100 / (100 - q) values it would be just the largest one. So a p90 needs 10
-    values, a p95 20 and a p99 100.
+    With fewer than 100 / (100 - q) values it would be the maximum. So a p90 needs 10 values, a p95
+    20 and a p99 100.
     """
-    return float(np.percentile(values, q)) if len(values) * (100 - q) >= 100 else None
+    if len(values) * (100 - q) < 100:
+        return None
+    return float(np.percentile(values, q))
 
 
 def percentile_bound(latencies: np.ndarray, percentile: float) -> float | None:
@@ -105,16 +108,15 @@ def percentile_bound(latencies: np.ndarray, percentile: float) -> float | None:
 
     `percentile` is from 0 to 1. The bound is the early-stopping estimate of MLPerf's LoadGen
     (mlcommons/inference, loadgen/results.cc) at tolerance 0: the t-th highest latency. t is the
-    largest number for which the probability that t or fewer of n queries are slower than the true
-    percentile is at most 1 %. This needs 64 queries for a p90 and 662 for a p99; with fewer, the
-    bound is None.
+    largest number for which the probability that at most t of n queries are slower than the true
+    percentile is at most 1 %. A p90 needs 64 queries and a p99 needs 662; with fewer, the bound is
+    None.
     """
     n = len(latencies)
     counts = np.arange(1, n + 1)
-    allowed = int(
-        counts[stats.binom.cdf(counts, n, 1 - percentile) <= CONFIDENCE_RISK].max(initial=0)
-    )
-    return float(np.sort(latencies)[n - allowed]) if allowed else None
+    safe = stats.binom.cdf(counts, n, 1 - percentile) <= CONFIDENCE_RISK
+    discarded = int(counts[safe].max(initial=0))
+    return float(np.sort(latencies)[n - discarded]) if discarded else None
 
 
 def fewest_queries(percentile: float) -> int:
@@ -126,8 +128,8 @@ def fewest_queries(percentile: float) -> int:
 def mcnemar(gained: int, lost: int) -> float:
     """p-value of the two-sided exact McNemar test of two classifiers on the same images.
 
-    `gained` images are right only with the candidate, `lost` only with the baseline. Without either
-    the p-value is 1.0. McNemar 1947, with the binomial distribution, not its approximation.
+    Only the candidate is right on `gained` images, and only the baseline on `lost` images. If both
+    are 0, the p-value is 1.0. McNemar 1947, with the binomial distribution, not its approximation.
     """
     return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
@@ -135,11 +137,11 @@ def mcnemar(gained: int, lost: int) -> float:
 def paired_difference(gained: int, lost: int, n: int) -> tuple[float, float]:
     """Paired bootstrap interval of the difference of two accuracies, at `LEVEL`.
 
-    Both are of the same `n` images; `gained` and `lost` are those of `mcnemar`. To resample the
-    images is to draw from a multinomial how many of them are gained, lost and neither. Half an
-    image more in each cell of the 2x2 table keeps the interval from shrinking to 0 if the two never
-    differed (Agresti and Min 2005, "Simple improved confidence intervals for comparing matched
-    proportions").
+    Both are measured on the same `n` images; `gained` and `lost` are as in `mcnemar`. Resampling
+    the images means drawing the numbers of gained, lost and other images from a multinomial. Half
+    an additional image in each cell of the 2x2 table keeps the interval from shrinking to 0 if the
+    two never differ (Agresti and Min 2005, "Simple improved confidence intervals for comparing
+    matched proportions").
     """
     shares = np.array([gained + 0.5, lost + 0.5, n - gained - lost + 1]) / (n + 2)
     drawn = np.random.default_rng(0).multinomial(n, shares, 10 * RESAMPLES)
@@ -150,30 +152,31 @@ def paired_difference(gained: int, lost: int, n: int) -> tuple[float, float]:
 def holm(p_values: np.ndarray) -> np.ndarray:
     """Adjust p-values (n,) for n tests by Holm's step-down method (Holm 1979).
 
-    An adjusted value below 0.05 is significant among all of them.
+    An adjusted value below 0.05 is significant among all n.
     """
     order = np.argsort(p_values)
-    stepped = np.maximum.accumulate(
-        np.asarray(p_values)[order] * (len(order) - np.arange(len(order)))
-    )
+    tests_left = len(order) - np.arange(len(order))
+    stepped = np.maximum.accumulate(np.asarray(p_values)[order] * tests_left)
     adjusted = np.empty(len(order))
     adjusted[order] = np.minimum(stepped, 1.0)
     return adjusted
 
 
 def verdict(low: float, high: float, margin: float = MARGIN) -> str:
-    """Judge the non-inferiority of an accuracy from the interval of its difference to FP32.
+    """Judge non-inferiority to FP32 from the interval of the accuracy difference.
 
     "held": not worse by more than `margin`. "lost": worse by more. "undecided": the interval
     contains -margin. (Piaggio et al. 2012, JAMA 308:2594, figure 1.)
     """
-    return "held" if low > -margin else "lost" if high < -margin else "undecided"
+    if low > -margin:
+        return "held"
+    return "lost" if high < -margin else "undecided"
 
 
 def against(right: np.ndarray, baseline_right: np.ndarray) -> dict:
     """Compare a candidate's decisions with the baseline's on the same images.
 
-    `right` and `baseline_right`, bool (n,), say which images each decides correctly. Returns
+    `right` and `baseline_right`, bool (n,), mark the images that each classifies correctly. Returns
     columns of results.csv.
     """
     gained, lost = int((right & ~baseline_right).sum()), int((~right & baseline_right).sum())

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils import catalog, results
+from utils import catalog, results, studies
 from utils.errors import UserError
 
 RUN = ["model", "method", "dtype", "backend", "device", "seed"]  # columns that tell runs apart
@@ -199,7 +199,7 @@ def classes(frame: pd.DataFrame) -> tuple[str, str]:
 
 def is_dissertations(frame: pd.DataFrame) -> bool:
     """Whether the rows are of the dissertation's data set, whose figures compare with them."""
-    return results.is_dissertations(frame["study"].iloc[0])
+    return studies.is_dissertations(frame["study"].iloc[0])
 
 
 def setting(frame: pd.DataFrame) -> str:

@@ -1,10 +1,10 @@
-"""AlexNet, BF16 by post-training quantization: convert to bfloat16, measure.
+"""AlexNet, BF16 by post-training quantization: convert, measure.
 
     python quantization/ptq/alexnet_ptq_bf16.py --data PATH --backend all
 
-All backends start from the FP32 checkpoint. `bfloat16` stores and computes everything in BF16;
-`amp_bf16` keeps FP32 weights and lets autocast choose; `openvino_bf16` is OpenVINO. They run only on
-a CPU with BF16 arithmetic.
+Every backend starts from the FP32 checkpoint. `bfloat16` stores and computes everything in BF16.
+`amp_bf16` keeps FP32 weights and leaves the choice to autocast. `openvino_bf16` is OpenVINO. All of
+them need a CPU with BF16 arithmetic.
 """
 
 import sys
@@ -17,7 +17,7 @@ from utils.experiment import Experiment
 from utils.recipes import Bf16
 
 RUN = Run(model="alexnet", method="ptq", dtype="bf16")
-RECIPE = Bf16()  # rounding to the nearest BF16 number has no settings
+RECIPE = Bf16()
 
 
 def main(options):

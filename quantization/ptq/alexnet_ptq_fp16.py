@@ -1,10 +1,11 @@
-"""AlexNet, FP16 by post-training quantization: convert to half precision, measure.
+"""AlexNet, FP16 by post-training quantization: convert, measure.
 
     python quantization/ptq/alexnet_ptq_fp16.py --data PATH --backend all
 
-Both backends start from the FP32 checkpoint. `half` stores and computes everything in FP16; `amp`
-keeps FP32 weights and lets autocast choose. Every layer's output is checked for overflow (beyond
-65,504) on all test images. A CPU without FP16 arithmetic emulates it, many times slower than FP32.
+Every backend starts from the FP32 checkpoint. `half` stores and computes everything in FP16; `amp`
+keeps FP32 weights and leaves the choice to autocast. The outputs of all layers are checked for
+overflow (beyond 65,504) on all test images. A CPU without FP16 arithmetic emulates it, many times
+slower than FP32.
 """
 
 import sys
@@ -17,7 +18,7 @@ from utils.experiment import Experiment
 from utils.recipes import Fp16
 
 RUN = Run(model="alexnet", method="ptq", dtype="fp16")
-RECIPE = Fp16()  # rounding to the nearest FP16 number has no settings
+RECIPE = Fp16()
 
 
 def main(options):

@@ -2,9 +2,9 @@
 
     python quantization/ptq/alexnet_ptq_int16.py --data PATH
 
-The FP32 checkpoint is calibrated on training images. Weights, activations and biases then become
-exactly the integers that 16-bit hardware would hold (32 bits for biases), carried in FP32. The file
-stores the integers. A simulation says nothing about speed, so none is measured.
+The FP32 checkpoint is calibrated on training images. Weights, activations and biases become the
+integers that 16-bit hardware would hold (32 bits for biases), carried in FP32. The file stores the
+integers. The accuracy of a simulation is valid, its speed is not, so none is measured.
 """
 
 import sys

@@ -1,9 +1,9 @@
-"""AlexNet, INT8 by post-training quantization: calibrate, convert, measure.
+"""AlexNet, INT8 by post-training quantization: calibrate, quantize, lower, measure.
 
     python quantization/ptq/alexnet_ptq_int8.py --data PATH --backend all
 
 The FP32 checkpoint is calibrated on training images. Every convolution and linear layer is
-quantized.
+quantized: weights with one scale per output channel, activations with one per tensor.
 """
 
 import sys
@@ -16,10 +16,7 @@ from utils.experiment import Experiment
 from utils.recipes import Int8
 
 RUN = Run(model="alexnet", method="ptq", dtype="int8")
-RECIPE = Int8(
-    ranges="mse",
-    calibration_images=256,
-)
+RECIPE = Int8(ranges="mse", calibration_images=256)
 
 
 def main(options):

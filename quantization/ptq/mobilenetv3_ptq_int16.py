@@ -2,9 +2,9 @@
 
     python quantization/ptq/mobilenetv3_ptq_int16.py --data PATH
 
-The FP32 checkpoint is calibrated on training images. Weights, activations and biases then become
-exactly the integers that 16-bit hardware would hold (32 bits for biases), carried in FP32. The file
-stores the integers. A simulation says nothing about speed, so none is measured.
+The FP32 checkpoint is calibrated on training images. Weights, activations and biases become the
+integers that 16-bit hardware would hold (32 bits for biases), carried in FP32. The file stores the
+integers. The accuracy of a simulation is valid, its speed is not, so none is measured.
 """
 
 import sys
@@ -21,7 +21,8 @@ RECIPE = Int16(
     ranges="minmax",  # 65,536 integers leave no need to clip
     headroom=4.0,  # 2 of the 16 bits, for values beyond the calibrated range
     calibration_images=256,
-    bias_correction=True,  # for ONNX Runtime, whose weights have 8 bits: 23.4 instead of 19.0 dB (validation)
+    # For ONNX Runtime, whose weights have 8 bits: 23.4 instead of 19.0 dB on validation images.
+    bias_correction=True,
 )
 
 

@@ -1,12 +1,11 @@
-"""MobileNetV3-Small, INT8 by post-training quantization: calibrate, convert, measure.
+"""MobileNetV3-Small, INT8 by post-training quantization: calibrate, quantize, lower, measure.
 
     python quantization/ptq/mobilenetv3_ptq_int8.py --data PATH --backend all
 
-The FP32 checkpoint is calibrated on training images. Calibration alone brings this network down to
-chance (published: 58 %), because of its first layers: a channel with large outliers leaves the
-others almost no resolution in an activation tensor that has one scale. Equalization gives the
-channels one range, without changing the network. Then block after block learns to answer as the FP32
-block does, which makes INT8 hold in every convolution and linear layer.
+Calibration alone brings this network down to chance (published: 58 %), because of its first layers:
+a channel with large outliers leaves the others almost no resolution in a tensor with one scale.
+Equalization gives the channels equal ranges without changing the network. Then one block after the
+other learns to answer as the FP32 block does. Every convolution and linear layer is quantized.
 """
 
 import sys

@@ -1,10 +1,9 @@
-"""ResNet-18, INT8 by post-training quantization: calibrate, convert, measure.
+"""ResNet-18, INT8 by post-training quantization: calibrate, quantize, lower, measure.
 
     python quantization/ptq/resnet18_ptq_int8.py --data PATH --backend all
 
-The FP32 checkpoint is calibrated on training images. Every convolution and the linear layer are
-quantized. Weights have one scale for each output channel. Activations have one for each tensor,
-from the histogram range with the smallest squared error.
+The FP32 checkpoint is calibrated on training images. Every convolution and linear layer is
+quantized: weights with one scale per output channel, activations with one per tensor.
 """
 
 import sys
@@ -17,10 +16,7 @@ from utils.experiment import Experiment
 from utils.recipes import Int8
 
 RUN = Run(model="resnet18", method="ptq", dtype="int8")
-RECIPE = Int8(
-    ranges="mse",
-    calibration_images=256,
-)
+RECIPE = Int8(ranges="mse", calibration_images=256)
 
 
 def main(options):

@@ -2,8 +2,8 @@
 
     python quantization/qat/mobilenetv3_qat_fp16.py --data PATH --backend all
 
-The FP32 checkpoint is fine-tuned with weights, biases, and what layers read and write rounded to
-FP16; sums stay in FP32, so any processor can train it. `half` then runs everything in FP16 (the
+The FP32 checkpoint is fine-tuned with weights, biases, and the inputs and outputs of layers rounded
+to FP16. Sums stay in FP32, so any processor can train it. `half` then runs everything in FP16 (the
 dissertation's "direct"); `amp` runs the FP32 weights under autocast.
 """
 

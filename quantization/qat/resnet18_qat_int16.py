@@ -2,9 +2,9 @@
 
     python quantization/qat/resnet18_qat_int16.py --data PATH
 
-Training goes on where PTQ ends, with weights and activations rounded as 16-bit hardware would hold
-them; gradients pass straight through the rounding. The file stores the integers. The schedule is
-that of the control (resnet18_qat_int8.py --backend native), so the two can be compared.
+Training starts where PTQ ends, with weights and activations rounded as 16-bit hardware would hold
+them. Gradients pass straight through the rounding. The file stores the integers. The control
+(resnet18_qat_int8.py --backend native) has the same schedule, so the two can be compared.
 """
 
 import sys

@@ -3,11 +3,9 @@
     python quantization/qat/resnet18_qat_int8.py --data PATH --backend fbgemm
     python quantization/qat/resnet18_qat_int8.py --data PATH --backend native
 
-Training starts where PTQ ends, with INT8 rounding in the forward pass. Weights, biases and activation
-ranges learn to give the logits of the FP32 network. Every convolution and the linear layer are
-quantized.
-Backends that round alike share one training. `native` is the control: the same schedule, data order
-and seed without rounding. It separates the effect of QAT from that of more training.
+Training starts where PTQ ends, with INT8 rounding in the forward pass. Weights, biases and ranges
+learn to give the logits of the FP32 network. Backends that round alike share one training.
+`native` is the control: the same schedule without rounding, to tell QAT from more training.
 """
 
 import sys
@@ -29,8 +27,7 @@ RECIPE = Int8QAT(
         augment=Augmentation(crop=0.7, degrees=15),
         amp=True,  # rounds in FP32, multiplies in BF16 or FP16 where these are fast
     ),
-    ranges="mse",
-    calibration_images=256,
+    ranges="mse", calibration_images=256,
 )  # fmt: skip
 
 

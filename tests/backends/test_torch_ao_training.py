@@ -111,7 +111,7 @@ def test_weights_biases_and_ranges_learn(model, images, data):
         name: value.clone() for name, value in network.named_parameters() if value.requires_grad
     }
     assert {name.rpartition(".")[2] for name in before} == {"weight", "bias", "stretch", "shift"}
-    loop.Training(network, data, TRAINING, SETUP).epoch()
+    loop.Trainer(network, data, TRAINING, SETUP).epoch()
     stayed = {
         name.rpartition(".")[2]
         for name, value in before.items()

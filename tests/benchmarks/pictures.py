@@ -11,10 +11,10 @@ import numpy as np
 from paired import Settings
 from PIL import Image
 
-from utils import architectures
-from utils.data import cache, layouts, loading, synthetic
+from utils.data import cache, decoding, layouts, loading, synthetic
 from utils.data.dataset import Data, Split
 from utils.errors import UserError
+from utils.training import architectures
 
 # Repairs a torchvision that was built for another torch, before its datasets are imported.
 architectures.torchvision_models()
@@ -29,7 +29,7 @@ def files(settings: Settings, count: int) -> Path:
     Every loader of images can read them.
     """
     root = settings.folder / "pictures"
-    images = _taken(settings.data, count // 2) if settings.data else _drawn(count)
+    images = _taken(settings.data, count // 2) if settings.data else _synthetic(count)
     for number, (label, suffix, content) in enumerate(images):
         path = root / ("cats", "dogs")[label] / f"{number:05d}{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,9 +37,9 @@ def files(settings: Settings, count: int) -> Path:
     return root
 
 
-def _drawn(count: int) -> Iterator[tuple[int, str, bytes]]:
+def _synthetic(count: int) -> Iterator[tuple[int, str, bytes]]:
     for number in range(count):
-        pixels, label = synthetic.draw(loading.DRAWN_SEED, number)
+        pixels, label = synthetic.draw(loading.SYNTHETIC_SEED, number)
         stream = io.BytesIO()
         Image.fromarray(pixels).resize(PHOTOGRAPH).save(stream, "JPEG", quality=90)
         yield label, ".jpg", stream.getvalue()
@@ -63,8 +63,8 @@ def _usable(images: Iterator[layouts.Image]) -> Iterator[tuple[int, str, bytes]]
     """
     for image in images:
         content = image.path.read_bytes()
-        with contextlib.suppress(cache.BrokenImage):
-            cache.decode(content)
+        with contextlib.suppress(decoding.BrokenImage):
+            decoding.decode(content)
             if image.path.suffix.lower() in IMG_EXTENSIONS:
                 yield image.label, image.path.suffix, content
 

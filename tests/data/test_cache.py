@@ -1,8 +1,8 @@
-"""What each kind of file decodes to; a cache is complete or absent, whatever happens to it."""
+"""A cache is complete or absent, whatever happens to it, and found by all that decides its pixels."""
 
 import errno
 import hashlib
-import io
+import itertools
 import json
 import os
 import shutil
@@ -11,42 +11,23 @@ import sys
 import time
 import warnings
 from collections import namedtuple
-from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
+import PIL
+import PIL.features
 import pytest
 from filelock import FileLock
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
-from utils import checksums
-from utils.data import cache, layouts
+from tests.data.image_files import encoded, noise
+from utils import checksums, environment
+from utils.data import cache, decoding, layouts, synthetic
 from utils.errors import UserError
 from utils.paths import ROOT
 
-RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 Usage = namedtuple("Usage", "total used free")
-
-
-def noise(seed, width=40, height=30):
-    return Image.fromarray(
-        np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    )
-
-
-def encoded(image, kind="JPEG", **options):
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def at(pixels, x, y):
-    """Return the pixel at the fractions x of the width and y of the height."""
-    return tuple(int(value) for value in pixels[round(y * 223), round(x * 223)])
-
-
-def near(pixel, colour, tolerance=6):
-    return max(abs(a - b) for a, b in zip(pixel, colour, strict=True)) <= tolerance
+JPEG = encoded(noise(3, 200, 200))
 
 
 @pytest.fixture
@@ -67,13 +48,18 @@ def opened(root, directory):
     return cache.open_folder(layouts.find(root), directory)
 
 
+def home_of(result):
+    """Return the folder of a cache."""
+    return Path(result.images.filename).parent
+
+
 def no_decoding(monkeypatch):
     """Let every attempt to decode an image fail."""
 
     def decode(source):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(cache, "decode", decode)
+    monkeypatch.setattr(decoding, "decode", decode)
 
 
 def check_pixels(result, root):
@@ -81,198 +67,20 @@ def check_pixels(result, root):
     assert len(result.names) > 0
     assert result.images.shape == (len(result.names), 224, 224, 3)
     for image, name in zip(result.images, result.names, strict=True):
-        assert np.array_equal(image, cache.decode(root / name))
+        assert np.array_equal(image, decoding.decode(root / name))
 
 
-# ---- decode
-
-
-@pytest.mark.parametrize("size", [(40, 30), (500, 375), (224, 224), (1, 1), (300, 100)])
-def test_rgb_jpeg_equals_pillows_bilinear_resize(tmp_path, size):
-    file = tmp_path / "1.jpg"
-    file.write_bytes(encoded(noise(1, *size)))
-    with Image.open(file) as image:
-        expected = np.asarray(image.resize((224, 224), Image.Resampling.BILINEAR))
-    pixels = cache.decode(file)
-    assert (pixels.dtype, pixels.shape, pixels.flags.writeable) == (np.uint8, (224, 224, 3), True)
-    assert np.array_equal(pixels, expected)
-    assert np.array_equal(cache.decode(file.read_bytes()), expected)
-
-
-@pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "TIFF", "WEBP"])
-def test_suffix_does_not_matter(tmp_path, kind):
-    (tmp_path / "1.jpg").write_bytes(encoded(Image.new("RGB", (20, 20), RED), kind))
-    assert near(at(cache.decode(tmp_path / "1.jpg"), 0.5, 0.5), RED)
-
-
-# Corners (x, y) of the upright image at which EXIF puts the ends of the first stored row.
-CORNERS = {
-    1: ((0, 0), (1, 0)),
-    2: ((1, 0), (0, 0)),
-    3: ((1, 1), (0, 1)),
-    4: ((0, 1), (1, 1)),
-    5: ((0, 0), (0, 1)),
-    6: ((1, 0), (1, 1)),
-    7: ((1, 1), (1, 0)),
-    8: ((0, 1), (0, 0)),
-}
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
-@pytest.mark.parametrize("orientation", CORNERS)
-def test_exif_orientation(kind, orientation):
-    stored = Image.new("RGB", (64, 48), BLACK)
-    stored.paste(RED, (0, 0, 32, 24))
-    stored.paste(GREEN, (32, 0, 64, 24))
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    pixels = cache.decode(encoded(stored, kind, exif=exif))
-    corners = {(x, y): at(pixels, 0.1 + 0.8 * x, 0.1 + 0.8 * y) for x in (0, 1) for y in (0, 1)}
-    red, green = CORNERS[orientation]
-    assert near(corners.pop(red), RED)
-    assert near(corners.pop(green), GREEN)
-    assert all(near(pixel, BLACK) for pixel in corners.values())
-
-
-def test_damaged_exif_data_is_ignored():
-    image = noise(2)
-    damaged = encoded(image, exif=b"Exif\x00\x00II*\x00\x08\x00\x00\x00\xff\xff\x12\x01\x03\x00")
-    with pytest.warns(UserWarning, match="Corrupt EXIF data"):
-        pixels = cache.decode(damaged)
-    assert np.array_equal(pixels, cache.decode(encoded(image)))
-    text = PngInfo()
-    text.add_text("Raw profile type exif", "\nexif\n4\nno hexadecimal digits")
-    assert np.array_equal(
-        cache.decode(encoded(image, "PNG", pnginfo=text)), cache.decode(encoded(image, "PNG"))
-    )
-
-
-def halves(mode, left, right):
-    image = Image.new(mode, (40, 20), left)
-    image.paste(right, (20, 0, 40, 20))
-    return image
-
-
-def palette(**options):
-    image = Image.new("P", (40, 20), 0)
-    image.putpalette([*BLUE, *RED])
-    image.paste(1, (20, 0, 40, 20))
-    return encoded(image, "PNG", **options)
-
-
-def grey16(left, right):
-    return Image.fromarray(np.repeat(np.array([[left] * 20 + [right] * 20], np.uint16), 20, axis=0))
-
-
-@pytest.mark.parametrize(
-    ("data", "left", "right"),
-    [
-        pytest.param(encoded(halves("1", 0, 1), "PNG"), BLACK, WHITE, id="1 bit"),
-        pytest.param(encoded(halves("L", 40, 200)), (40,) * 3, (200,) * 3, id="grey JPEG"),
-        pytest.param(
-            encoded(halves("LA", (0, 255), (0, 128)), "PNG"), BLACK, (127,) * 3, id="grey and alpha"
-        ),
-        pytest.param(
-            encoded(halves("L", 0, 90), "PNG", transparency=0),
-            WHITE,
-            (90,) * 3,
-            id="grey, one transparent",
-        ),
-        pytest.param(encoded(halves("RGBA", (*RED, 255), (*RED, 0)), "PNG"), RED, WHITE, id="RGBA"),
-        pytest.param(
-            encoded(halves("RGB", RED, BLUE), "PNG", transparency=BLUE),
-            RED,
-            WHITE,
-            id="RGB, one transparent",
-        ),
-        pytest.param(palette(), BLUE, RED, id="palette"),
-        pytest.param(palette(transparency=0), WHITE, RED, id="palette, one transparent"),
-        pytest.param(
-            palette(transparency=b"\x80\xff"), (127, 127, 255), RED, id="palette with alpha"
-        ),
-        pytest.param(
-            encoded(halves("CMYK", (0, 255, 255, 0), (0, 0, 0, 255))), RED, BLACK, id="CMYK JPEG"
-        ),
-        pytest.param(
-            encoded(halves("CMYK", (255, 255, 0, 0), (0, 0, 0, 0)), "TIFF"),
-            BLUE,
-            WHITE,
-            id="CMYK TIFF",
-        ),
-        pytest.param(encoded(grey16(256, 32896), "PNG"), (1,) * 3, (128,) * 3, id="16 bit PNG"),
-        pytest.param(encoded(grey16(0, 65535), "TIFF"), BLACK, WHITE, id="16 bit TIFF"),
-    ],
-)
-def test_modes_become_rgb(data, left, right):
-    pixels = cache.decode(data)
-    assert pixels.shape == (224, 224, 3)
-    tolerance = 0 if data.startswith(b"\x89PNG") else 6
-    assert near(at(pixels, 0.2, 0.5), left, tolerance)
-    assert near(at(pixels, 0.8, 0.5), right, tolerance)
-
-
-def test_first_frame_of_an_animation():
-    frames = [Image.new("RGB", (20, 20), colour) for colour in (RED, BLUE, GREEN)]
-    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=10)
-    assert at(cache.decode(data), 0.5, 0.5) == RED
-
-
-JPEG = encoded(noise(3, 200, 200))
-
-
-@pytest.mark.parametrize(
-    ("data", "reason"),
-    [
-        (b"", "empty file"),
-        (b"<html>404 not found</html>", "not an image"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not an image"),
-        (JPEG[: len(JPEG) // 2], "truncated"),
-        (JPEG[:20], ""),
-        (encoded(noise(3), "PNG")[:900], ""),
-        (encoded(Image.fromarray(np.ones((5, 5), np.float32)), "TIFF"), "32-bit grey"),
-    ],
-)
-def test_broken_files(data, reason):
-    with pytest.raises(cache.BrokenImage) as caught:
-        cache.decode(data)
-    assert reason in str(caught.value)
-    assert 0 < len(str(caught.value)) <= 100
-    assert "0x" not in str(caught.value)  # an object's address would differ between runs
-
-
-def test_missing_file_is_not_a_broken_image(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        cache.decode(tmp_path / "1.jpg")
+# ---- files that are too large
 
 
 def test_images_and_files_that_are_too_large_are_broken(pets, tmp_path):
-    """A header of a few bytes promises 13,300 x 13,300 pixels; a file of holes takes no room on the disk."""
+    """A header of a few bytes claims 13,300 x 13,300 pixels; a sparse file is 512 MiB long."""
     Image.new("1", (13_300, 13_300)).save(pets / "cat" / "large.png")
     with (pets / "cat" / "long.jpg").open("wb") as file:
         file.truncate(cache.LONGEST + 1)
     result = opened(pets, tmp_path / "cache")
     assert dict(result.broken)["cat/large.png"] == "13300 x 13300 pixels, more than 120 million"
     assert dict(result.broken)["cat/long.jpg"] == "536870913 bytes, more than 512 MiB"
-
-
-def test_large_images_are_decoded_one_at_a_time(monkeypatch):
-    monkeypatch.setattr(cache, "LARGE", 50 * 50)
-    running, most = [], []
-
-    def rgb(image):
-        running.append(1)
-        time.sleep(0.02)
-        most.append(len(running))
-        running.pop()
-        return image.convert("RGB")
-
-    monkeypatch.setattr(cache, "_rgb", rgb)
-    for side, at_once in ((50, 4), (51, 1)):
-        data = encoded(Image.new("RGB", (side, side)))
-        with ThreadPoolExecutor(4) as pool:
-            list(pool.map(cache.decode, [data] * 8))
-        assert max(most) == at_once
-        most.clear()
 
 
 def test_decompression_bombs_are_broken_and_nothing_warns(pets, tmp_path, monkeypatch, capfd):
@@ -284,7 +92,7 @@ def test_decompression_bombs_are_broken_and_nothing_warns(pets, tmp_path, monkey
         encoded(noise(1), exif=b"Exif\x00\x00II*\x00\x08\x00\x00\x00\xff\xff\x12\x01")
     )
     with pytest.warns(Image.DecompressionBombWarning):
-        cache.decode(pets / "cat" / "0.jpg")
+        decoding.decode(pets / "cat" / "0.jpg")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         result = opened(pets, tmp_path / "cache")
@@ -324,9 +132,7 @@ def test_round_trip(pets, tmp_path, monkeypatch, capsys):
         "9 images (cat 4, dog 5), 2 broken and skipped: cat/1.jpg (empty file), cat/2a.jpg ("
     )
     assert line.endswith("; 1 other file ignored")
-    stored = np.load(
-        tmp_path / "cache" / result.digest[:16] / "images.npy"
-    )  # a file like any other
+    stored = np.load(result.images.filename)  # a file like any other
     assert np.array_equal(stored, result.images)
 
     no_decoding(monkeypatch)
@@ -532,7 +338,7 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_cache_is_built_again(pets, tmp_path, damage):
     first = opened(pets, tmp_path / "cache")
-    home = tmp_path / "cache" / first.digest[:16]
+    home = home_of(first)
     whole = {file.name: file.read_bytes() for file in home.iterdir()}
     DAMAGE[damage](home)
     second = opened(pets, tmp_path / "cache")
@@ -573,11 +379,13 @@ def test_directory_that_cannot_be_made(pets, tmp_path):
 PROGRAM = """
 import os, signal, sys, time
 from pathlib import Path
-from utils.data import cache, layouts
+from utils import cli
+from utils.data import cache, decoding, layouts
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background processes ignore it
-root, directory, log, accident = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
-plain = cache.decode
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it
+root, directory, log = map(Path, sys.argv[1:4])
+accident = sys.argv[4]
+plain = decoding.decode
 cache.BLOCK = 4
 
 def decode(data):
@@ -592,9 +400,10 @@ def decode(data):
         time.sleep(0.2)
     return plain(data)
 
-cache.decode = decode
-result = cache.open_folder(layouts.find(root), directory)
-print(result.digest, len(result.names))
+decoding.decode = decode
+with cli.reporting("program"):
+    result = cache.open_folder(layouts.find(root), directory)
+    print(result.digest, len(result.names))
 """
 
 
@@ -654,14 +463,14 @@ def test_killed_while_building(pets, tmp_path):
 def test_interrupted_while_building(pets, tmp_path):
     process = program(pets, tmp_path, 2)
     _, errors = process.communicate(timeout=20)
-    assert process.returncode != 0
-    assert errors == "error: interrupted\n"
+    assert process.returncode == 130
+    assert errors == "error: interrupted; run the same command again to continue\n"
     assert [file.suffix for file in (tmp_path / "cache").iterdir()] == [".lock"]
     assert (tmp_path / "log").stat().st_size < 10
     check_pixels(opened(pets, tmp_path / "cache"), pets)
 
 
-# ---- open_drawn
+# ---- synthetic images
 
 
 def draw(seed, index):
@@ -672,9 +481,25 @@ def draw(seed, index):
 COUNTS = {"train": 4, "val": 1, "test": 2}
 
 
-def test_drawn_images(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def noisy_drawings(monkeypatch):
+    """Draw noise instead of animals, which is quicker."""
+    monkeypatch.setattr(synthetic, "draw", draw)
+
+
+def no_drawing(monkeypatch):
+    """Let every attempt to draw an image fail."""
+    monkeypatch.setattr(synthetic, "draw", None)
+
+
+def drawn(directory, seed=5, counts=COUNTS):
+    """Return the cache of synthetic images in `directory`."""
+    return cache.identify_synthetic(seed, counts, directory).open()
+
+
+def test_synthetic_images(tmp_path, monkeypatch, capsys, noisy_drawings):
     monkeypatch.setattr(cache, "BLOCK", 3)
-    first = cache.open_drawn(5, COUNTS, tmp_path, draw, version=1)
+    first = drawn(tmp_path)
     assert first.splits == ("train",) * 4 + ("val",) + ("test",) * 2
     assert first.labels.tolist() == [0, 1, 0, 1, 0, 1, 0]
     assert len(set(first.names)) == len(set(first.hashes)) == 7
@@ -683,8 +508,9 @@ def test_drawn_images(tmp_path, monkeypatch, capsys):
         assert np.array_equal(image, draw(5, index)[0])
         assert first.hashes[index] == hashlib.sha256(image.tobytes()).hexdigest()
     assert capsys.readouterr().out == ""
-    assert cache.drawn_summary(COUNTS) == "7 drawn images (train 4, val 1, test 2)"
-    second = cache.open_drawn(5, COUNTS, tmp_path, None, version=1)  # draws nothing
+    assert cache.synthetic_summary(COUNTS) == "7 drawn images (train 4, val 1, test 2)"
+    no_drawing(monkeypatch)
+    second = drawn(tmp_path)
     assert second.digest == first.digest
     assert np.array_equal(second.images, first.images)
 
@@ -693,21 +519,137 @@ def test_drawn_images(tmp_path, monkeypatch, capsys):
     ("seed", "counts", "version"),
     [(6, COUNTS, 1), (5, {"train": 4, "val": 2, "test": 1}, 1), (5, COUNTS, 2)],
 )
-def test_other_drawings_have_other_digests(tmp_path, seed, counts, version):
-    first = cache.open_drawn(5, COUNTS, tmp_path, draw, version=1)
-    assert cache.open_drawn(seed, counts, tmp_path, draw, version=version).digest != first.digest
+def test_other_drawings_have_other_digests(
+    tmp_path, monkeypatch, noisy_drawings, seed, counts, version
+):
+    first = drawn(tmp_path)
+    monkeypatch.setattr(synthetic, "VERSION", version)
+    assert drawn(tmp_path, seed, counts).digest != first.digest
 
 
-def test_digest_of_drawings_is_known_before_anything_is_drawn(tmp_path):
-    pending = cache.identify_drawn(5, COUNTS, tmp_path / "cache", draw, version=1)
+def test_digest_of_drawings_is_known_before_anything_is_drawn(
+    tmp_path, monkeypatch, noisy_drawings
+):
+    with monkeypatch.context() as patch:
+        no_drawing(patch)
+        pending = cache.identify_synthetic(5, COUNTS, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
     assert pending.open().digest == pending.digest
 
 
-def test_error_in_drawing_leaves_nothing(tmp_path):
+def test_error_in_drawing_leaves_nothing(tmp_path, monkeypatch):
     def fails(seed, index):
         raise ZeroDivisionError
 
+    monkeypatch.setattr(synthetic, "draw", fails)
     with pytest.raises(ZeroDivisionError):
-        cache.open_drawn(5, COUNTS, tmp_path, fails, version=1)
+        drawn(tmp_path)
     assert [file.suffix for file in tmp_path.iterdir()] == [".lock"]
+
+
+# ---- what a cache is found by
+
+
+def changed_code(monkeypatch, module):
+    """Let the code of `module` have another digest, as after an edit."""
+    plain = environment.code_of
+
+    def code_of(*names):
+        changed = {path: "0" * 64 for path in plain(module)} if module in names else {}
+        return plain(*names) | changed
+
+    monkeypatch.setattr(environment, "code_of", code_of)
+
+
+def changed_codec(monkeypatch, codec):
+    """Let Pillow have another version of the library `codec`."""
+    plain = PIL.features.version
+    monkeypatch.setattr(
+        PIL.features, "version", lambda name: "0.1" if name == codec else plain(name)
+    )
+
+
+def changed_release(monkeypatch):
+    """Let Pillow be another release of the same major version."""
+    monkeypatch.setattr(PIL, "__version__", f"{PIL.__version__.partition('.')[0]}.999.0")
+
+
+def changed_isa(monkeypatch):
+    """Let the processor have another instruction set."""
+    monkeypatch.setattr(environment, "cpu", lambda: ("another", ("other",)))
+
+
+OF_FILES = {
+    "code": lambda patch: changed_code(patch, "utils.data.decoding"),
+    "Pillow": changed_release,
+    "libjpeg": lambda patch: changed_codec(patch, "jpg"),
+    "libjpeg-turbo": lambda patch: changed_codec(patch, "libjpeg_turbo"),
+    "libwebp": lambda patch: changed_codec(patch, "webp"),
+    "libtiff": lambda patch: changed_codec(patch, "libtiff"),
+}
+OF_DRAWINGS = {
+    "code": lambda patch: changed_code(patch, "utils.data.synthetic"),
+    "Pillow": changed_release,
+    "NumPy": lambda patch: patch.setattr(np, "__version__", "0.1"),
+    "instruction set": changed_isa,
+}
+
+
+@pytest.mark.parametrize("change", OF_FILES)
+def test_files_are_decoded_again_after_a_change_but_stay_the_same_data(
+    pets, tmp_path, monkeypatch, change
+):
+    first = opened(pets, tmp_path / "cache")
+    known = set((tmp_path / "cache" / "known").iterdir())
+    OF_FILES[change](monkeypatch)
+    with monkeypatch.context() as patch:
+        no_decoding(patch)
+        with pytest.raises(AssertionError, match="decoded again"):
+            opened(pets, tmp_path / "cache")
+    second = opened(pets, tmp_path / "cache")
+    assert second.digest == first.digest
+    assert home_of(second) != home_of(first)
+    assert len(set((tmp_path / "cache" / "known").iterdir()) - known) == 1
+    no_decoding(monkeypatch)
+    assert home_of(opened(pets, tmp_path / "cache")) == home_of(second)
+
+
+@pytest.mark.parametrize("change", OF_DRAWINGS)
+def test_images_are_drawn_again_after_a_change_but_stay_the_same_data(
+    tmp_path, monkeypatch, noisy_drawings, change
+):
+    first = drawn(tmp_path)
+    OF_DRAWINGS[change](monkeypatch)
+    second = drawn(tmp_path)
+    assert second.digest == first.digest
+    assert home_of(second) != home_of(first)
+    no_drawing(monkeypatch)
+    assert home_of(drawn(tmp_path)) == home_of(second)
+
+
+def test_code_that_decides_nothing_does_not_count(pets, tmp_path, monkeypatch):
+    first = opened(pets, tmp_path)
+    changed_code(monkeypatch, "utils.data.synthetic")
+    changed_code(monkeypatch, "utils.data.augmentation")
+    no_decoding(monkeypatch)
+    assert home_of(opened(pets, tmp_path)) == home_of(first)
+
+
+@pytest.mark.parametrize("module", ["decoding", "synthetic"])
+def test_the_code_that_makes_the_pixels_counts(module):
+    pixels = {"decoding": cache._decoder, "synthetic": cache._painter}[module]()
+    assert f"utils/data/{module}.py" in pixels["code"]
+
+
+def test_the_identity_of_the_data_does_not_change(tmp_path, monkeypatch):
+    """Committed records name their data by this digest. These two are from before the keys above."""
+    monkeypatch.setattr(PIL, "__version__", "12.0.0")
+    counts = {"train": 1700, "val": 300, "test": 1000}
+    digest = "d2268015afef6d1af387f8f11e1cf98a7d83993a4c62ac5518263305ea791543"
+    assert cache.identify_synthetic(0, counts, tmp_path).digest == digest
+    for kind, number in itertools.product(("cat", "dog"), range(2)):
+        file = tmp_path / "pets" / kind / f"{number}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(f"{kind}{number}".encode())
+    digest = "18b2d7c7eaec9e38c85dcb46dde3b09ed2095b19f5c38a2c2b4e01266b4134b9"
+    assert cache.identify_folder(layouts.find(tmp_path / "pets"), tmp_path).digest == digest

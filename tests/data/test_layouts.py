@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from utils import results
+from utils import studies
 from utils.data import layouts
 from utils.errors import UserError, printable
 
@@ -443,7 +443,7 @@ def test_study_names(tmp_path, name, study):
     assert layouts.find(tree(tmp_path / name, "cat/1.jpg", "dog/1.jpg")).study == study
     assert re.fullmatch("[a-z0-9_]+", study)
     assert not study.endswith("_smoke")
-    assert not results.is_dissertations(study)
+    assert not studies.is_dissertations(study)
 
 
 @pytest.mark.parametrize(

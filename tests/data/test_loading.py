@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from tests.records import record
-from utils import cli, data, progress, results
-from utils.data import cache, layouts, loading, synthetic
+from utils import cli, progress, results, studies
+from utils.data import decoding, layouts, loading, synthetic
 from utils.errors import UserError
 from utils.paths import ROOT
 
@@ -46,7 +46,7 @@ def write_run(folder, study, digest):
 
 
 def test_load_splits_a_folder_and_describes_it(tmp_path):
-    images = data.load(options_for(tmp_path, folder_of(tmp_path / "Pets", *PETS)))
+    images = loading.load_images(options_for(tmp_path, folder_of(tmp_path / "Pets", *PETS)))
     assert (images.study, images.classes, images.broken) == ("pets", ("cat", "dog"), 0)
     assert [len(part) for part in (images.train, images.validation, images.test)] == [14, 2, 4]
     assert images.describe() == dict(
@@ -64,7 +64,7 @@ def test_load_splits_a_folder_and_describes_it(tmp_path):
 def test_broken_images_are_counted(tmp_path):
     root = folder_of(tmp_path / "pets", *PETS)
     (root / "cat" / "broken.png").write_bytes(b"")
-    assert data.load(options_for(tmp_path, root)).describe()["broken"] == 1
+    assert loading.load_images(options_for(tmp_path, root)).describe()["broken"] == 1
 
 
 def test_smoke_run_takes_a_few_images_of_each_part(tmp_path, monkeypatch):
@@ -75,7 +75,9 @@ def test_smoke_run_takes_a_few_images_of_each_part(tmp_path, monkeypatch):
         for kind in ("cat", "dog")
         for n in range(4)
     ]
-    images = data.load(options_for(tmp_path, folder_of(tmp_path / "pets", *names), smoke=True))
+    images = loading.load_images(
+        options_for(tmp_path, folder_of(tmp_path / "pets", *names), smoke=True)
+    )
     assert images.study == "pets_smoke"
     parts = {"train": images.train, "val": images.validation, "test": images.test}
     assert {name: np.bincount(part.y).tolist() for name, part in parts.items()} == {
@@ -88,7 +90,7 @@ def test_smoke_run_takes_a_few_images_of_each_part(tmp_path, monkeypatch):
 
 def test_source_has_the_images_of_load(tmp_path):
     options = options_for(tmp_path, folder_of(tmp_path / "pets", *PETS))
-    source, images = loading.open_source(options), data.load(options)
+    source, images = loading.open_source(options), loading.load_images(options)
     assert (source.study, source.classes, source.digest) == (
         images.study,
         images.classes,
@@ -103,11 +105,11 @@ def test_source_has_the_images_of_load(tmp_path):
 def test_chosen_classes(tmp_path):
     names = [f"{kind}/{n}.png" for kind in ("fox", "wolf", "cats") for n in range(10)]
     root = folder_of(tmp_path / "animals", *names)
-    images = data.load(options_for(tmp_path, root, classes=("Wolf", "fox")))
+    images = loading.load_images(options_for(tmp_path, root, classes=("Wolf", "fox")))
     assert (images.study, images.classes) == ("animals_fox_wolf", ("fox", "wolf"))
     assert all(name.startswith(("fox/", "wolf/")) for name in images.train.names)
     with pytest.raises(UserError, match="3 classes"):
-        data.load(options_for(tmp_path, root))
+        loading.load_images(options_for(tmp_path, root))
 
 
 def test_find_opens_nothing(tmp_path):
@@ -125,32 +127,36 @@ def test_find_opens_nothing(tmp_path):
 A, B = "a" * 64, "1a2b3c4d" + "0" * 56
 
 
+def study_name(study, digest, folder):
+    return studies.study_name(study, digest, results.images_digest(folder / study))
+
+
 def test_study_without_runs_has_the_plain_name(tmp_path):
-    assert results.study_name("pets", A, tmp_path) == "pets"
+    assert study_name("pets", A, tmp_path) == "pets"
     (tmp_path / "pets" / "runs").mkdir(parents=True)
-    assert results.study_name("pets", A, tmp_path) == "pets"
+    assert study_name("pets", A, tmp_path) == "pets"
 
 
 def test_study_of_the_same_images_has_the_same_name(tmp_path):
     write_run(tmp_path, "pets", A)
-    assert results.study_name("pets", A, tmp_path) == "pets"
+    assert study_name("pets", A, tmp_path) == "pets"
 
 
 def test_study_of_other_images_is_named_after_them(tmp_path):
     write_run(tmp_path, "pets", A)
-    assert results.study_name("pets", B, tmp_path) == "pets_1a2b3c4d"
+    assert study_name("pets", B, tmp_path) == "pets_1a2b3c4d"
     write_run(tmp_path, "pets_1a2b3c4d", B)
-    assert results.study_name("pets", B, tmp_path) == "pets_1a2b3c4d"
-    assert results.study_name("pets", A, tmp_path) == "pets"
+    assert study_name("pets", B, tmp_path) == "pets_1a2b3c4d"
+    assert study_name("pets", A, tmp_path) == "pets"
 
 
 def test_damaged_run_does_not_count(tmp_path):
     write_run(tmp_path, "pets", A)
     [path] = tmp_path.glob("pets/runs/*.json")
     path.with_name("a_copy.json").write_text("{")  # read first
-    assert results.study_name("pets", B, tmp_path) == f"pets_{B[:8]}"
+    assert study_name("pets", B, tmp_path) == f"pets_{B[:8]}"
     path.write_text("{")
-    assert results.study_name("pets", B, tmp_path) == "pets"
+    assert study_name("pets", B, tmp_path) == "pets"
 
 
 def test_load_of_other_images_gets_a_study_by_itself(tmp_path, capsys):
@@ -159,28 +165,29 @@ def test_load_of_other_images_gets_a_study_by_itself(tmp_path, capsys):
     options = options_for(tmp_path, folder_of(tmp_path / "b" / "pets", *PETS, seed=1))
     capsys.readouterr()
     for _ in range(2):
-        images = data.load(options)
+        images = loading.load_images(options)
         study = f"pets_{images.digest[:8]}"
         assert images.study == study != "pets"
         assert capsys.readouterr().out.splitlines()[0] == (
-            f"data: study {study}, because results/pets holds runs of other images; results in {tmp_path / 'results' / study}"
+            f"data: study {study}, because results/pets holds runs of other images; "
+            f"results in {tmp_path / 'results' / study}"
         )
         if not (tmp_path / "results" / study).exists():
             write_run(tmp_path / "results", study, images.digest)
-    assert data.load(options_for(tmp_path, tmp_path / "a" / "pets")).study == "pets"
+    assert loading.load_images(options_for(tmp_path, tmp_path / "a" / "pets")).study == "pets"
 
 
 # ---- what is printed
 
 
 def test_first_line_names_the_study_before_anything_is_decoded(tmp_path, monkeypatch, capsys):
-    plain = cache.decode
+    plain = decoding.decode
 
     def decode(content):
         progress.say("decoding")
         return plain(content)
 
-    monkeypatch.setattr(cache, "decode", decode)
+    monkeypatch.setattr(decoding, "decode", decode)
     options = options_for(tmp_path, folder_of(tmp_path / "Pets", *PETS))
     digests = [loading.open_source(options).digest for _ in range(2)]
     lines = capsys.readouterr().out.splitlines()
@@ -211,12 +218,14 @@ PROGRAM = """
 import sys
 sys.modules["torch"] = None  # importing it fails from now on
 from pathlib import Path
-from utils import cli, data
+from utils import cli
+from utils.data import loading
 from utils.errors import UserError
 
 root = Path(sys.argv[1])
-options = cli.Options(("native",), data=sys.argv[2], results=root / "results", checkpoints=root / "checkpoints")
-for function in (data.open_source, data.load):
+folders = {"results": root / "results", "checkpoints": root / "checkpoints"}
+options = cli.Options(("native",), data=sys.argv[2], **folders)
+for function in (loading.open_source, loading.load_images):
     try:
         function(options)
     except UserError as error:
@@ -227,7 +236,7 @@ for function in (data.open_source, data.load):
 
 
 def without_torch(tmp_path, folder):
-    """Return what `open_source` and `load` raise where torch cannot be imported."""
+    """Return what `open_source` and `load_images` raise if torch cannot be imported."""
     command = [sys.executable, "-c", PROGRAM, str(tmp_path), str(folder)]
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True)
     return [line for line in done.stdout.splitlines() if not line.startswith("data: ")]
@@ -257,7 +266,7 @@ def test_bad_data_are_refused_without_torch(tmp_path, names, empty, message):
 def test_good_data_are_opened_without_torch(tmp_path):
     assert without_torch(tmp_path, folder_of(tmp_path / "pets", *PETS)) == [
         "imported: torch"
-    ]  # by `load`
+    ]  # by `load_images`
 
 
 def test_part_without_one_of_the_classes_is_refused(tmp_path):
@@ -266,7 +275,7 @@ def test_part_without_one_of_the_classes_is_refused(tmp_path):
         "cat/cat.1.png",
     ]  # the only cat goes to the test part
     with pytest.raises(UserError, match="the train part has 7 usable images and not both classes"):
-        data.load(options_for(tmp_path, folder_of(tmp_path / "pets", *names)))
+        loading.load_images(options_for(tmp_path, folder_of(tmp_path / "pets", *names)))
 
 
 @pytest.mark.parametrize("smoke", [False, True])
@@ -282,9 +291,11 @@ def test_missing_gpu_is_reported_before_anything_is_decoded(tmp_path, monkeypatc
     monkeypatch.setattr(loading, "open_source", lambda options: pytest.fail("images were decoded"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="--device cuda: torch finds no usable GPU"):
-        data.load(options_for(tmp_path, folder_of(tmp_path / "pets", *PETS), device="cuda"))
+        loading.load_images(
+            options_for(tmp_path, folder_of(tmp_path / "pets", *PETS), device="cuda")
+        )
     with pytest.raises(UserError, match="does not exist"):
-        data.load(options_for(tmp_path, tmp_path / "nowhere", device="cuda"))
+        loading.load_images(options_for(tmp_path, tmp_path / "nowhere", device="cuda"))
 
 
 @pytest.mark.parametrize(
@@ -335,7 +346,7 @@ def test_names_that_are_no_utf8_are_read(tmp_path):
     folder = folder_of(tmp_path / "pets", *PETS)
     for number, path in enumerate(sorted(folder.rglob("*.*"))):
         path.rename(path.with_name(f"{number}\udcff{path.suffix}"))
-    images = data.load(options_for(tmp_path, folder))
+    images = loading.load_images(options_for(tmp_path, folder))
     assert sum(map(len, (images.train, images.validation, images.test))) == 20
 
 
@@ -344,13 +355,13 @@ def test_names_that_are_no_utf8_are_read(tmp_path):
 def test_too_few_images_are_told_in_a_line(tmp_path, count, smoke):
     folder = folder_of(tmp_path / "pets", *PETS[:count], *PETS[10 : 10 + count])
     with pytest.raises(UserError, match="Give at least 3 different images of each class"):
-        data.load(options_for(tmp_path, folder, smoke=smoke))
+        loading.load_images(options_for(tmp_path, folder, smoke=smoke))
 
 
 def test_testing_on_the_training_images_is_refused(tmp_path, capsys):
     folder = folder_of(tmp_path / "pets", *PETS)
     for part in ("train", "test"):
         shutil.copytree(folder, tmp_path / "same" / part)
-    with pytest.raises(UserError, match="others to test on than to train on"):
-        data.load(options_for(tmp_path, tmp_path / "same"))
+    with pytest.raises(UserError, match="test images that differ from the training images"):
+        loading.load_images(options_for(tmp_path, tmp_path / "same"))
     assert "20 images are copies of test images and left out of train" in capsys.readouterr().out

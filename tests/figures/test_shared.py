@@ -9,7 +9,7 @@ import pytest
 from records import write_run
 
 from figures.shared import frames, runs, script, style
-from utils import catalog, paths, results
+from utils import catalog, paths, results, studies
 from utils.errors import UserError
 
 HELPERS = sorted(
@@ -227,7 +227,7 @@ def test_the_dissertations_data_set(tmp_path, study, theirs):
     write_run(tmp_path, *BASELINE, study=study)
     assert (
         frames.is_dissertations(frame_of(tmp_path, study))
-        == results.is_dissertations(study)
+        == studies.is_dissertations(study)
         == theirs
     )
 

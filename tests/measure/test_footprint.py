@@ -1,14 +1,15 @@
-"""Bytes and operations counted by hand."""
+"""Bytes and operations, counted by hand."""
 
 import pytest
 import torch
+from helpers import deployed_on
 from torch import nn
 
 from utils import architectures
-from utils.backends import registry
 from utils.backends.base import Stored, stored_parameters
 from utils.environment import MIB
 from utils.measure import footprint
+from utils.recipes import Fp16, Int8, Int16
 
 X = torch.zeros(2, 3, 10, 10)
 
@@ -17,45 +18,49 @@ def live(network, x=X):
     return footprint.activation_mb(network, network, x) * MIB
 
 
+class Views(nn.Module):
+    """Views of the input and of a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1000, 1000))
+
+    def forward(self, x):
+        return x.detach(), self.weight.detach().t()
+
+
+class Chain(nn.Module):
+    """Twenty sums; after each, the input of the sum is freed."""
+
+    def forward(self, x):
+        for _ in range(20):
+            x = x + 1
+        return x
+
+
 def test_two_activations_are_alive_at_once():
-    network = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1)
-    ).eval()
-    # The convolution's output and ReLU's: 2 x 8 x 10 x 10 floats each; the last has 2 x 4 x 10 x 10.
+    first, last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3, padding=1)
+    network = nn.Sequential(first, nn.ReLU(), last).eval()
+    # The outputs of the first convolution and of ReLU have 2 x 8 x 10 x 10 floats each, the output
+    # of the last convolution 2 x 4 x 10 x 10.
     assert live(network) == 2 * 6400
 
 
-def test_in_place_operators_and_views_take_nothing():
-    network = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(inplace=True), nn.Flatten()
-    ).eval()
-    assert live(network) == 6400
+def test_in_place_operators_and_views_take_no_memory():
+    conv = nn.Conv2d(3, 8, 3, padding=1)
+    assert live(nn.Sequential(conv, nn.ReLU(inplace=True), nn.Flatten()).eval()) == 6400
 
 
 def test_weights_and_the_input_are_not_activations():
-    class Passes(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(torch.zeros(1000, 1000))
-
-        def forward(self, x):
-            return x.detach(), self.weight.detach().t()
-
-    assert live(Passes()) == 0
+    assert live(Views()) == 0
 
 
-def test_what_is_freed_is_not_counted_again():
-    class Chain(nn.Module):
-        def forward(self, x):
-            for _ in range(20):
-                x = x + 1
-            return x
-
+def test_freed_activations_no_longer_count():
     assert live(Chain()) == 2 * 2400
 
 
 class LinearNet(nn.Module):
-    """Nearly all of its numbers are in one linear layer, as in AlexNet."""
+    """A network with nearly all of its numbers in one linear layer, as in AlexNet."""
 
     architecture = "linear"
 
@@ -70,33 +75,30 @@ class LinearNet(nn.Module):
 
 def activations(name, x):
     """Bytes of the activations of a `LinearNet` on an FP16 engine."""
-    deployed = registry.get(name).quantize(LinearNet().eval(), None, {})
+    deployed = deployed_on(name, LinearNet().eval(), None, Fp16())
     return footprint.activation_mb(deployed.predict, deployed.network, x) * MIB
 
 
-def test_the_fp16_copies_that_autocast_makes_of_weights_are_no_activations():
-    """Of each image 2 x 4 x 8 x 8 bytes after the convolution and 2 x 1000 after the linear layer are alive at once.
+def test_fp16_copies_of_weights_are_not_activations():
+    """Two outputs are alive at once: 4 x 8 x 8 numbers per image of the convolution, 1000 of `fc`.
 
-    What the copies would add: 2 x 256,000 bytes for the weights of the linear layer, 2 x 108 for those of the convolution.
+    Autocast's copies of the weights have 256,000 numbers for `fc` and 108 for the convolution.
     """
     model = LinearNet().eval()
     assert live(model) == 2 * 4 * (256 + 1000)
-    assert activations("amp", X) == 2 * 2 * (
-        256 + 1000
-    )  # the converted input is gone when the linear layer computes
-    assert (
-        activations("half", X) == 2 * 2 * (256 + 1000) + 2 * X.numel()
-    )  # here it is held until the network has answered
+    # Autocast frees the converted input before `fc` runs; `half` holds it until the end.
+    assert activations("amp", X) == 2 * 2 * (256 + 1000)
+    assert activations("half", X) == 2 * 2 * (256 + 1000) + 2 * X.numel()
 
 
-def test_one_image_takes_autocast_no_more_than_fp32():
+def test_one_image_takes_less_memory_in_fp16_than_in_fp32():
     model = architectures.build("alexnet").eval()
     x = torch.zeros(1, 3, 224, 224)
     full = footprint.activation_mb(model, model, x)
     for name in ("amp", "half"):
-        deployed = registry.get(name).quantize(model, None, {})
+        deployed = deployed_on(name, model, None, Fp16())
         less = footprint.activation_mb(deployed.predict, deployed.network, x)
-        assert less < 0.85 * full, name  # the input, converted, counts too
+        assert less < 0.85 * full, name  # more than half, because the converted input also counts
 
 
 # ---- the numbers in a file
@@ -118,7 +120,7 @@ def test_numbers_by_hand():
 
 
 class Mixed(nn.Module):
-    """Weights 8 x 3 x 9 + 2 x 8, biases 2, BatchNorm 2 x 8."""
+    """A network with 8 x 3 x 9 + 2 x 8 weights, 2 biases and 2 x 8 numbers of BatchNorm."""
 
     architecture = "mixed"
 
@@ -131,61 +133,29 @@ class Mixed(nn.Module):
         return self.fc(torch.flatten(self.pool(self.relu(self.bn(self.conv(x)))), 1))
 
 
-WEIGHTS, BIASES, NORM = 8 * 3 * 9 + 2 * 8, 2, 2 * 8
-FOLDED = 8  # biases that BatchNorm becomes
-INT8 = dict(bits=8, activations="minmax", bias_correction=False, keep_fp32=())
-INT16 = dict(bits=16, activations="minmax", headroom=4.0)
+CONV, FC, BIASES, NORM = 8 * 3 * 9, 2 * 8, 2, 2 * 8
+WEIGHTS = CONV + FC
+FLOAT = WEIGHTS + BIASES + NORM
+FOLDED = BIASES + 8  # BatchNorm becomes 8 biases
+INT8 = Int8(ranges="minmax", calibration_images=2)
+FC_IN_FP32 = INT8.replace(keep_fp32=("fc",))
+INT16 = Int16(ranges="minmax", calibration_images=2, headroom=4.0)
 
 
 @pytest.mark.parametrize(
     ("name", "recipe", "parameters", "size", "modules", "quantized"),
     [
-        (
-            "half",
-            {},
-            WEIGHTS + BIASES + NORM,
-            2 * (WEIGHTS + BIASES + NORM),
-            2,
-            WEIGHTS + BIASES + NORM,
-        ),
-        (
-            "amp",
-            {},
-            WEIGHTS + BIASES + NORM,
-            4 * (WEIGHTS + BIASES + NORM),
-            0,
-            0,
-        ),  # FP32 in the file, however it is run
-        ("fbgemm", INT8, WEIGHTS + BIASES + FOLDED, WEIGHTS + 4 * (BIASES + FOLDED), 2, WEIGHTS),
-        ("qnnpack", INT8, WEIGHTS + BIASES + FOLDED, WEIGHTS + 4 * (BIASES + FOLDED), 2, WEIGHTS),
-        (
-            "onnxruntime",
-            INT8,
-            WEIGHTS + BIASES + FOLDED,
-            WEIGHTS + 4 * (BIASES + FOLDED),
-            2,
-            WEIGHTS,
-        ),
-        (
-            "fbgemm",
-            INT8 | dict(keep_fp32=("fc",)),
-            WEIGHTS + BIASES + FOLDED,
-            216 + 4 * (16 + BIASES + FOLDED),
-            1,
-            216,
-        ),
-        (
-            "simulated",
-            INT16,
-            WEIGHTS + BIASES + FOLDED,
-            2 * WEIGHTS + 4 * (BIASES + FOLDED),
-            2,
-            WEIGHTS,
-        ),
+        ("half", Fp16(), FLOAT, 2 * FLOAT, 2, FLOAT),
+        ("amp", Fp16(), FLOAT, 4 * FLOAT, 0, 0),  # the file holds FP32
+        ("fbgemm", INT8, WEIGHTS + FOLDED, WEIGHTS + 4 * FOLDED, 2, WEIGHTS),
+        ("qnnpack", INT8, WEIGHTS + FOLDED, WEIGHTS + 4 * FOLDED, 2, WEIGHTS),
+        ("onnxruntime", INT8, WEIGHTS + FOLDED, WEIGHTS + 4 * FOLDED, 2, WEIGHTS),
+        ("fbgemm", FC_IN_FP32, WEIGHTS + FOLDED, CONV + 4 * (FC + FOLDED), 1, CONV),
+        ("simulated", INT16, WEIGHTS + FOLDED, 2 * WEIGHTS + 4 * FOLDED, 2, WEIGHTS),
     ],
 )
 def test_the_same_definition_for_every_engine(name, recipe, parameters, size, modules, quantized):
-    deployed = registry.get(name).quantize(Mixed().eval(), torch.randn(2, 3, 10, 10), recipe)
+    deployed = deployed_on(name, Mixed().eval(), torch.randn(2, 3, 10, 10), recipe)
     assert of_numbers(deployed) == {
         "theoretical_mb": size / MIB,
         "parameters": parameters,
@@ -197,8 +167,8 @@ def test_the_same_definition_for_every_engine(name, recipe, parameters, size, mo
 
 def test_fp32_by_the_same_definition():
     assert footprint.of_numbers(stored_parameters(Mixed())) == {
-        "theoretical_mb": 4 * (WEIGHTS + BIASES + NORM) / MIB,
-        "parameters": WEIGHTS + BIASES + NORM,
+        "theoretical_mb": 4 * FLOAT / MIB,
+        "parameters": FLOAT,
         "weight_modules": 2,
         "quantized_modules": 0,
         "quantized_share": 0,
@@ -207,12 +177,9 @@ def test_fp32_by_the_same_definition():
 
 def test_alexnet_has_the_megabytes_of_the_dissertation():
     model = architectures.build("alexnet").eval()
-    assert (
-        footprint.of_numbers(stored_parameters(model))["theoretical_mb"]
-        == 4 * 57_012_034 / MIB
-        == pytest.approx(217.5, abs=0.05)
-    )
-    half = registry.get("half").quantize(model, None, {})
+    size_mb = footprint.of_numbers(stored_parameters(model))["theoretical_mb"]
+    assert size_mb == 4 * 57_012_034 / MIB == pytest.approx(217.5, abs=0.05)
+    half = deployed_on("half", model, None, Fp16())
     assert of_numbers(half)["theoretical_mb"] == 2 * 57_012_034 / MIB
 
 
@@ -221,24 +188,21 @@ def test_the_size_of_a_file_is_in_mib(tmp_path):
     assert footprint.size_mb(tmp_path / "file") == 1.5
 
 
-def test_macs_of_alexnet_are_those_that_are_published():
-    # torchvision's documentation gives 0.71 GFLOPS for 1000 classes, each multiply-accumulate counted once.
+def test_macs_of_alexnet_equal_the_published_number():
+    # torchvision's documentation gives 0.71 GFLOPS for 1000 classes: one per multiply-accumulate.
     macs = footprint.macs(architectures.build("alexnet"))
     assert abs(sum(macs.values()) + 4096 * 998 - 0.71e9) < 0.01e9
     assert macs["classifier.1"] == 9216 * 4096 and macs["features.0"] == 64 * 3 * 11 * 11 * 55 * 55
 
 
-def test_the_share_of_operations_is_that_of_layers_with_short_weights():
-    model = nn.Sequential(
-        nn.Conv2d(3, 4, 1), nn.MaxPool2d(224), nn.Flatten(), nn.Linear(4, 2, bias=False)
-    )
+def test_the_share_of_operations_counts_layers_with_short_weights():
+    conv, linear = nn.Conv2d(3, 4, 1), nn.Linear(4, 2, bias=False)
+    model = nn.Sequential(conv, nn.MaxPool2d(224), nn.Flatten(), linear)
+    macs = 12 * 224 * 224
     numbers = [Stored(12, 8, "0"), Stored(4, 8), Stored(8, 32, "3")]
     assert footprint.of_operations(model, numbers) == {
-        "macs": 12 * 224 * 224 + 8, "quantized_macs_share": 12 * 224 * 224 / (12 * 224 * 224 + 8),
-    }  # fmt: skip
-    assert (
-        footprint.of_operations(model, [Stored(12, 32, "0"), Stored(8, 32, "3")])[
-            "quantized_macs_share"
-        ]
-        == 0
-    )
+        "macs": macs + 8,
+        "quantized_macs_share": macs / (macs + 8),
+    }
+    fp32 = [Stored(12, 32, "0"), Stored(8, 32, "3")]
+    assert footprint.of_operations(model, fp32)["quantized_macs_share"] == 0

@@ -1,4 +1,4 @@
-"""`--profile`: what a run stores of its operators, and FP32 beside it."""
+"""`--profile`: the operator times in a run's record, next to the operator times of FP32."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,28 +12,33 @@ CONV, ADD = Timed("conv1", "QLinearConv", "INT8", 3.0), Timed("add", "QLinearAdd
 FP32 = [Timed("conv1", "Conv", "FP32", 8.0)]
 
 
+class Worker:
+    """A worker with fixed answers, by the name of its file; it logs its calls."""
+
+    answers: dict
+    calls: list
+
+    def __init__(self, backend, path, device, threads):
+        self.backend, self.file = backend, path.name
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def call(self, method, split, batch_size, runs):
+        self.calls.append((method, self.backend, self.file, batch_size, runs))
+        return self.answers[self.file]
+
+
 @pytest.fixture
-def asked(monkeypatch):
-    """Profile a run on a backend, with a worker that knows the answers; returns what was stored and asked."""
+def profiled(monkeypatch):
+    """Profile a run on a backend; returns the entry of its record and the calls of workers."""
+    monkeypatch.setattr(profiling, "Worker", Worker)
 
     def profile(backend, answers, **options):
-        calls = []
-
-        class Worker:
-            def __init__(self, name, path, device, threads):
-                self.name, self.path = name, path
-
-            def __enter__(self):
-                return self
-
-            def __exit__(self, *_):
-                pass
-
-            def call(self, method, split, batch_size, runs):
-                calls.append((method, self.name, self.path.name, batch_size, runs))
-                return answers[self.path.name]
-
-        monkeypatch.setattr(profiling, "Worker", Worker)
+        Worker.answers, Worker.calls = answers, []
         settings = dict(batch_sizes=(2, 8), smoke=False, device="cpu", threads=1) | options
         experiment = SimpleNamespace(
             options=SimpleNamespace(**settings),
@@ -41,31 +46,31 @@ def asked(monkeypatch):
             baseline=SimpleNamespace(path=Path("fp32.pt")),
         )
         deployed = SimpleNamespace(backend=SimpleNamespace(name=backend))
-        return profiling.profile(deployed, Path("artifact"), experiment), calls
+        return profiling.profile(deployed, Path("artifact"), experiment), Worker.calls
 
     return profile
 
 
 @pytest.mark.parametrize(
-    ("backend", "beside"), [("onnxruntime", "onnxruntime"), ("fbgemm", "native")]
+    ("backend", "fp32_backend"), [("onnxruntime", "onnxruntime"), ("fbgemm", "native")]
 )
-def test_operators_are_stored_with_those_of_fp32(asked, capsys, backend, beside):
-    stored, calls = asked(backend, {"artifact": [CONV, ADD], "fp32.pt": FP32})
-    assert calls == [("profile", backend, "artifact", 2, 30), ("profile", beside, "fp32.pt", 2, 30)]
+def test_operators_are_stored_next_to_operators_of_fp32(profiled, capsys, backend, fp32_backend):
+    stored, calls = profiled(backend, {"artifact": [CONV, ADD], "fp32.pt": FP32})
+    ours, fp32 = (backend, "artifact"), (fp32_backend, "fp32.pt")
+    assert calls == [("profile", *ours, 2, 30), ("profile", *fp32, 2, 30)]
     assert stored["operators"][0] == {
-        "name": "conv1", "operator": "QLinearConv", "format": "INT8", "ms": 3.0, "kind": "convolution",
-    }  # fmt: skip
-    assert (stored["fp32_backend"], stored["fp32"][0]["ms"], stored["batch_size"]) == (
-        beside,
-        8.0,
-        2,
-    )
-    assert (
-        "profile of batch 2: convolution INT8 75%, sum or product INT8 25%"
-        in capsys.readouterr().out
-    )
+        "name": "conv1",
+        "operator": "QLinearConv",
+        "format": "INT8",
+        "ms": 3.0,
+        "kind": "convolution",
+    }
+    assert stored["fp32_backend"] == fp32_backend
+    assert (stored["fp32"][0]["ms"], stored["batch_size"]) == (8.0, 2)
+    said = capsys.readouterr().out
+    assert "profile of batch 2: convolution INT8 75%, sum or product INT8 25%" in said
 
 
-def test_an_engine_that_does_not_tell_is_named(asked, capsys):
-    assert asked("inductor", {"artifact": None, "fp32.pt": FP32}, smoke=True)[0] is None
-    assert "profile: inductor on cpu does not tell" in capsys.readouterr().out
+def test_an_engine_without_operator_times_is_named(profiled, capsys):
+    assert profiled("inductor", {"artifact": None, "fp32.pt": FP32}, smoke=True)[0] is None
+    assert "profile: inductor on cpu reports no operator times" in capsys.readouterr().out

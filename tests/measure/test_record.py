@@ -182,7 +182,7 @@ def test_metrics_tell_the_methods_error_from_the_engines(experiment, deployed):
 
 
 def test_the_reference_is_executed_once_for_the_same_network(experiment, monkeypatch):
-    recipe = dict(bits=8, activations="minmax")
+    recipe = dict(bits=8, ranges="minmax")
     images = experiment.data.train.calibration(4)
     lowered = registry.get("simulated").quantize(experiment.baseline.model, images, recipe)
     computed = record.exact_logits(lowered, experiment)
@@ -199,7 +199,7 @@ def test_the_reference_is_executed_once_for_the_same_network(experiment, monkeyp
 @pytest.fixture
 def lowered(experiment):
     """A network that torch does not run: the file alone answers."""
-    recipe = dict(bits=8, activations="minmax")
+    recipe = dict(bits=8, ranges="minmax")
     return registry.get("onnxruntime").quantize(
         experiment.baseline.model, experiment.data.train.calibration(2), recipe
     )

@@ -13,7 +13,7 @@ from utils.quantize.modules import QuantizedLayer
 from utils.quantize.qdq_config import QDQConfig
 
 FOUR_BITS = QDQConfig("inputs", weight_limit=7)
-RECIPE = dict(activations="minmax")
+RECIPE = Int8(ranges="minmax")
 IMAGES = noise(32, 33)
 torch.manual_seed(0)
 LAYERS = {
@@ -103,8 +103,7 @@ def test_no_channel_is_worse_than_by_the_nearest_integers_which_stay_neighbours(
 def test_a_network_of_four_bits_comes_nearer_to_the_float_one():
     model = small(Everything)
     results = [
-        ptq.quantize(model, IMAGES, RECIPE | dict(adaround=adapt), FOUR_BITS)
-        for adapt in (False, True)
+        ptq(model, IMAGES, RECIPE.replace(adaround=adapt), FOUR_BITS) for adapt in (False, True)
     ]
     nearest, adaptive = (sqnr_db(model(IMAGES), execute(result, IMAGES)) for result in results)
     assert adaptive > nearest + 3
@@ -113,7 +112,7 @@ def test_a_network_of_four_bits_comes_nearer_to_the_float_one():
             layer.bias, results[0].layers[name].bias
         )
         assert results[1].origin[name].endswith("rounded adaptively")
-    again = ptq.quantize(model, IMAGES, RECIPE | dict(adaround=True), FOUR_BITS)
+    again = ptq(model, IMAGES, RECIPE.replace(adaround=True), FOUR_BITS)
     assert again.digest() == results[1].digest()
 
 

@@ -11,13 +11,13 @@ from torch import nn
 
 from utils.errors import UserError
 from utils.quantize import calibration
-from utils.quantize.calibration import BINS, METHODS, Observer
+from utils.quantize.calibration import BINS, RANGES, Observer
 from utils.quantize.operators import folded
 from utils.quantize.qdq_config import QDQConfig
 
-UINT8, SEVEN_BITS = QDQConfig("outputs"), QDQConfig("outputs", levels=127)
+UINT8, SEVEN_BITS = QDQConfig("outputs"), QDQConfig("outputs", steps=127)
 SYMMETRIC = QDQConfig("outputs", torch.int8, symmetric=True)
-INT16 = QDQConfig("outputs", torch.int16, symmetric=True, levels=2**16 - 1)
+INT16 = QDQConfig("outputs", torch.int16, symmetric=True, steps=2**16 - 1)
 ALL = [UINT8, SEVEN_BITS, SYMMETRIC, INT16, QDQConfig("outputs", torch.int8)]
 
 
@@ -105,7 +105,7 @@ SAMPLES = {
 def test_minmax_clips_nothing():
     for values in SAMPLES.values():
         counts, low, high = histogram(values)
-        assert METHODS["minmax"](counts, low, high, UINT8) == (low, high)
+        assert RANGES["minmax"](counts, low, high, UINT8) == (low, high)
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -115,7 +115,7 @@ def test_mse_finds_the_range_that_really_has_the_least_error(name, levels):
     counts, low, high = histogram(values)
     error = squared_error(
         values,
-        *METHODS["mse"](counts, low, high, dataclasses.replace(UINT8, levels=levels)),
+        *RANGES["mse"](counts, low, high, dataclasses.replace(UINT8, steps=levels)),
         levels,
     )
     shares = np.linspace(0.04, 1, 25)
@@ -128,7 +128,7 @@ def test_mse_finds_the_range_that_really_has_the_least_error(name, levels):
 @pytest.mark.parametrize("name", SAMPLES)
 def test_mse_with_equal_ends_finds_the_limit_of_least_error(name):
     values = SAMPLES[name]
-    low, high = METHODS["mse"](*histogram(values), SYMMETRIC)
+    low, high = RANGES["mse"](*histogram(values), SYMMETRIC)
     assert low == -high
     limits = np.linspace(0.04, 1, 100) * np.abs(values).max()
     assert squared_error(values, low, high, 254) < 1.05 * min(
@@ -139,11 +139,11 @@ def test_mse_with_equal_ends_finds_the_limit_of_least_error(name):
 def test_mse_clips_what_is_rare_and_keeps_what_is_not():
     heavy = np.random.default_rng(0).laplace(size=100_000)
     counts, low, high = histogram(heavy)
-    chosen = METHODS["mse"](counts, low, high, dataclasses.replace(UINT8, levels=15))
+    chosen = RANGES["mse"](counts, low, high, dataclasses.replace(UINT8, steps=15))
     assert squared_error(heavy, *chosen, 15) < 0.5 * squared_error(heavy, low, high, 15)
     counts, low, high = histogram(SAMPLES["mostly zeros"])
     assert (
-        METHODS["mse"](counts, low, high, UINT8)[1] > 0.8 * high
+        RANGES["mse"](counts, low, high, UINT8)[1] > 0.8 * high
     )  # zeros are exact whatever the step
 
 
@@ -151,9 +151,9 @@ def test_percentile_keeps_its_share():
     count = 1_000_000
     uniform = np.arange(count) / count
     rest, one_bin = 1 - calibration.PERCENTILE / 100, 1 / BINS
-    low, high = METHODS["percentile"](*histogram(uniform), UINT8)
+    low, high = RANGES["percentile"](*histogram(uniform), UINT8)
     assert low == 0 and high == pytest.approx(1 - rest, abs=one_bin)
-    low, high = METHODS["percentile"](*histogram(2 * uniform - 1), UINT8)
+    low, high = RANGES["percentile"](*histogram(2 * uniform - 1), UINT8)
     assert low == pytest.approx(-1 + rest, abs=2 * one_bin) and high == pytest.approx(
         1 - rest, abs=2 * one_bin
     )
@@ -163,9 +163,9 @@ def test_percentile_keeps_its_share():
 def test_percentile_gives_up_no_more_than_its_share(side):
     """Ten of a million values are outliers: the share that PERCENTILE drops at one end if 0 is the other."""
     values = side * np.concatenate([np.full(999_990, 1.0), np.full(10, 50.0)])
-    kept = METHODS["percentile"](*histogram(values), UINT8)
+    kept = RANGES["percentile"](*histogram(values), UINT8)
     assert max(np.abs(kept)) == pytest.approx(1, abs=50 / BINS)
-    kept = METHODS["percentile"](*histogram(np.append(values, 50.0 * side)), UINT8)
+    kept = RANGES["percentile"](*histogram(np.append(values, 50.0 * side)), UINT8)
     assert max(np.abs(kept)) == 50  # one more is too many
 
 
@@ -174,18 +174,18 @@ def test_a_lone_outlier_is_clipped_as_the_methods_say(config):
     # Of n values one is 100. Clipping at c costs (100 - c)^2 there. Rounding the others to l steps costs n (c / l)^2 / 12, since
     # none is near 0. The sum is least where 100 - c = n c / (12 l^2).
     values = np.concatenate([np.random.default_rng(0).uniform(1, 3, 200_000), [100.0]])
-    steps = 2**15 - 1 if config.symmetric else config.levels
+    steps = 2**15 - 1 if config.symmetric else config.steps
     best = 100 / (1 + len(values) / (12 * steps**2))
-    assert METHODS["mse"](*histogram(values), config)[1] == pytest.approx(
+    assert RANGES["mse"](*histogram(values), config)[1] == pytest.approx(
         best, abs=100 / len(calibration.SHARES)
     )
-    assert METHODS["percentile"](*histogram(values), config)[1] < 6
+    assert RANGES["percentile"](*histogram(values), config)[1] < 6
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RANGES)
 def test_16_bits_hardly_clip_by_any_method(method):
     values = np.random.default_rng(0).standard_normal(200_000)
-    low, high = METHODS[method](*histogram(values), INT16)
+    low, high = RANGES[method](*histogram(values), INT16)
     assert (
         0.85 * values.max() <= high <= np.abs(values).max()
         and 0.85 * values.min() >= low >= -np.abs(values).max()
@@ -193,13 +193,13 @@ def test_16_bits_hardly_clip_by_any_method(method):
 
 
 def test_there_are_three_methods():
-    assert set(METHODS) == {"minmax", "percentile", "mse"}
+    assert set(RANGES) == {"minmax", "percentile", "mse"}
 
 
 # ---- ranges of tensors
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RANGES)
 @pytest.mark.parametrize("config", ALL)
 def test_a_tensor_of_zeros_has_a_range(method, config):
     low, high = observed(torch.zeros(4, 3, 8, 8)).range(method, config)
@@ -210,7 +210,7 @@ def test_a_tensor_of_zeros_has_a_range(method, config):
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RANGES)
 @pytest.mark.parametrize("config", ALL)
 def test_a_silent_channel_may_wake_up(method, config):
     images = noise(8, 8) * torch.tensor([1, 10, 0]).view(1, 3, 1, 1)
@@ -231,7 +231,7 @@ def test_a_quiet_channel_loses_nothing_of_its_range():
 
 def test_without_zero_points_the_ends_are_equal():
     values = noise(8, 8).clamp(-0.5, 3)
-    for method in METHODS:
+    for method in RANGES:
         low, high = observed(values).range(method, SYMMETRIC)
         assert low == -high and 0 < high <= values.max().item()
     assert observed(values).range("minmax", SYMMETRIC)[1] == values.max().item()
@@ -278,7 +278,7 @@ def test_channels_with_scales_apart_are_not_centred_and_the_middle_of_seven_bits
     )
     assert all(torch.equal(*both) for both in zip(centred, plain, strict=True))
     ends = np.array([-4.0]), np.array([4.1])
-    seven = calibration.numbers(*ends, QDQConfig("inputs", centred=True, levels=127))
+    seven = calibration.numbers(*ends, QDQConfig("inputs", centred=True, steps=127))
     assert [n.item() for n in seven] == pytest.approx([4.1 / 63, 64])
 
 
@@ -294,7 +294,7 @@ def test_numbers_span_the_range_and_have_a_zero(config):
         and scale.shape == zero_point.shape == (4,)
     )
     lowest = torch.iinfo(config.activation).min
-    steps = 2 * torch.iinfo(config.activation).max if config.symmetric else config.levels
+    steps = 2 * torch.iinfo(config.activation).max if config.symmetric else config.steps
     ends = [(zero_point - lowest), steps - (zero_point - lowest)]  # steps below zero and above it
     if not config.symmetric:
         for count, end in zip(ends, (low, high), strict=True):
@@ -332,7 +332,7 @@ def ends(model, name):
 
 
 def test_every_pair_has_the_range_of_its_tensor(model):
-    chosen = calibration.calibrate(folded(model), IMAGES, UINT8, dict(activations="minmax"))
+    chosen = calibration.calibrate(folded(model), IMAGES, UINT8, dict(ranges="minmax"))
     for qdq, module in (
         ("qdq_stem", "relu"),
         ("qdq_conv", "conv"),
@@ -347,9 +347,9 @@ def test_every_pair_has_the_range_of_its_tensor(model):
 
 
 def test_headroom_widens_all_ranges(model):
-    plain = calibration.calibrate(folded(model), IMAGES, INT16, dict(activations="percentile"))
+    plain = calibration.calibrate(folded(model), IMAGES, INT16, dict(ranges="percentile"))
     wide = calibration.calibrate(
-        folded(model), IMAGES, INT16, dict(activations="percentile", headroom=4.0)
+        folded(model), IMAGES, INT16, dict(ranges="percentile", headroom=4.0)
     )
     assert all(wide[name][0].item() == pytest.approx(4 * plain[name][0].item()) for name in plain)
 
@@ -357,9 +357,9 @@ def test_headroom_widens_all_ranges(model):
 def test_methods_that_clip_give_finer_steps(model):
     steps = {
         method: calibration.calibrate(
-            folded(model), IMAGES, dataclasses.replace(UINT8, levels=31), dict(activations=method)
+            folded(model), IMAGES, dataclasses.replace(UINT8, steps=31), dict(ranges=method)
         )
-        for method in METHODS
+        for method in RANGES
     }
     for name, (widest, _) in steps["minmax"].items():
         assert max(steps["mse"][name][0], steps["percentile"][name][0]) <= widest
@@ -368,33 +368,31 @@ def test_methods_that_clip_give_finer_steps(model):
 
 def test_shared_and_fixed_scales(model):
     config = QDQConfig("outputs", torch.int8, pooling_keeps_scale=True, unit_gates=True)
-    chosen = calibration.calibrate(folded(model), IMAGES, config, dict(activations="minmax"))
+    chosen = calibration.calibrate(folded(model), IMAGES, config, dict(ranges="minmax"))
     assert (
         chosen["qdq_squeeze"] == chosen["qdq_swish_1"]
         and chosen["qdq_squeeze_1"] == chosen["qdq_project"]
     )
     assert [n.item() for n in chosen["qdq_gate"]] == [1 / 256, -128]
     free = calibration.calibrate(
-        folded(model), IMAGES, QDQConfig("outputs", torch.int8), dict(activations="minmax")
+        folded(model), IMAGES, QDQConfig("outputs", torch.int8), dict(ranges="minmax")
     )
     assert free["qdq_squeeze"] != chosen["qdq_squeeze"] and free["qdq_gate"][0] < 1 / 255
 
 
 def test_a_scale_for_each_channel(model):
     chosen = calibration.calibrate(
-        folded(model), IMAGES, QDQConfig("outputs", scales="needed"), dict(activations="minmax")
+        folded(model), IMAGES, QDQConfig("outputs", scales="needed"), dict(ranges="minmax")
     )
     assert {name for name, (scale, _) in chosen.items() if scale.ndim} == {"qdq_swish"}
     assert chosen["qdq_swish"][0].shape == chosen["qdq_swish"][1].shape == (8,)
-    one = calibration.calibrate(folded(model), IMAGES, UINT8, dict(activations="minmax"))[
-        "qdq_swish"
-    ][0]
+    one = calibration.calibrate(folded(model), IMAGES, UINT8, dict(ranges="minmax"))["qdq_swish"][0]
     assert chosen["qdq_swish"][0].max() <= one < 1.2 * chosen["qdq_swish"][0].max()
 
 
 def test_what_stays_in_fp32_is_not_calibrated(model):
     chosen = calibration.calibrate(
-        folded(model), IMAGES, UINT8, dict(activations="minmax", keep_fp32=("reduce", "excite"))
+        folded(model), IMAGES, UINT8, dict(ranges="minmax", keep_fp32=("reduce", "excite"))
     )
     assert "qdq_reduce" not in chosen and "qdq_excite" in chosen
 
@@ -402,7 +400,7 @@ def test_what_stays_in_fp32_is_not_calibrated(model):
 def test_the_float_network_is_left_alone(model):
     network = folded(model)
     before = copy.deepcopy(network.state_dict())
-    calibration.calibrate(network, IMAGES, UINT8, dict(activations="mse"))
+    calibration.calibrate(network, IMAGES, UINT8, dict(ranges="mse"))
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     assert not any(isinstance(module, Observer) for module in network.modules())
 
@@ -420,7 +418,7 @@ def test_a_range_ends_where_its_reader_is_flat(reader, low, high):
     with torch.no_grad():
         values = network.get_submodule("0")(images)
     assert values.min() < -4 and values.max() > 4
-    scale, zero_point = calibration.calibrate(network, images, UINT8, dict(activations="minmax"))[
+    scale, zero_point = calibration.calibrate(network, images, UINT8, dict(ranges="minmax"))[
         "qdq__0"
     ]
     ends = -zero_point * scale, (255 - zero_point) * scale
@@ -429,7 +427,7 @@ def test_a_range_ends_where_its_reader_is_flat(reader, low, high):
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RANGES)
 def test_values_that_are_not_finite_are_told_with_their_place(method, value):
     network = folded(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)))
     with torch.no_grad():

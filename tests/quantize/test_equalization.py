@@ -17,7 +17,7 @@ from utils.quantize.operators import ScaledHardswish, folded
 from utils.quantize.qdq_config import QDQConfig
 
 OUTPUTS, INPUTS = QDQConfig("outputs"), QDQConfig("inputs")
-RECIPE = dict(activations="minmax")
+RECIPE = Int8(ranges="minmax")
 
 
 class Uneven(nn.Module):
@@ -78,8 +78,7 @@ def test_an_outlier_channel_before_hardswish_takes_nothing_from_the_others():
     model, images = small(Outlier), uneven_images()
     for config in (OUTPUTS, INPUTS):
         plain, equalized = (
-            ptq.quantize(model, images, RECIPE | dict(equalize=each), config)
-            for each in (False, True)
+            ptq(model, images, RECIPE.replace(equalize=each), config) for each in (False, True)
         )
         assert sqnr_db(model(images), execute(plain, images)) < 10
         assert sqnr_db(model(images), execute(equalized, images)) > 25
@@ -112,18 +111,16 @@ class Mixed(nn.Module):
 @torch.no_grad()
 def test_a_scale_for_each_channel_stays_only_where_no_factor_makes_it_needless(tmp_path):
     model, images = small(Mixed), uneven_images()
-    mixed = ptq.quantize(
-        model, images, RECIPE | dict(equalize=True), QDQConfig("inputs", scales="needed")
-    )
+    mixed = ptq(model, images, RECIPE.replace(equalize=True), QDQConfig("inputs", scales="needed"))
     layers = ("exact.depthwise", "outlier.depthwise", "calm.depthwise")
     assert [mixed.input_scale(name).numel() for name in layers] == [1, 8, 4]
     assert not any(isinstance(module, ScaledHardswish) for module in mixed.network.modules())
     assert ["equalized exactly" in mixed.origin[name] for name in layers] == [True, False, False]
     assert sqnr_db(model(images), mixed.fp32(images)) > 100  # the same function
     # One scale takes nothing after ReLU, and nearly everything after hardswish.
-    everywhere = ptq.quantize(model, images, RECIPE, QDQConfig("inputs", scales="needed"))
+    everywhere = ptq(model, images, RECIPE, QDQConfig("inputs", scales="needed"))
     assert len(everywhere.qdqs.channelwise) == 3
-    nowhere = ptq.quantize(model, images, RECIPE, INPUTS)
+    nowhere = ptq(model, images, RECIPE, INPUTS)
     values = [
         sqnr_db(model(images), execute(each, images)) for each in (mixed, everywhere, nowhere)
     ]
@@ -157,7 +154,7 @@ def test_places_are_depthwise_convolutions_that_alone_read_another_layer():
 @torch.no_grad()
 def test_an_equalized_network_is_saved_and_loaded(tmp_path):
     model, images = small(Outlier), uneven_images()
-    saved = ptq.quantize(model, images, RECIPE | dict(equalize=True), OUTPUTS)
+    saved = ptq(model, images, RECIPE.replace(equalize=True), OUTPUTS)
     saved.save(tmp_path / "q.pt")
     loaded = Quantized.load(tmp_path / "q.pt", small(Outlier))
     assert loaded.digest() == saved.digest()

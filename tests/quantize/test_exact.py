@@ -275,7 +275,7 @@ def test_sums_and_products(config, product, operator, seed):
 
 NETWORKS = [
     QDQConfig("outputs"),
-    QDQConfig("outputs", levels=127, pooling_keeps_scale=True, unit_gates=True),
+    QDQConfig("outputs", steps=127, pooling_keeps_scale=True, unit_gates=True),
     QDQConfig("outputs", torch.int8, bias="int32"),
     QDQConfig("outputs", torch.int16, torch.int16, "int32", True, 2**16 - 1, "apart"),
     QDQConfig("inputs", scales="needed"),
@@ -287,8 +287,8 @@ NETWORKS = [
 @pytest.mark.parametrize("config", NETWORKS)
 def test_a_network_that_has_everything(config):
     images = noise(6, 33)
-    recipe = dict(activations="minmax", bias_correction=True)
-    quantized = ptq.quantize(small(Everything), images, recipe, config)
+    recipe = dict(ranges="minmax", bias_correction=True)
+    quantized = ptq(small(Everything), images, recipe, config)
     answer = exact.execute(quantized, images)
     assert answer.dtype == torch.float64 and answer.shape == (6, 2) and answer.unique().numel() > 6
     assert np.array_equal(answer.numpy(), by_numpy(quantized, images))
@@ -400,7 +400,7 @@ def test_in_fp32_the_network_differs_by_what_its_arithmetic_explains(config, see
 def test_the_network_in_fp32_answers_nearly_as_the_exact_one():
     images, quantized = noise(16, 33), None
     for config in NETWORKS:
-        quantized = ptq.quantize(small(Everything), images, dict(activations="minmax"), config)
+        quantized = ptq(small(Everything), images, dict(ranges="minmax"), config)
         with torch.inference_mode():
             single = quantized.network(images)
         exact = exact.execute(quantized, images)
@@ -415,9 +415,7 @@ def test_the_network_in_fp32_answers_nearly_as_the_exact_one():
 def test_layers_kept_in_fp32_are_computed_in_float64():
     model, images = small(Everything), noise(4, 33)
     names = tuple(name for name, _ in model.named_children())
-    quantized = ptq.quantize(
-        model, images, dict(activations="minmax", keep_fp32=names), QDQConfig("inputs")
-    )
+    quantized = ptq(model, images, dict(ranges="minmax", keep_fp32=names), QDQConfig("inputs"))
     assert quantized.layers == {}
     with torch.inference_mode():
         expected = model.double()(images.double())
@@ -431,11 +429,11 @@ def test_batchnorm_that_stays_is_computed_in_float64():
     model = nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3, affine=False), nn.Conv2d(3, 2, 1)).eval()
     model[1].running_var.uniform_(0.5, 2)
     images = noise(4, 5)
-    quantized = ptq.quantize(
+    quantized = ptq(
         model,
         images,
-        dict(activations="minmax"),
-        QDQConfig("inputs", torch.int16, torch.int16, levels=65535),
+        dict(ranges="minmax"),
+        QDQConfig("inputs", torch.int16, torch.int16, steps=65535),
     )
     torch.testing.assert_close(
         exact.execute(quantized, images).float(), model(images), rtol=1e-3, atol=1e-3
@@ -448,9 +446,7 @@ def test_batchnorm_that_stays_is_computed_in_float64():
 def test_logits_of_a_split_come_in_its_order(tmp_path):
     split = numbered_split(tmp_path, np.arange(7) % 2, side=33)
     images = torch.cat([x for x, _ in split.batches(7)])
-    quantized = ptq.quantize(
-        small(Everything), images, dict(activations="minmax"), QDQConfig("outputs")
-    )
+    quantized = ptq(small(Everything), images, dict(ranges="minmax"), QDQConfig("outputs"))
     logits = exact.logits(quantized, split, batch_size=3)
     assert logits.dtype == np.float32 and logits.shape == (7, 2)
     assert np.array_equal(logits, exact.execute(quantized, images).float().numpy())
@@ -458,8 +454,8 @@ def test_logits_of_a_split_come_in_its_order(tmp_path):
 
 def test_every_layer_is_watched_before_its_activation():
     model, images, seen = small(Everything), noise(2, 33), {}
-    quantized = ptq.quantize(
-        model, images, dict(activations="minmax", keep_fp32=("reduce",)), QDQConfig("outputs")
+    quantized = ptq(
+        model, images, dict(ranges="minmax", keep_fp32=("reduce",)), QDQConfig("outputs")
     )
     with torch.no_grad():
         fp32.ExactInterpreter(

@@ -19,7 +19,7 @@ from utils.quantize.qdq_config import INTEGERS, QDQConfig
 
 OUTPUTS = QDQConfig("outputs")
 INT32 = INTEGERS[torch.int32][1]
-RECIPE = dict(activations="minmax")
+RECIPE = Int8(ranges="minmax")
 IMAGES = noise(8, 33)
 
 
@@ -197,7 +197,7 @@ def test_the_skeleton_has_pairs_and_integers_where_the_placement_says(model):
 
 
 def test_a_layer_computes_with_the_values_of_its_integers(model):
-    result = ptq.quantize(model, IMAGES, RECIPE, OUTPUTS)
+    result = ptq(model, IMAGES, RECIPE, OUTPUTS)
     layer, x = result.layers["depthwise"], noise(2, 9)[:, :1].expand(2, 8, 9, 9)
     expected = nn.functional.conv2d(x, layer.values(), layer.bias, groups=8)
     assert torch.equal(layer(x), expected)
@@ -219,9 +219,7 @@ CONFIGS = [
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_the_network_of_the_file_is_the_one_that_was_saved(model, config, tmp_path):
-    result = ptq.quantize(
-        model, IMAGES, RECIPE | dict(keep_fp32=("reduce",), bias_correction=True), config
-    )
+    result = ptq(model, IMAGES, RECIPE.replace(keep_fp32=("reduce",), bias_correction=True), config)
     result.save(tmp_path / "file")
     again = Quantized.load(tmp_path / "file", small(Everything))
     assert (
@@ -240,7 +238,7 @@ def test_the_network_of_the_file_is_the_one_that_was_saved(model, config, tmp_pa
 
 
 def test_the_file_holds_integers_and_no_float_weights(model, tmp_path):
-    result = ptq.quantize(model, IMAGES, RECIPE, CONFIGS[1])
+    result = ptq(model, IMAGES, RECIPE, CONFIGS[1])
     result.save(tmp_path / "file")
     state = torch.load(tmp_path / "file", weights_only=True)["state_dict"]
     assert {state[f"{name}.weight"].dtype for name in result.layers} == {torch.int16}
@@ -251,7 +249,7 @@ def test_the_file_holds_integers_and_no_float_weights(model, tmp_path):
 
 
 def test_the_catalog_gives_the_structure_of_its_architectures(monkeypatch, model, tmp_path):
-    result = ptq.quantize(model, IMAGES, RECIPE, OUTPUTS)
+    result = ptq(model, IMAGES, RECIPE, OUTPUTS)
     result.save(tmp_path / "file")
     monkeypatch.setattr(quantized.architectures, "build", {"everything": copy.deepcopy(model)}.get)
     assert Quantized.load(tmp_path / "file").digest() == result.digest()
@@ -259,7 +257,7 @@ def test_the_catalog_gives_the_structure_of_its_architectures(monkeypatch, model
 
 def test_a_damaged_file_is_the_users_to_delete(model, tmp_path):
     path = tmp_path / "file"
-    result = ptq.quantize(model, IMAGES, RECIPE, OUTPUTS)
+    result = ptq(model, IMAGES, RECIPE, OUTPUTS)
     result.save(path)
     content = path.read_bytes()
     later = torch.load(path, weights_only=True) | {"format": quantized.FORMAT + 1}
@@ -277,7 +275,7 @@ def test_a_damaged_file_is_the_users_to_delete(model, tmp_path):
 
 
 def test_the_digest_is_of_every_number_and_setting(model):
-    result = ptq.quantize(model, IMAGES, RECIPE, CONFIGS[1])
+    result = ptq(model, IMAGES, RECIPE, CONFIGS[1])
     digests = {result.digest()}
     assert copy.deepcopy(result).digest() in digests
     result.origin["stem"] = "said otherwise"
@@ -299,9 +297,7 @@ def test_the_table_lists_every_pair_and_every_layer_once(model):
     config = QDQConfig(
         "outputs", bias="int32", scales="needed", pooling_keeps_scale=True, unit_gates=True
     )
-    result = ptq.quantize(
-        model, IMAGES, RECIPE | dict(keep_fp32=("excite",), bias_correction=True), config
-    )
+    result = ptq(model, IMAGES, RECIPE.replace(keep_fp32=("excite",), bias_correction=True), config)
     rows = {row["name"]: row for row in result.rows()}
     layers = ["stem", "conv", "depthwise", "reduce", "excite", "project", "fc", "head"]
     assert set(rows) == set(result.qdqs.source) | set(layers) and len(rows) == len(result.rows())

@@ -18,9 +18,9 @@ from utils.quantize.operators import Graph, Kind
 from utils.quantize.qdq_config import QDQConfig
 
 INT16 = QDQConfig(
-    "outputs", torch.int16, torch.int16, bias="int32", symmetric=True, levels=2**16 - 1
+    "outputs", torch.int16, torch.int16, bias="int32", symmetric=True, steps=2**16 - 1
 )
-RECIPE = dict(activations="minmax")
+RECIPE = Int8(ranges="minmax")
 
 
 class With(nn.Module):
@@ -70,7 +70,7 @@ def test_an_operator_that_would_stay_unrounded_is_an_error_that_names_it(name, m
 )
 def test_padding_by_anything_but_a_number_of_zeros_is_an_error(padding, named):
     with pytest.raises(UserError, match=f"numbers of zeros only, not '{named}'"):
-        ptq.quantize(With(nn.Conv2d(4, 4, 3, **padding)).eval(), noise(2, 12), RECIPE, INT16)
+        ptq(With(nn.Conv2d(4, 4, 3, **padding)).eval(), noise(2, 12), RECIPE, INT16)
 
 
 KNOWN = {
@@ -103,15 +103,10 @@ def test_an_operator_that_is_known_is_quantized(name):
     model, images = With(KNOWN[name]).eval(), noise(4, 12)
     expected = model(images).numpy()
     assert (
-        metrics.sqnr_db(
-            expected, execute(ptq.quantize(model, images, RECIPE, INT16), images).numpy()
-        )
-        > 60
+        metrics.sqnr_db(expected, execute(ptq(model, images, RECIPE, INT16), images).numpy()) > 60
     )
     assert (
-        metrics.sqnr_db(
-            expected, qat.trainable(model, images, RECIPE, INT16).eval()(images).numpy()
-        )
+        metrics.sqnr_db(expected, start_qat(model, images, RECIPE, INT16).eval()(images).numpy())
         > 60
     )
 
@@ -120,8 +115,8 @@ def test_a_layer_cannot_serve_tensors_of_different_scales():
     model = With(lambda net, x: net.shared(torch.add(net.shared(x), x)))
     model.shared = nn.Conv2d(4, 4, 1)
     with pytest.raises(UserError, match=r"^shared reads tensors of different scales.*keep_fp32"):
-        ptq.quantize(model.eval(), noise(2, 12), RECIPE, INT16)
-    kept = ptq.quantize(model, noise(2, 12), RECIPE | dict(keep_fp32=("shared",)), INT16)
+        ptq(model.eval(), noise(2, 12), RECIPE, INT16)
+    kept = ptq(model, noise(2, 12), RECIPE.replace(keep_fp32=("shared",)), INT16)
     assert list(kept.layers) == ["conv", "fc"]
 
 

@@ -15,12 +15,12 @@ from utils.quantize.qdq_config import QDQConfig
 OUTPUTS = QDQConfig("outputs")
 CONFIGS = [
     OUTPUTS,
-    QDQConfig("outputs", torch.int8, bias="int32", levels=127),
+    QDQConfig("outputs", torch.int8, bias="int32", steps=127),
     QDQConfig("inputs", scales="needed"),
     QDQConfig("inputs", scales="needed", rounded_sums=True, centred=True),
     QDQConfig("inputs", torch.int8, symmetric=True),
 ]
-RECIPE = dict(activations="minmax")
+RECIPE = Int8(ranges="minmax")
 SPATIAL = {
     "stem",
     "conv",
@@ -41,15 +41,15 @@ def model():
 @pytest.mark.parametrize("config", CONFIGS)
 @torch.no_grad()
 def test_eight_bits_come_near_the_float_network_and_sixteen_nearer(model, config):
-    assert sqnr_db(model(IMAGES), execute(ptq.quantize(model, IMAGES, RECIPE, config), IMAGES)) > 18
+    assert sqnr_db(model(IMAGES), execute(ptq(model, IMAGES, RECIPE, config), IMAGES)) > 18
     finer = QDQConfig(
-        config.position, torch.int16, torch.int16, config.bias, symmetric=True, levels=2**16 - 1
+        config.position, torch.int16, torch.int16, config.bias, symmetric=True, steps=2**16 - 1
     )
-    assert sqnr_db(model(IMAGES), execute(ptq.quantize(model, IMAGES, RECIPE, finer), IMAGES)) > 65
+    assert sqnr_db(model(IMAGES), execute(ptq(model, IMAGES, RECIPE, finer), IMAGES)) > 65
 
 
 def test_weights_are_those_of_the_folded_network(model):
-    result, expected = ptq.quantize(model, IMAGES, RECIPE, OUTPUTS), folded(model)
+    result, expected = ptq(model, IMAGES, RECIPE, OUTPUTS), folded(model)
     assert (
         list(result.layers) == list(layers.weighted(expected)) == list(layers.weighted(result.fp32))
     )
@@ -62,7 +62,7 @@ def test_weights_are_those_of_the_folded_network(model):
 
 
 def test_the_channels_of_a_layer_share_a_scale_if_asked(model):
-    result = ptq.quantize(model, IMAGES, RECIPE | dict(weights="tensor"), OUTPUTS)
+    result = ptq(model, IMAGES, RECIPE.replace(weights="tensor"), OUTPUTS)
     for name, layer in result.layers.items():
         weight = result.fp32.get_submodule(name).weight
         assert torch.equal(layer.scale, (weight.abs().max() / 127).expand(len(weight)))
@@ -75,7 +75,7 @@ def test_layers_kept_in_fp32_are_kept_with_those_in_them():
         nn.Sequential(nn.Conv2d(4, 4, 3)),
         nn.Conv2d(4, 2, 1),
     ).eval()
-    result = ptq.quantize(model, IMAGES, RECIPE | dict(keep_fp32=["0", "2"]), OUTPUTS)
+    result = ptq(model, IMAGES, RECIPE.replace(keep_fp32=["0", "2"]), OUTPUTS)
     assert list(result.layers) == ["1.0"] and result.keep_fp32 == ("0", "2")
     for name in ("0.0", "2"):
         assert type(result.network.get_submodule(name)) is nn.Conv2d
@@ -88,7 +88,7 @@ def test_layers_kept_in_fp32_are_kept_with_those_in_them():
 def test_the_float_model_and_the_images_are_not_touched(model, correction):
     twin, shown = copy.deepcopy(model), IMAGES.clone()
     modules = [(name, type(module), set(vars(module))) for name, module in model.named_modules()]
-    ptq.quantize(model, IMAGES, RECIPE | dict(bias_correction=correction), OUTPUTS)
+    ptq(model, IMAGES, RECIPE.replace(bias_correction=correction), OUTPUTS)
     assert torch.equal(IMAGES, shown)
     assert [
         (name, type(module), set(vars(module))) for name, module in model.named_modules()
@@ -102,22 +102,22 @@ def test_the_float_model_and_the_images_are_not_touched(model, correction):
 
 def test_a_model_in_training_mode_is_quantized_as_in_evaluation_and_stays_as_it_is(model):
     training = copy.deepcopy(model).train()
-    result = ptq.quantize(training, IMAGES, RECIPE | dict(bias_correction=True), OUTPUTS)
+    result = ptq(training, IMAGES, RECIPE.replace(bias_correction=True), OUTPUTS)
     assert all(module.training for module in training.modules())
     assert torch.equal(training.norm.running_mean, model.norm.running_mean)
     assert (
         result.digest()
-        == ptq.quantize(model, IMAGES, RECIPE | dict(bias_correction=True), OUTPUTS).digest()
+        == ptq(model, IMAGES, RECIPE.replace(bias_correction=True), OUTPUTS).digest()
     )
 
 
 def test_every_number_says_where_it_comes_from(model):
-    origin = ptq.quantize(
-        model, IMAGES, dict(activations="mse"), QDQConfig("outputs", pooling_keeps_scale=True)
+    origin = ptq(
+        model, IMAGES, dict(ranges="mse"), QDQConfig("outputs", pooling_keeps_scale=True)
     ).origin
     assert origin["qdq_x"] == "mse of 32 images" and origin["qdq_squeeze"] == "as qdq_swish_1"
     assert origin["stem"] == "largest magnitude of each channel"
-    corrected = ptq.quantize(model, IMAGES, RECIPE | dict(bias_correction=True), OUTPUTS)
+    corrected = ptq(model, IMAGES, RECIPE.replace(bias_correction=True), OUTPUTS)
     assert {corrected.origin[name] for name in SPATIAL} == {
         "largest magnitude of each channel, bias corrected"
     }
@@ -144,7 +144,7 @@ def exactly_rounded(conv: nn.Conv2d) -> nn.Conv2d:
     return conv
 
 
-INT16 = QDQConfig("inputs", torch.int16, torch.int16, symmetric=True, levels=2**16 - 1)
+INT16 = QDQConfig("inputs", torch.int16, torch.int16, symmetric=True, steps=2**16 - 1)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -152,7 +152,7 @@ def test_a_shifted_weight_is_made_up_for_by_the_bias(bias):
     """The known answer: where the float network's weights are larger by `shift`, its mean is by shift x mean input."""
     model = sequence(exactly_rounded(nn.Conv2d(3, 2, 1, bias=bias)), nn.ReLU())
     images = noise(8, 4) + torch.tensor([1.0, 2.0, 4.0]).view(1, 3, 1, 1)
-    result = ptq.quantize(model, images, RECIPE, INT16)
+    result = ptq(model, images, RECIPE, INT16)
     layer = result.layers["0"]
     integers, before = layer.weight.clone(), layer.bias.clone()
     shift = torch.tensor([[0.5, 0.0, 0.0], [0.0, -0.25, 1.0]])
@@ -166,7 +166,7 @@ def test_a_shifted_weight_is_made_up_for_by_the_bias(bias):
 def test_a_later_layer_sees_what_the_corrected_layers_before_it_give():
     model = sequence(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))
     images = noise(8, 4) + 2
-    result = ptq.quantize(model, images, RECIPE, INT16)
+    result = ptq(model, images, RECIPE, INT16)
     before = {name: layer.bias.clone() for name, layer in result.layers.items()}
     result.fp32.get_submodule("0").bias.data += 0.3
     ptq.correct_biases(result, images)
@@ -192,8 +192,7 @@ def mean_errors(result, images):
 @pytest.mark.parametrize("config", CONFIGS)
 def test_after_correction_layers_with_positions_have_the_mean_of_the_float_network(model, config):
     plain, result = (
-        ptq.quantize(model, IMAGES, RECIPE | dict(bias_correction=each), config)
-        for each in (False, True)
+        ptq(model, IMAGES, RECIPE.replace(bias_correction=each), config) for each in (False, True)
     )
     before, after = mean_errors(plain, IMAGES), mean_errors(result, IMAGES)
     assert list(after) == list(before) == list(result.layers)
@@ -211,24 +210,24 @@ def test_after_correction_layers_with_positions_have_the_mean_of_the_float_netwo
 
 
 def test_corrected_biases_are_rounded_as_the_placement_says(model):
-    result = ptq.quantize(model, IMAGES, RECIPE | dict(bias_correction=True), CONFIGS[1])
+    result = ptq(model, IMAGES, RECIPE.replace(bias_correction=True), CONFIGS[1])
     for name, layer in result.layers.items():
         step = result.input_scale(name).double() * layer.scale.double()
         assert torch.equal(layer.bias, (layer.bias_integers * step).float())
 
 
 def test_a_layer_kept_in_fp32_is_not_corrected(model):
-    recipe = RECIPE | dict(keep_fp32=("conv", "norm"), bias_correction=True)
-    result = ptq.quantize(model, IMAGES, recipe, OUTPUTS)
+    recipe = RECIPE.replace(keep_fp32=("conv", "norm"), bias_correction=True)
+    result = ptq(model, IMAGES, recipe, OUTPUTS)
     assert torch.equal(result.network.conv.bias, folded(model).conv.bias)
     assert "conv" not in result.origin and "bias corrected" in result.origin["depthwise"]
 
 
 def test_images_in_batches_count_the_same(monkeypatch, model):
-    recipe = RECIPE | dict(bias_correction=True)
-    whole = ptq.quantize(model, IMAGES, recipe, OUTPUTS)
+    recipe = RECIPE.replace(bias_correction=True)
+    whole = ptq(model, IMAGES, recipe, OUTPUTS)
     monkeypatch.setattr(ptq.calibration, "BATCH", 5)
-    parts = ptq.quantize(model, IMAGES, recipe, OUTPUTS)
+    parts = ptq(model, IMAGES, recipe, OUTPUTS)
     for name, layer in whole.layers.items():
         assert torch.allclose(layer.bias, parts.layers[name].bias, atol=1e-5)
 
@@ -243,7 +242,7 @@ def test_an_outlier_channel_takes_nothing_from_the_others():
     def sqnr(qdqs, scales):
         return sqnr_db(
             model(images),
-            execute(ptq.quantize(model, images, RECIPE, QDQConfig(qdqs, scales=scales)), images),
+            execute(ptq(model, images, RECIPE, QDQConfig(qdqs, scales=scales)), images),
         )
 
     assert sqnr("inputs", "tensor") < 10 and sqnr("outputs", "tensor") < 10
@@ -263,8 +262,8 @@ def test_correction_keeps_within_32_bits():
         model[2].weight *= torch.tensor([1, 1e-8, 1e-12]).view(-1, 1, 1, 1)
         model[2].bias.copy_(torch.tensor([0.5, 1.0, -2.0]))
     images = noise(16, 8)
-    result = ptq.quantize(
-        model, images, RECIPE | dict(bias_correction=True), QDQConfig("outputs", bias="int32")
+    result = ptq(
+        model, images, RECIPE.replace(bias_correction=True), QDQConfig("outputs", bias="int32")
     )
     with torch.no_grad():
         mean = model(images).mean((0, 2, 3))

@@ -13,10 +13,10 @@ from utils import metrics
 from utils.quantize import ptq, qat
 from utils.quantize.exact import execute
 from utils.quantize.layers import weighted
-from utils.quantize.qat import STEPS, WIDTH, FakeQuantize, TrainedConv2d, TrainedLinear
+from utils.quantize.fake_quant import STEPS, WIDTH, FakeQuantize, TrainedConv2d, TrainedLinear
 from utils.quantize.qdq_config import INTEGERS, QDQConfig
 
-UINT8 = QDQConfig("outputs", levels=127, pooling_keeps_scale=True, unit_gates=True)
+UINT8 = QDQConfig("outputs", steps=127, pooling_keeps_scale=True, unit_gates=True)
 INT16 = QDQConfig("outputs", torch.int16, torch.int16, "int32", True, 2**16 - 1, "apart")
 CENTRED = QDQConfig("inputs", scales="needed", rounded_sums=True, centred=True)
 CONFIGS = [
@@ -26,7 +26,7 @@ CONFIGS = [
     CENTRED,
     QDQConfig("inputs", torch.int8, symmetric=True),
 ]
-RECIPE = dict(activations="minmax", calibration_images=24)
+RECIPE = Int8(ranges="minmax", calibration_images=24)
 IMAGES = noise(24, 33)
 
 
@@ -36,7 +36,7 @@ def model():
 
 
 def prepared(model, config=UINT8, **changes):
-    return qat.trainable(model, IMAGES, RECIPE | changes, config.in_training)
+    return start_qat(model, IMAGES, RECIPE.replace(**changes), config.in_training)
 
 
 def fit(network):
@@ -109,7 +109,7 @@ def test_gradients_of_ranges_are_those_of_lsq_plus(channels):
     x, weights = (torch.randn(4, 3, 6, 6, generator=generator) * factor for factor in (8, 1))
     grads = []
     for how in (
-        lambda *a: qat.Rounding.apply(*a, (0, 255)),
+        lambda *a: fake_quant.RoundActivation.apply(*a, (0, 255)),
         lambda *a: straight_through(*a, (0, 255), shape),
     ):
         leaves = [value.clone().requires_grad_() for value in (x, scale, zero_point)]
@@ -181,7 +181,7 @@ def test_training_starts_where_ptq_ends(model, config, recipe):
     """Integers, zero-points and biases are the same; FP32's sums differ, and int32 biases are not rounded."""
     network, deployed = (
         prepared(model, config, **recipe).eval(),
-        ptq.quantize(model, IMAGES, RECIPE | recipe, config),
+        ptq(model, IMAGES, RECIPE.replace(**recipe), config),
     )
     expected = execute(deployed, IMAGES)
     finest = 60 if config is INT16 else 28
@@ -236,8 +236,8 @@ def test_dropout_between_a_layer_and_its_relu_moves_no_pair():
         nn.Flatten(), nn.Linear(27, 8), nn.Dropout(), nn.ReLU(), nn.Dropout(), nn.Linear(8, 2)
     ).eval()
     images = noise(24, 3)
-    network = qat.trainable(model, images, RECIPE, UINT8)
-    deployed = ptq.quantize(model, images, RECIPE, UINT8)
+    network = start_qat(model, images, RECIPE, UINT8)
+    deployed = ptq(model, images, RECIPE, UINT8)
     assert set(qdqs(network)) == set(deployed.qdqs.source) == {"qdq_input_1", "qdq__1", "qdq__5"}
     assert (
         metrics.sqnr_db(execute(deployed, images).numpy(), network.eval()(images).detach().numpy())
@@ -247,7 +247,7 @@ def test_dropout_between_a_layer_and_its_relu_moves_no_pair():
 
 def test_learning_the_answers_of_the_float_network_brings_them_nearer(model):
     """Five bits leave much to learn."""
-    coarse = QDQConfig("inputs", levels=31)
+    coarse = QDQConfig("inputs", steps=31)
     network = prepared(model, coarse)
     with torch.no_grad():
         expected = model(IMAGES)
@@ -257,7 +257,7 @@ def test_learning_the_answers_of_the_float_network_brings_them_nearer(model):
         optimizer.zero_grad()
         nn.functional.mse_loss(network(IMAGES), expected).backward()
         optimizer.step()
-    result = execute(qat.convert(network, RECIPE, coarse), IMAGES).numpy()
+    result = execute(to_integers(network, (), coarse), IMAGES).numpy()
     assert metrics.sqnr_db(expected.numpy(), result) > before + 1.5
 
 
@@ -269,7 +269,7 @@ def test_learning_the_answers_of_the_float_network_brings_them_nearer(model):
 def test_conversion_answers_as_the_trained_network(model, config):
     with torch.enable_grad():
         network = trained(model, config, headroom=2.0)
-    result = qat.convert(network, RECIPE, config)
+    result = to_integers(network, (), config)
     rounded, answer = network(IMAGES), execute(result, IMAGES)
     sqnr = metrics.sqnr_db(
         rounded.numpy(), answer.numpy()
@@ -283,7 +283,7 @@ def test_conversion_answers_as_the_trained_network(model, config):
 def test_conversion_keeps_weights_biases_and_ranges(model, config):
     with torch.enable_grad():
         network = trained(model, config)
-    result = qat.convert(network, RECIPE, config)
+    result = to_integers(network, (), config)
     assert list(result.layers) == list(weighted(model))
     for name, layer in result.layers.items():
         weight, bias = network.get_submodule(name).used()
@@ -301,7 +301,7 @@ def test_conversion_keeps_weights_biases_and_ranges(model, config):
 def test_int8_takes_a_training_in_uint8_with_zero_points_lower_by_128(model):
     network, int8 = trained(model), dataclasses.replace(UINT8, activation=torch.int8)
     assert int8.in_training == UINT8
-    as_uint8, as_int8 = (qat.convert(network, RECIPE, config) for config in (UINT8, int8))
+    as_uint8, as_int8 = (to_integers(network, (), config) for config in (UINT8, int8))
     for name in as_uint8.qdqs.source:
         assert torch.equal(as_int8.qdq(name).zero_point, as_uint8.qdq(name).zero_point - 128)
         assert torch.equal(as_int8.qdq(name).scale, as_uint8.qdq(name).scale)
@@ -310,7 +310,7 @@ def test_int8_takes_a_training_in_uint8_with_zero_points_lower_by_128(model):
 
 def test_int8_with_zero_points_of_0_is_trained_as_it_is(model):
     symmetric = QDQConfig("inputs", torch.int8, symmetric=True)
-    result = qat.convert(trained(model, symmetric), RECIPE, symmetric)
+    result = to_integers(trained(model, symmetric), (), symmetric)
     assert all(not result.qdq(name).zero_point.any() for name in result.qdqs.source)
 
 
@@ -318,7 +318,7 @@ def test_int8_with_zero_points_of_0_is_trained_as_it_is(model):
 def test_the_reference_is_the_trained_network_without_rounding(model):
     with torch.enable_grad():
         network = trained(model)
-    result = qat.convert(network, RECIPE, UINT8)
+    result = to_integers(network, (), UINT8)
     for layer in of_kind(network, TrainedConv2d | TrainedLinear).values():
         layer.highest = None
     for name in qdqs(network):
@@ -332,9 +332,7 @@ def test_the_trained_weights_come_back_from_their_file(model):
     again.load_state_dict(network.state_dict())
     with torch.no_grad():
         assert torch.equal(again(IMAGES), network(IMAGES))
-    assert (
-        qat.convert(again, RECIPE, UINT8).digest() == qat.convert(network, RECIPE, UINT8).digest()
-    )
+    assert to_integers(again, (), UINT8).digest() == to_integers(network, (), UINT8).digest()
 
 
 def test_layers_kept_in_fp32_do_not_learn(model):
@@ -342,7 +340,7 @@ def test_layers_kept_in_fp32_do_not_learn(model):
     network = trained(model, keep_fp32=keep)
     assert type(network.excite) is nn.Conv2d and type(network.reduce) is TrainedConv2d
     assert torch.equal(network.excite.weight, model.excite.weight)
-    result = qat.convert(network, RECIPE | dict(keep_fp32=keep), UINT8)
+    result = qat.convert(network, RECIPE.replace(keep_fp32=keep), UINT8)
     assert not set(keep) & set(result.layers) and len(result.layers) == 5
     with torch.no_grad():
         assert metrics.sqnr_db(network(IMAGES).numpy(), execute(result, IMAGES).numpy()) > 25
@@ -352,13 +350,13 @@ def test_logits_that_stay_float_are_rounded_in_training_only(model):
     deployed = dataclasses.replace(UINT8, float_logits=True, bias="int32")
     network = trained(model, deployed)
     assert "qdq_head" in qdqs(network)
-    result = qat.convert(network, RECIPE, deployed)
+    result = to_integers(network, (), deployed)
     assert set(qdqs(network)) - set(result.qdqs.source) == {"qdq_head"}
     assert result.layers["head"].bias_integers is not None
 
 
 def test_every_number_says_where_it_comes_from(model):
-    origin = qat.convert(trained(model), RECIPE, UINT8).origin
+    origin = to_integers(trained(model), (), UINT8).origin
     assert origin["qdq_x"] == "minmax of 24 images, trained"
     assert origin["qdq_squeeze"] == "as qdq_swish_1, trained"
     assert origin["qdq_gate"] == "fixed: a gate ends at 1"
@@ -370,15 +368,15 @@ def test_every_number_says_where_it_comes_from(model):
 
 @torch.no_grad()
 def test_without_rounding_training_starts_from_the_float_network(model):
-    network = qat.floating(model, IMAGES)
+    network = floating.floating(model, IMAGES)
     torch.testing.assert_close(network(IMAGES), model(IMAGES), rtol=1e-4, atol=1e-5)
-    result = qat.plain(network, model)
+    result = floating.plain(network, model)
     torch.testing.assert_close(result(IMAGES), model(IMAGES), rtol=1e-4, atol=1e-5)
 
 
 def test_what_was_trained_without_rounding_becomes_the_float_network_again(model):
-    network = fit(qat.floating(model, IMAGES))
-    result = qat.plain(network, model)
+    network = fit(floating.floating(model, IMAGES))
+    result = floating.plain(network, model)
     assert type(result) is Everything and list(result.state_dict()) == list(model.state_dict())
     with torch.no_grad():
         torch.testing.assert_close(result(IMAGES), network(IMAGES), rtol=1e-4, atol=1e-5)
@@ -387,7 +385,7 @@ def test_what_was_trained_without_rounding_becomes_the_float_network_again(model
 
 @torch.no_grad()
 def test_fp16_trains_with_what_half_holds(model):
-    network, seen = qat.floating(model, IMAGES, half=True), []
+    network, seen = floating.floating(model, IMAGES, half=True), []
     layer = network.stem
     weight, bias = layer.used()
     assert torch.equal(weight, layer.float_weight().half().float()) and torch.equal(
@@ -409,7 +407,7 @@ def test_gradients_pass_the_rounding_to_fp16():
 
 
 def test_what_was_trained_for_fp16_holds_its_numbers(model):
-    result = qat.plain(fit(qat.floating(model, IMAGES, half=True)), model)
+    result = floating.plain(fit(floating.floating(model, IMAGES, half=True)), model)
     assert torch.equal(result.stem.weight, result.stem.weight.half().float())
     with torch.no_grad():
         half, full = copy.deepcopy(result).half()(IMAGES.half()).float(), result(IMAGES)

@@ -310,7 +310,7 @@ def test_depthwise_weights_alone_have_seven_bits_where_only_their_products_are_n
         nn.Linear(4, 4),
     )
     assert [config.highest_weight(layer) for layer in layers] == [64, 127, 127, 127]
-    network = ptq.quantize(small(SmallDepthwise), noise(8, 32), dict(activations="minmax"), config)
+    network = ptq(small(SmallDepthwise), noise(8, 32), dict(ranges="minmax"), config)
     assert {name: layer.weight.abs().max().item() for name, layer in network.layers.items()} == {
         "stem.0": 127, "depthwise.0": 64, "pointwise": 127, "head": 127,
     }  # fmt: skip
@@ -321,7 +321,7 @@ def test_one_factor_of_narrow_products_has_seven_bits():
     assert OUTPUTS.narrowed("weights") == OUTPUTS.narrowed("activations") == OUTPUTS
     for factor, levels, highest in (("activations", 127, 127), ("weights", 255, 64)):
         config = narrow.narrowed(factor)
-        assert (config.levels, config.highest_weight(nn.Linear(2, 2))) == (levels, highest)
+        assert (config.steps, config.highest_weight(nn.Linear(2, 2))) == (levels, highest)
         assert 2 * levels * highest <= 2**15 - 1
     with pytest.raises(ValueError, match="bias"):
         narrow.narrowed("bias")
@@ -331,9 +331,9 @@ def test_one_factor_of_narrow_products_has_seven_bits():
 
 def test_training_rounds_as_uint8_and_leaves_biases_alone():
     deployed = QDQConfig(
-        "outputs", torch.int8, bias="int32", levels=127, scales="needed", float_logits=True
+        "outputs", torch.int8, bias="int32", steps=127, scales="needed", float_logits=True
     )
-    assert deployed.in_training == QDQConfig("outputs", torch.uint8, levels=127, scales="needed")
+    assert deployed.in_training == QDQConfig("outputs", torch.uint8, steps=127, scales="needed")
     symmetric = QDQConfig("inputs", torch.int8, symmetric=True)
     assert symmetric.in_training == symmetric  # its zero-points are 0
     assert symmetric.in_training != dataclasses.replace(symmetric, symmetric=False).in_training

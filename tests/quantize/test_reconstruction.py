@@ -15,7 +15,7 @@ CONFIGS = [
     QDQConfig("outputs", torch.int8, bias="int32", unit_gates=True),
     QDQConfig("inputs", scales="needed", weight_limit=7),
 ]
-RECIPE = dict(activations="minmax", calibration_images=32)
+RECIPE = Int8(ranges="minmax", calibration_images=32)
 IMAGES = noise(32, 33)
 
 
@@ -28,7 +28,7 @@ def model():
 @torch.no_grad()
 def test_without_learning_it_is_the_network_that_training_starts_from(model, config, monkeypatch):
     monkeypatch.setattr(reconstruction, "STEPS", 0)
-    expected = qat.convert(qat.trainable(model, IMAGES, RECIPE, config.in_training), RECIPE, config)
+    expected = to_integers(start_qat(model, IMAGES, RECIPE, config.in_training), (), config)
     assert reconstruct(model, IMAGES, RECIPE, config).digest() == expected.digest()
 
 
@@ -49,7 +49,7 @@ def test_a_coarse_network_comes_nearer_to_the_float_one_on_other_images_too(
 
 
 def test_what_stays_in_fp32_does_not_learn(model):
-    result = reconstruct(model, IMAGES, RECIPE | dict(keep_fp32=("stem", "relu")), CONFIGS[0])
+    result = reconstruct(model, IMAGES, RECIPE.replace(keep_fp32=("stem", "relu")), CONFIGS[0])
     assert "stem" not in result.layers
     assert torch.equal(
         result.network.get_submodule("stem").weight, result.fp32.get_submodule("stem").weight

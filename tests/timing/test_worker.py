@@ -8,18 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import small_depthwise, split_of, uneven_images
+from helpers import deployed_on, small_depthwise, split_of, uneven_images
 
-from utils.backends import registry
 from utils.errors import UserError
+from utils.recipes import Int8
 from utils.timing.worker import Worker, fastest_cpu
-
-RECIPE = dict(bits=8, activations="minmax", bias_correction=False, keep_fp32=())
 
 
 @pytest.fixture(scope="module")
 def deployed():
-    return registry.get("fbgemm").quantize(small_depthwise(), uneven_images(8), RECIPE)
+    recipe = Int8(ranges="minmax", calibration_images=8)
+    return deployed_on("fbgemm", small_depthwise(), uneven_images(8), recipe)
 
 
 @torch.inference_mode()

@@ -1,10 +1,11 @@
-"""The training scripts, run by two processes at once: FP32 and QAT INT8 of one model, and all with --slow.
+"""Training scripts under torchrun with two processes: FP32 and QAT INT8 of one model.
 
-The scripts of a kind have equal syntax trees, so one model shows what torchrun does to them.
+With --slow, this covers all training scripts. Scripts of one kind have equal syntax trees, so one
+model shows the effect of torchrun.
 
-The processes share the machine's threads while they train. The first then measures on all of them, as the processes that load
-its artifact do: with another number of threads, sums are added in another order, and the loaded network would seem to answer
-differently from the one that was saved.
+The processes share the machine's threads while they train. The first process then measures with
+all threads, like the processes that load its artifact. With another number of threads, sums are
+added in another order, and the loaded network would seem to differ from the saved one.
 """
 
 import json
@@ -24,7 +25,7 @@ SCRIPTS = [pytest.param(run.script, marks=[] if run in QUICK else pytest.mark.sl
 
 @pytest.fixture(scope="module")
 def finished(request, tmp_path_factory):
-    """The finished launchers by script; baselines run first, and after them two scripts at a time."""
+    """The finished launchers by script. Baselines run first; two scripts run at a time."""
     home, finished = tmp_path_factory.mktemp("trained"), {}
     chosen = RUNS if request.config.getoption("--slow") else QUICK
 
@@ -46,18 +47,11 @@ def test_two_processes_train_and_one_measures(finished, script):
     assert done.stdout.count("training: saved") == 1
     (written,) = re.findall(r"written: (.*\.json)", done.stdout)
     record = json.loads(Path(written).read_text())
-    threads = max(1, record["environment"]["threads"] // 2)  # the two share them
+    threads = max(1, record["environment"]["threads"] // 2)  # shared by the two
     assert (record["training"]["processes"], record["training"]["threads"]) == (2, threads)
 
 
-def test_each_writes_a_result_of_its_name(finished):
-    written = {
-        script: re.findall(r"written: .*/(\w+)\.json", done.stdout)
-        for script, done in finished.items()
-    }
-    assert all(
-        name.startswith(f"{Path(script).stem}_")
-        for script, names in written.items()
-        for name in names
-    )
-    assert len({name for names in written.values() for name in names}) == len(finished)
+def test_each_script_writes_one_result_with_its_name(finished):
+    for script, done in finished.items():
+        (name,) = re.findall(r"written: .*/(\w+)\.json", done.stdout)
+        assert name.startswith(f"{Path(script).stem}_")

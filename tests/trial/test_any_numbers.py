@@ -11,7 +11,7 @@ from torch import nn
 
 from utils.errors import UserError
 from utils.quantize import ptq, reconstruction
-from utils.quantize.calibration import METHODS, Observer, numbers
+from utils.quantize.calibration import RANGES, Observer, numbers
 from utils.quantize.exact import execute
 from utils.quantize.modules import by_output, quantize_weight
 from utils.quantize.qdq_config import INTEGERS, NARROW, QDQConfig
@@ -28,8 +28,8 @@ ROWS = st.one_of(
 )
 CHANNELS = st.lists(ROWS, min_size=1, max_size=5)
 PLACEMENTS = st.sampled_from([
-    QDQConfig("outputs"), QDQConfig("outputs", levels=127), QDQConfig("inputs", centred=True), QDQConfig("outputs", torch.int8),
-    QDQConfig("inputs", torch.int8, symmetric=True), QDQConfig("outputs", torch.int16, symmetric=True, levels=2**16 - 1),
+    QDQConfig("outputs"), QDQConfig("outputs", steps=127), QDQConfig("inputs", centred=True), QDQConfig("outputs", torch.int8),
+    QDQConfig("inputs", torch.int8, symmetric=True), QDQConfig("outputs", torch.int16, symmetric=True, steps=2**16 - 1),
 ])  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def test_any_weights_are_integers_with_scales(channels, highest, smallest):
     assert ((integers.double() * steps - weight.double()).abs() <= allowed).all()
 
 
-@given(CHANNELS, PLACEMENTS, st.sampled_from(sorted(METHODS)), st.booleans())
+@given(CHANNELS, PLACEMENTS, st.sampled_from(sorted(RANGES)), st.booleans())
 def test_any_activations_have_a_scale_and_a_zero_point(channels, placement, method, channelwise):
     x = torch.tensor(channels, dtype=torch.float32).T[..., None, None]  # (images, channels, 1, 1)
     observer = Observer()
@@ -97,8 +97,8 @@ class Tiny(nn.Module):
 
 
 RECIPES = [
-    dict(activations="minmax"), dict(activations="percentile"), dict(activations="mse", weights="tensor"),
-    dict(activations="mse", equalize=True, adaptive_rounding=True, bias_correction=True),
+    dict(ranges="minmax"), dict(ranges="percentile"), dict(ranges="mse", weights="tensor"),
+    dict(ranges="mse", equalize=True, adaptive_rounding=True, bias_correction=True),
 ]  # fmt: skip
 
 
@@ -113,7 +113,7 @@ def test_any_network_gives_finite_answers_or_a_line(weights, placement, recipe, 
     torch.manual_seed(0)
     images, model = scale * torch.randn(4, 3, 4, 4), Tiny(weights).eval()
     try:
-        quantized = ptq.quantize(model, images, recipe, placement)
+        quantized = ptq(model, images, recipe, placement)
     except UserError as error:
         assert len(str(error).split("\n")) == 1
         assert not torch.isfinite(model(images)).all() or "infinite" in str(error)

@@ -12,6 +12,7 @@ from utils import architectures
 from utils.training import checkpoints
 
 EXAMPLE_SHAPE = (2, 3, 224, 224)  # the exporter would treat a batch of one as a constant
+PACKAGES = ("torch", "onnx", "onnxscript")  # that decide the file
 OPSET = 21  # the first with 16-bit integers in QuantizeLinear
 
 
@@ -43,4 +44,4 @@ def of_checkpoint(path: Path) -> Path:
     def write(target: Path) -> None:
         export(architectures.rebuild(checkpoints.read(path)).eval(), target)
 
-    return checkpoints.derived(path, ".onnx", write)
+    return checkpoints.derived(path, ".onnx", write, (__name__,), PACKAGES)

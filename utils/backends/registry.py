@@ -7,7 +7,7 @@ from utils import progress
 from utils.backends.base import Backend
 from utils.catalog import BACKENDS
 from utils.cli import Options
-from utils.errors import UserError
+from utils.errors import CannotRunHere
 
 
 def get(name: str) -> Backend:
@@ -23,7 +23,7 @@ def problem(name: str, device: str) -> str | None:
 def select(options: Options) -> Iterator[Backend]:
     """Yield the backends that `--backend` requests and that can run here.
 
-    Says which cannot, and why. Raises `UserError` with the reasons if none can.
+    Says which cannot, and why. Raises `CannotRunHere` with the reasons if none can.
     """
     missing = []
     for name in options.backends:
@@ -33,4 +33,4 @@ def select(options: Options) -> Iterator[Backend]:
         else:
             yield get(name)
     if len(missing) == len(options.backends):
-        raise UserError(f"cannot run here: {'; '.join(missing)}")
+        raise CannotRunHere("; ".join(missing))

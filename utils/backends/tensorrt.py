@@ -110,7 +110,8 @@ class TensorRT(Lowering):
         def write(target: Path) -> None:
             self._write(onnx_export.of_checkpoint(checkpoint), target)
 
-        return checkpoints.derived(checkpoint, self.suffix, write)
+        packages = (self.package, *onnx_export.PACKAGES)
+        return checkpoints.derived(checkpoint, self.suffix, write, (__name__,), packages)
 
     def _compile(self, network: nn.Module, path: Path) -> None:
         """Write the plan of `network` to `path`."""

@@ -47,7 +47,7 @@ class Batches:
 
 
 def onnxruntime_default(model: nn.Module, images: torch.Tensor, path: Path) -> None:
-    """ONNX Runtime's static quantization: min-max, int8 activations, one scale per weight tensor."""
+    """ONNX Runtime's static quantization: min-max, int8 activations, one scale for a weight."""
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

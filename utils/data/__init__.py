@@ -1,5 +1,5 @@
 """The labelled images of a study, from the files on disk to augmented batches."""
 
-from utils.data.loading import load as load_images
+from utils.data.loading import load_images
 
 __all__ = ["load_images"]

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from utils import studies
 from utils.errors import UserError, printable
-from utils.results import DISSERTATIONS
 
 DEEPEST = 100  # folders in one another
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -104,7 +104,10 @@ def find(path: Path, classes: tuple[str, str] | None = None) -> Folder:
     _check_names(root, pair)
     _check_splits(root, rows, pair)
     layout = _layout(root, rows, pair, whole=not others)
-    study = DISSERTATIONS if layout == KAGGLE else _slug(root.name, *(pair if others else ()))
+    if layout == KAGGLE:
+        study = studies.DISSERTATIONS
+    else:
+        study = studies.slug(root.name, *pair) if others else studies.slug(root.name)
     images = tuple(
         Image(root / row.name, row.name, pair.index(row.label), row.split) for row in rows
     )
@@ -306,13 +309,3 @@ def _layout(root: Path, rows: list[_Row], pair: tuple[str, str], whole: bool) ->
     ):
         return "Microsoft PetImages"
     return "class folders"
-
-
-def _slug(*words: str) -> str:
-    """Return `words` as [a-z0-9_]+, clear of the names that the project keeps for its results."""
-    parts = [re.sub(r"[^a-z0-9]+", "_", word.lower()).strip("_") for word in words]
-    slug = "_".join(filter(None, parts)) or "data"
-    # `results.is_dissertations` goes by the first letters of a study's name.
-    if slug == "drawn" or slug.startswith(DISSERTATIONS) or slug.endswith("_smoke"):
-        return "data_" + slug.replace("_smoke", "smoke")
-    return slug

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils import paths, progress, results
+from utils import paths, progress, results, studies
 from utils.cli import Options
 from utils.data import cache, layouts, partition, synthetic
 from utils.errors import UserError
@@ -17,10 +17,10 @@ from utils.errors import UserError
 if TYPE_CHECKING:
     from utils.data.dataset import Data
 
-DRAWN_SEED = 0
-DRAWN_COUNTS = {"train": 1700, "val": 300, "test": 1000}
+SYNTHETIC_SEED = 0
+SYNTHETIC_COUNTS = {"train": 1700, "val": 300, "test": 1000}
 SMOKE_COUNTS = {"train": 16, "val": 8, "test": 8}
-KAGGLE_DATASET = "d4rklucif3r/cat-and-dogs"  # the dissertation names this one
+KAGGLE_DATASET = "d4rklucif3r/cat-and-dogs"  # named in the dissertation
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,8 @@ class Source:
     study: str  # name of its folder in results, figures and checkpoints
     classes: tuple[str, str]  # label 0, label 1
     stored: cache.Cache
-    index: dict[
-        str, np.ndarray
-    ]  # "train" | "val" | "test" -> int64 indices into `stored`, ascending
+    # "train" | "val" | "test" -> int64 indices into `stored`, ascending
+    index: dict[str, np.ndarray]
 
     @property
     def digest(self) -> str:
@@ -40,42 +39,67 @@ class Source:
         return self.stored.digest
 
 
-def find(options: Options) -> layouts.Folder | None:
-    """Return the data set that `--data` names, no image opened yet; None for the drawn images.
+def load_images(options: Options) -> "Data":
+    """Return the images that `options` ask for, as tensors to train, validate and test on.
 
-    Downloads "kaggle" first. Raises UserError where there are no images of two classes.
+    Raises UserError as `open_source` does, and if torch cannot use the device.
     """
-    if options.data is None:
-        return None
-    return layouts.find(
-        Path(download() if options.data == "kaggle" else options.data), options.classes
+    if options.device != "cpu":
+        find(options)  # reports a mistake in the data before torch is imported,
+        check_device(options.device)  # and a missing GPU before minutes of decoding
+    source = open_source(options)
+    from utils.data.dataset import Data, Split  # imports torch
+
+    stored = source.stored
+    parts = {
+        name: Split(stored.images, stored.labels, stored.names, rows)
+        for name, rows in source.index.items()
+    }
+    return Data(
+        study=source.study,
+        classes=source.classes,
+        digest=source.digest,
+        train=parts["train"],
+        validation=parts["val"],
+        test=parts["test"],
+        broken=len(stored.broken),
     )
 
 
 def open_source(options: Options) -> Source:
     """Return the images that `options` ask for; decode or draw them unless a cache holds them.
 
-    The first line that it prints names the study and its folder of results. Raises UserError where
-    the images are missing, cannot be read, or leave a part without one of the classes.
+    The first line that it prints names the study and its folder of results. Raises UserError if the
+    images are missing, cannot be read, or leave a part without one of the classes.
     """
     directory, folder = options.checkpoints / "images", find(options)
     if folder is None:
-        counts = SMOKE_COUNTS if options.smoke else DRAWN_COUNTS
-        pending = cache.identify_drawn(
-            DRAWN_SEED, counts, directory, synthetic.draw, synthetic.VERSION
-        )
-        study, classes = _study("drawn", pending.digest, options), synthetic.CLASSES
+        counts = SMOKE_COUNTS if options.smoke else SYNTHETIC_COUNTS
+        pending = cache.identify_synthetic(SYNTHETIC_SEED, counts, directory)
+        study, classes = _study(studies.DRAWN, pending.digest, options), synthetic.CLASSES
+        stored = pending.open()
+        summary = cache.synthetic_summary(counts)
     else:
         pending = cache.identify_folder(folder, directory)
         study, classes = _study(folder.study, pending.digest, options), folder.classes
-    stored = pending.open()
-    progress.say(
-        f"data: {cache.drawn_summary(counts) if folder is None else cache.summary(folder, stored)}"
-    )
+        stored = pending.open()
+        summary = cache.summary(folder, stored)
+    progress.say(f"data: {summary}")
     index = _split(stored, options)
     sizes = ", ".join(f"{len(rows)} {name}" for name, rows in index.items())
     progress.say(f"data: {sizes} images, sha256 {stored.digest[:12]}")
     return Source(study, classes, stored, index)
+
+
+def find(options: Options) -> layouts.Folder | None:
+    """Return the data set that `--data` names, without opening an image; None for drawn images.
+
+    Downloads "kaggle" first. Raises UserError if there are no images of two classes.
+    """
+    if options.data is None:
+        return None
+    folder = Path(download() if options.data == "kaggle" else options.data)
+    return layouts.find(folder, options.classes)
 
 
 def _study(name: str, digest: str, options: Options) -> str:
@@ -83,8 +107,10 @@ def _study(name: str, digest: str, options: Options) -> str:
 
     Raises UserError if its results or checkpoints could not be written.
     """
-    # A smoke run's results mean nothing, whatever the images, so its folder may hold runs of any.
-    study = f"{name}_smoke" if options.smoke else results.study_name(name, digest, options.results)
+    if options.smoke:  # its results mean nothing, so one folder serves runs on any images
+        study = name + studies.SMOKE_SUFFIX
+    else:
+        study = studies.study_name(name, digest, results.images_digest(options.results / name))
     text = f"data: study {study}, "
     if not options.smoke and study != name:
         text += f"because {options.results.name}/{name} holds runs of other images; "
@@ -100,46 +126,19 @@ def _split(stored: cache.Cache, options: Options) -> dict[str, np.ndarray]:
     for name, rows in index.items():
         if len(np.unique(stored.labels[rows])) < 2:
             raise UserError(
-                f"--data {options.data}: the {name} part has {len(rows)} usable images and not both classes. Give at least 3 "
-                "different images of each class, and others to test on than to train on."
+                f"--data {options.data}: the {name} part has {len(rows)} usable images "
+                "and not both classes. Give at least 3 different images of each class, "
+                "and test images that differ from the training images."
             )
-    if options.smoke:
-        return {
-            name: partition.sample(stored, rows, SMOKE_COUNTS[name]) for name, rows in index.items()
-        }
-    return index
-
-
-def load(options: Options) -> "Data":
-    """Return the images that `options` ask for as tensors to train, validate and test on.
-
-    Raises UserError as `open_source` does, and where torch cannot use the device.
-    """
-    if options.device != "cpu":
-        find(options)  # a mistake in the data shows before torch is imported,
-        check_device(options.device)  # and a missing GPU before minutes of decoding
-    source = open_source(options)
-    from utils.data.dataset import Data, Split  # torch
-
-    stored = source.stored
-    parts = {
-        name: Split(stored.images, stored.labels, stored.names, rows)
-        for name, rows in source.index.items()
+    if not options.smoke:
+        return index
+    return {
+        name: partition.sample(stored, rows, SMOKE_COUNTS[name]) for name, rows in index.items()
     }
-    broken = len(stored.broken)
-    return Data(
-        source.study,
-        source.classes,
-        source.digest,
-        parts["train"],
-        parts["val"],
-        parts["test"],
-        broken,
-    )
 
 
 def check_device(device: str) -> None:
-    """Raise UserError where torch cannot use `device`, "cpu" or "cuda"."""
+    """Raise UserError if torch cannot use `device`, "cpu" or "cuda"."""
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -151,7 +150,7 @@ def check_device(device: str) -> None:
 def download() -> str:
     """Return the folder of the Kaggle data set, downloaded once by kagglehub.
 
-    Raises UserError where kagglehub is missing or the download fails.
+    Raises UserError if kagglehub is missing or the download fails.
     """
     try:
         import kagglehub
@@ -164,6 +163,7 @@ def download() -> str:
     except Exception as error:  # kagglehub passes on whatever its HTTP layer raises
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"--data kaggle: the download failed ({reason[:120]}). Check the network and your Kaggle login, or download "
+            f"--data kaggle: the download failed ({reason[:120]}). "
+            "Check the network and your Kaggle login, or download "
             f"https://www.kaggle.com/datasets/{KAGGLE_DATASET} by hand and give its folder."
         ) from None

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from torch import nn
 
 from utils import metrics
 from utils.backends.base import Converted, Deployed, Layer, Lowered
@@ -23,20 +24,16 @@ def errors(deployed: Deployed, images: torch.Tensor) -> list[dict]:
     """
     if isinstance(deployed, Lowered):
         network = deployed.quantized.fp32
+        actual, layers = _exact(deployed.quantized, images.cpu())
     elif isinstance(deployed, Converted):
-        network = deployed.fp32
+        network, layers = deployed.fp32, deployed.layers
+        with outputs({name: layer.module for name, layer in layers.items()}) as actual:
+            deployed.predict(images.to(_device(network)))
     else:
         return []
-    images = images.to(next(network.parameters()).device)
     fp32 = weighted(network)
     with outputs(fp32) as expected:
-        network(images)
-    if isinstance(deployed, Lowered):
-        actual, layers = _exact(deployed.quantized, images.cpu())
-    else:
-        layers = deployed.layers
-        with outputs({name: layer.module for name, layer in layers.items()}) as actual:
-            deployed.predict(images)
+        network(images.to(_device(network)))
     return [
         {
             "layer": name,
@@ -65,6 +62,10 @@ def _exact(
         weight = module.values() if isinstance(module, QuantizedLayer) else module.weight
         layers[name] = Layer(module, weight)
     return actual, layers
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next(network.parameters()).device
 
 
 def _sqnr_db(fp32: torch.Tensor, quantized: torch.Tensor) -> float | None:

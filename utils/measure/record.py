@@ -10,7 +10,7 @@ import torch
 from utils import caveats, checksums, cli, environment, metrics, paths, progress, results, stats
 from utils.backends import fp16
 from utils.backends.base import Converted, Deployed, Lowered
-from utils.catalog import Run
+from utils.catalog import BACKENDS, Run
 from utils.data.dataset import Split
 from utils.errors import UserError
 from utils.experiment import Experiment
@@ -150,7 +150,7 @@ def fp32_logits(experiment: Experiment, known: np.ndarray | None = None) -> np.n
         gpu=_gpu(options.device),
         threads=options.threads,
         **_images(test, experiment),
-        **_code("utils.backends.fp32", "utils.timing.worker"),
+        **_code(f"utils.backends.{BACKENDS['native'].module}", "utils.timing.worker"),
     )
     path = baseline.path.with_suffix(f".{options.device}.logits")
 

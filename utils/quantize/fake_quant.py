@@ -259,11 +259,13 @@ def without_rounding(network: fx.GraphModule) -> fx.GraphModule:
         if node.op == "call_module" and isinstance(modules[node.target], FakeQuantize):
             node.replace_all_uses_with(node.args[0])
             network.graph.erase_node(node)
-    for name, layer in fake_quantized_layers(network).items():
-        network.set_submodule(name, layer.plain(layer.float_weight(), layer.used()[1]))
+    for name, module in modules.items():
+        if isinstance(module, FakeQuantize):
+            network.delete_submodule(name)
+        elif isinstance(module, FakeQuantizedLayer):
+            network.set_submodule(name, module.plain(module.float_weight(), module.used()[1]))
     network.graph.lint()
     network.recompile()
-    network.delete_all_unused_submodules()
     return network.requires_grad_(False)
 
 

@@ -4,6 +4,7 @@ There is one FP32 baseline per model and seed, and every quantized script starts
 """
 
 import hashlib
+import importlib.metadata
 import io
 import json
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch
 from filelock import FileLock
 from torch import nn
 
-from utils import architectures, checksums, cli, paths, progress
+from utils import architectures, checksums, cli, environment, paths, progress
 from utils.catalog import Run
 from utils.cli import Options
 from utils.data.dataset import Data
@@ -52,14 +53,25 @@ def fingerprint(**facts) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def derived(path: Path, suffix: str, write: Callable[[Path], None]) -> Path:
+def derived(
+    path: Path,
+    suffix: str,
+    write: Callable[[Path], None],
+    code: tuple[str, ...],
+    packages: tuple[str, ...],
+) -> Path:
     """Return the file that `write` makes of the checkpoint at `path`; make it if it is missing.
 
-    It lies beside the checkpoint, and its name holds 8 digits of the checkpoint's hash, so other
-    weights have another file. Its hash lies beside it, too: if it was changed since, it is made again.
-    Processes that ask at once wait for the first.
+    Its name holds 8 digits of all that decides it: the checkpoint's hash, the modules `code` with
+    all that they import, and the versions of the `packages` that write it. Its hash lies next to it: if
+    the file was changed since, it is made again. Processes that ask at once wait for the first.
     """
-    target = path.with_name(f"{path.stem}.{checksums.sha256_of(path)[:8]}{suffix}")
+    key = fingerprint(
+        checkpoint=checksums.sha256_of(path),
+        code=environment.code_of(*code),
+        versions={package: _version(package) for package in packages},
+    )
+    target = path.with_name(f"{path.stem}.{key[:8]}{suffix}")
     noted = target.with_name(f"{target.name}.sha256")
     with FileLock(f"{target}.lock"):
         if target.exists() and checksums.read(noted) == checksums.sha256_of(target).encode():
@@ -70,6 +82,13 @@ def derived(path: Path, suffix: str, write: Callable[[Path], None]) -> Path:
             write(temporary)
         checksums.write(noted, checksums.sha256_of(target).encode())
     return target
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def packed(content: dict) -> memoryview:

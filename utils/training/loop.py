@@ -1,8 +1,7 @@
 """The one training loop: `fit` trains every model, by every method, on every data set.
 
-A killed run continues from its last finished epoch and ends with the same weights. No random
-generator has to be stored for this: order, augmentation and dropout are drawn anew in each epoch,
-from (seed, epoch).
+A killed run continues after its last finished epoch and ends with the same weights. This needs no
+stored random generator: each epoch draws order, augmentation and dropout from (seed, epoch).
 """
 
 import contextlib
@@ -45,9 +44,9 @@ def autocast(device: str, wanted: bool) -> tuple[contextlib.AbstractContextManag
 
 
 def parameter_groups(model: nn.Module, head: set[str], recipe: Schedule) -> list[dict]:
-    """Return AdamW's parameter groups: `head` at `head_lr`, the rest of what learns at `backbone_lr`.
+    """Return AdamW's parameter groups: `head` learns at `head_lr`, the rest at `backbone_lr`.
 
-    Biases and the parameters of normalisation have no weight decay.
+    Frozen parameters are left out. Biases and normalisation parameters have no weight decay.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -67,7 +66,7 @@ def cosine(
 ) -> torch.optim.lr_scheduler.LambdaLR:
     """Return the learning-rate schedule: linear warm-up, then half a cosine down to zero.
 
-    Rates change at every step; the warm-up lasts `warmup_epochs`. The cosine is that of Loshchilov
+    Rates change at every step; the warm-up lasts `warmup_epochs`. The cosine comes from Loshchilov
     and Hutter 2017 (arXiv:1608.03983), without restarts.
     """
     warmup, total = recipe.warmup_epochs * steps_per_epoch, recipe.epochs * steps_per_epoch
@@ -84,28 +83,24 @@ def cosine(
 def predict(network: Predictor, split: Split, device: str = "cpu") -> np.ndarray:
     """Return the logits of a split in its order, float32 (len(split), 2).
 
-    A `network` that is a module is put into evaluation mode.
+    If `network` is a module, it is put into evaluation mode.
     """
     if isinstance(network, nn.Module):
         network.eval()
-    return np.concatenate(
-        [network(x).float().cpu().numpy() for x, _ in split.batches(EVAL_BATCH, device)]
-    )
+    batches = split.batches(EVAL_BATCH, device)
+    return np.concatenate([network(x).float().cpu().numpy() for x, _ in batches])
 
 
 def validate(model: nn.Module, split: Split, device: str) -> tuple[float, float]:
-    """Return the cross-entropy in nats and the accuracy (0 to 1) of `model` on a split.
+    """Compute the cross-entropy in nats and the accuracy (0 to 1) of `model` on a split.
 
     Each process of a group computes a part of the split.
     """
     part = split.part(distributed.rank(), distributed.size())
     logits, y = torch.from_numpy(predict(model, part, device)), torch.from_numpy(part.y)
-    sums = [
-        F.cross_entropy(logits, y, reduction="sum").item(),
-        float((logits.argmax(1) == y).sum()),
-        float(len(part)),
-    ]
-    loss, right, count = distributed.total(sums, device)
+    loss = F.cross_entropy(logits, y, reduction="sum").item()
+    right = float((logits.argmax(1) == y).sum())
+    loss, right, count = distributed.total([loss, right, float(len(part))], device)
     return loss / count, right / count
 
 
@@ -116,14 +111,15 @@ def augmentation(recipe: Schedule, epoch: int) -> dict | None:
     """
     if recipe.augment is None:
         return None
-    chosen = recipe.augment.describe()
-    small = recipe.small if isinstance(recipe, recipes.Training) else None
-    return chosen | {"size": small.size} if small and epoch < small.epochs else chosen
+    arguments = recipe.augment.describe()
+    if isinstance(recipe, recipes.Training) and recipe.small and epoch < recipe.small.epochs:
+        arguments["size"] = recipe.small.size
+    return arguments
 
 
 @dataclass(frozen=True)
 class Setup:
-    """The inputs of a training besides its model, data and recipe."""
+    """The inputs of a training besides model, data and recipe."""
 
     head: set[str]  # names of the parameters that learn at `head_lr`
     seed: int
@@ -133,16 +129,13 @@ class Setup:
 
 @dataclass(frozen=True)
 class Resume:
-    """A file with the state of a training after its last finished epoch.
-
-    `fingerprint` identifies the training.
-    """
+    """A file with the state of a training after its last finished epoch."""
 
     path: Path
-    fingerprint: str
+    fingerprint: str  # identifies the training
 
     def read(self, device: str) -> dict | None:
-        """Return the state; None if the file is missing, damaged or of another training."""
+        """Return the state; None if the file is missing, damaged or from another training."""
         if (content := checksums.read(self.path)) is None:
             return None
         stored = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
@@ -150,39 +143,38 @@ class Resume:
 
     def write(self, state: dict) -> None:
         """Store `state` atomically."""
-        checksums.write(
-            self.path, checkpoints.packed({"fingerprint": self.fingerprint, "state": state})
-        )
+        content = {"fingerprint": self.fingerprint, "state": state}
+        checksums.write(self.path, checkpoints.packed(content))
 
 
-class Training:
+class Trainer:
     """A training in progress; `fit` stores its `state` after every epoch."""
 
     def __init__(self, model: nn.Module, data: Data, recipe: Schedule, setup: Setup):
         self.data, self.recipe, self.seed, self.device = data, recipe, setup.seed, setup.device
-        self.teacher = setup.teacher and copy.deepcopy(setup.teacher).eval().to(
-            self.device, memory_format=torch.channels_last
-        )
+        self.teacher = None
+        if setup.teacher is not None:
+            teacher = copy.deepcopy(setup.teacher).eval()
+            self.teacher = teacher.to(self.device, memory_format=torch.channels_last)
         self.model = model.to(self.device, memory_format=torch.channels_last)
         self.network = distributed.parallel(self.model)
-        if isinstance(recipe, recipes.Training):  # BatchNorm is folded in the networks of QAT
+        if isinstance(recipe, recipes.Training):  # networks for QAT have their BatchNorm folded
             for module in model.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.momentum = recipe.bn_momentum
-        # Fused, it passes over each tensor once: 0.07 instead of 0.33 s for a step of AlexNet on one thread.
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, setup.head, recipe), fused=True
-        )
-        self.scheduler = cosine(
-            self.optimizer, recipe, max(1, len(data.train) // recipe.batch_size)
-        )
+        groups = parameter_groups(self.model, setup.head, recipe)
+        # Fused AdamW passes over each tensor once. For AlexNet on one thread, this takes 0.07 s
+        # instead of 0.33 s per step.
+        self.optimizer = torch.optim.AdamW(groups, fused=True)
+        self.steps = max(1, len(data.train) // recipe.batch_size)  # per epoch
+        self.scheduler = cosine(self.optimizer, recipe, self.steps)
         self.autocast, self.amp = autocast(self.device, recipe.amp)
         self.scaler = torch.amp.GradScaler(self.device, enabled=self.amp == "fp16")
         self.history: list[dict] = []
         self.best: dict = {"epoch": -1, "score": (-1.0, 0.0), "weights": None}
 
     def state(self) -> dict:
-        """Return everything that the remaining epochs depend on."""
+        """Return everything that the remaining epochs need."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -203,10 +195,10 @@ class Training:
     def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return the loss of a batch, float32 ().
 
-        Without a teacher, this is the cross-entropy in nats against the labels `y`, int64 (n,). With
-        one, it is the mean squared difference to its logits (Ba and Caruana 2014, arXiv:1312.6184),
-        so that QAT learns to compensate for rounding and nothing else: without rounding it is 0 from
-        the beginning. Mishra and Marr 2018 (arXiv:1711.05852) distil quantized networks, too.
+        Without a teacher, this is the cross-entropy in nats for the labels `y`, int64 (n,). With
+        one, it is the mean squared difference to its logits (Ba and Caruana 2014, arXiv:1312.6184).
+        QAT then learns only to compensate for rounding: without rounding, the loss is 0 from the
+        beginning. Mishra and Marr 2018 (arXiv:1711.05852) also distil quantized networks.
         """
         with self.autocast:
             logits = self.network(x).float()
@@ -232,51 +224,60 @@ class Training:
         """Train one epoch, validate, and keep the weights if they are the best so far.
 
         Higher validation accuracy is better, then lower validation loss. With `keep="last"` in the
-        recipe, the weights of the latest epoch are kept. Raises `UserError` if a loss is not
-        finite.
+        recipe, the latest weights are kept. Raises `UserError` if a loss is not finite.
         """
         number, started = len(self.history), time.perf_counter()
-        entropy = [self.seed, number, *[distributed.rank()] * (distributed.rank() > 0)]
-        torch.manual_seed(np.random.SeedSequence(entropy).generate_state(1)[0].item())  # dropout
-        self.network.train()
-        losses = []
-        batch_size = self.recipe.batch_size
         label = f"epoch {number + 1}/{self.recipe.epochs}"
-        with progress.Bar(label, max(1, len(self.data.train) // batch_size), "steps") as bar:
-            seed = np.random.SeedSequence([self.seed, number, 1]).generate_state(1)[0].item()
-            part = distributed.rank(), distributed.size()
-            for x, y in self.data.train.shuffled(
-                batch_size, seed, self.device, augmentation(self.recipe, number), part
-            ):
-                losses.append(self.step(x, y))
-                if not math.isfinite(losses[-1]):
-                    raise UserError(
-                        f"{label}, step {len(losses)}: the loss is {losses[-1]}; lower the learning rates in RECIPE."
-                    )
-                bar.step(note=f"loss {losses[-1]:.3f}")
-        distributed.share(self.model)
-        train_loss = (
-            distributed.total([sum(losses)], self.device)[0] / len(losses) / distributed.size()
-        )
+        train_loss = self._steps(number, label)
         loss, accuracy = validate(self.model, self.data.validation, self.device)
         if not math.isfinite(loss):
             raise UserError(
-                f"{label}: the loss on the validation images is {loss}; lower the learning rates in RECIPE."
+                f"{label}: the loss on the validation images is {loss}; "
+                "lower the learning rates in RECIPE."
             )
-        seconds = time.perf_counter() - started  # not kept: equal trainings make equal files
-        entry = {"epoch": number, "train_loss": train_loss, "validation_loss": loss}
-        self.history.append(entry | {"validation_accuracy": accuracy})
+        seconds = time.perf_counter() - started  # not stored: equal trainings make equal files
+        self.history.append(
+            {
+                "epoch": number,
+                "train_loss": train_loss,
+                "validation_loss": loss,
+                "validation_accuracy": accuracy,
+            }
+        )
         score = (accuracy, -loss) if self.recipe.keep == "best" else (number, 0.0)
         if score > tuple(self.best["score"]):
-            self.best = {
-                "epoch": number,
-                "score": score,
-                "weights": copy.deepcopy(self.model.state_dict()),
-            }
+            weights = copy.deepcopy(self.model.state_dict())
+            self.best = {"epoch": number, "score": score, "weights": weights}
         progress.say(
-            f"{label}: train loss {entry['train_loss']:.4f}, validation loss {loss:.4f}, "
-            f"accuracy {100 * accuracy:.2f} % (epoch {self.best['epoch'] + 1} is kept), {seconds:.0f} s"
+            f"{label}: train loss {train_loss:.4f}, validation loss {loss:.4f}, accuracy "
+            f"{100 * accuracy:.2f} % (keeping epoch {self.best['epoch'] + 1}), {seconds:.0f} s"
         )
+
+    def _steps(self, number: int, label: str) -> float:
+        """Take the steps of epoch `number`, from 0; return the mean loss over all processes."""
+        rank, size = distributed.rank(), distributed.size()
+        # For dropout, which differs between processes.
+        torch.manual_seed(_seed(self.seed, number, rank) if rank else _seed(self.seed, number))
+        self.network.train()
+        batches = self.data.train.shuffled(
+            self.recipe.batch_size,
+            _seed(self.seed, number, 1),
+            self.device,
+            augmentation(self.recipe, number),
+            (rank, size),
+        )
+        losses = []
+        with progress.Bar(label, self.steps, "steps") as bar:
+            for x, y in batches:
+                losses.append(self.step(x, y))
+                if not math.isfinite(losses[-1]):
+                    raise UserError(
+                        f"{label}, step {len(losses)}: the loss is {losses[-1]}; "
+                        "lower the learning rates in RECIPE."
+                    )
+                bar.step(note=f"loss {losses[-1]:.3f}")
+        distributed.share(self.model)
+        return distributed.total([sum(losses)], self.device)[0] / len(losses) / size
 
     @property
     def finished(self) -> bool:
@@ -284,33 +285,35 @@ class Training:
 
         A `patience` of 0 turns early stopping off.
         """
-        number = len(self.history)
-        return (
-            number >= self.recipe.epochs
-            or number - 1 - self.best["epoch"] >= self.recipe.patience > 0
-        )
+        done = len(self.history)
+        since_best = done - 1 - self.best["epoch"]
+        return done >= self.recipe.epochs or since_best >= self.recipe.patience > 0
+
+
+def _seed(*entropy: int) -> int:
+    return np.random.SeedSequence(entropy).generate_state(1)[0].item()
 
 
 def fit(model: nn.Module, data: Data, recipe: Schedule, setup: Setup, resume: Resume) -> dict:
     """Train `model` in place by `recipe`, and leave it in evaluation mode with the kept weights.
 
-    All its tensors are contiguous, as those of a network that is read from its checkpoint. The state
-    after each epoch is written to `resume`; training continues from a state that is there already.
-    Returns history (one entry per epoch), best_epoch and training_dtype.
+    All its tensors become contiguous, as after loading a checkpoint. The state after each epoch is
+    written to `resume`; if the file already has a state, training continues from it. Returns
+    history (one entry per epoch), best_epoch and training_dtype.
     """
-    training = Training(model, data, recipe, setup)
+    trainer = Trainer(model, data, recipe, setup)
     if state := resume.read(setup.device):
-        training.restore(state)
-        progress.say(f"training goes on after epoch {len(training.history)}")
-    while not training.finished:
-        training.epoch()
+        trainer.restore(state)
+        progress.say(f"training continues after epoch {len(trainer.history)}")
+    while not trainer.finished:
+        trainer.epoch()
         if distributed.rank() == 0:
-            resume.write(training.state())
-    model.load_state_dict(training.best["weights"])
-    # With weights in the channels-last order of training, ExecuTorch refuses AlexNet and ResNet-18 after QAT.
+            resume.write(trainer.state())
+    model.load_state_dict(trainer.best["weights"])
+    # After QAT, ExecuTorch refuses AlexNet and ResNet-18 in the channels-last order of training.
     model.eval().to(memory_format=torch.contiguous_format)
     return {
-        "history": training.history,
-        "best_epoch": training.best["epoch"],
-        "training_dtype": training.amp,
+        "history": trainer.history,
+        "best_epoch": trainer.best["epoch"],
+        "training_dtype": trainer.amp,
     }
