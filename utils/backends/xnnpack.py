@@ -114,9 +114,7 @@ class Xnnpack(Lowering):
             network = for_xnnpack(folded(architectures.rebuild(checkpoints.read(path))))
             write(torch_export.program(network, LARGEST_BATCH, self.layout), target)
 
-        return checkpoints.derived(
-            path, self.suffix, export, ("utils.backends.xnnpack",), ("torch", "executorch")
-        )
+        return checkpoints.derived(path, self.suffix, export, (__name__,), ("torch", "executorch"))
 
 
 def runtime():
