@@ -23,7 +23,7 @@ def qdq(x, numbers=NUMBERS):
 
 
 class Shared(nn.Module):
-    """Three operators read one rounded tensor, one of them twice; the last Q/DQ pair is repeated."""
+    """Three operators read one rounded tensor, one of them twice; a Q/DQ pair is repeated."""
 
     def forward(self, x):
         x = qdq(x)
