@@ -1,7 +1,7 @@
-"""What the tests of engines that lower quantized networks share; each of their modules names its ENGINE."""
+"""A network, and the same quantized for the ENGINE of the test module."""
 
 import pytest
-from small_networks import images, mixed, quantized
+from small_networks import RECIPE, images, mixed, quantized
 
 
 @pytest.fixture(scope="module")
@@ -12,4 +12,4 @@ def model():
 @pytest.fixture(scope="module")
 def integers(request, model):
     """`model`, quantized as the engine of the module asks."""
-    return quantized(model, request.module.ENGINE.qdq_config({"bits": 8}), images())
+    return quantized(model, request.module.ENGINE.qdq_config(RECIPE), images())

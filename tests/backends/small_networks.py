@@ -1,4 +1,7 @@
-"""Small networks for the tests of engines: images are (n, 3, 224, 224) as in the study, logits (n, 2)."""
+"""Small networks for the tests of engines.
+
+Images are (n, 3, 224, 224) as in the study, logits (n, 2).
+"""
 
 import torch
 from torch import nn
@@ -6,12 +9,13 @@ from torch import nn
 from utils.quantize import ptq
 from utils.quantize.network import Quantized
 from utils.quantize.qdq_config import QDQConfig
+from utils.recipes import Int8
 
-RECIPE = {"activations": "minmax", "bias_correction": False}
+RECIPE = Int8(ranges="minmax", calibration_images=4)
 
 
 class Mixed(nn.Module):
-    """All operators of the study's networks: seven quantizable layers, of which one is depthwise and three are linear."""
+    """All operators of the study's networks, in seven layers: one depthwise, three linear."""
 
     LAYERS, HARDSWISHES = 7, 2
 
@@ -24,10 +28,8 @@ class Mixed(nn.Module):
         self.depthwise = nn.Sequential(
             nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False), nn.BatchNorm2d(16), nn.ReLU()
         )
-        self.squeeze, self.gate = (
-            nn.AdaptiveAvgPool2d(1),
-            nn.Sequential(nn.Conv2d(16, 16, 1), nn.Hardsigmoid()),
-        )
+        self.squeeze = nn.AdaptiveAvgPool2d(1)
+        self.gate = nn.Sequential(nn.Conv2d(16, 16, 1), nn.Hardsigmoid())
         self.project = nn.Conv2d(16, 16, 1)
         self.head = nn.Sequential(
             nn.Linear(16, 32), nn.Hardswish(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2)
@@ -41,7 +43,7 @@ class Mixed(nn.Module):
 
 
 class Sum(nn.Module):
-    """Both logits are the sum of 64 equal channels, which are the mean of the image's first channel."""
+    """Both logits are the sum of 64 equal channels: the means of the image's first channel."""
 
     def __init__(self):
         super().__init__()
@@ -56,7 +58,7 @@ class Sum(nn.Module):
 
 
 def mixed() -> Mixed:
-    """A `Mixed` in evaluation mode, with statistics of BatchNorm and uneven channels as after training."""
+    """A `Mixed` in evaluation mode, with BatchNorm statistics and uneven channels as if trained."""
     torch.manual_seed(0)
     model = Mixed()
     for module in model.modules():
@@ -72,16 +74,13 @@ def mixed() -> Mixed:
 def images(count: int = 4) -> torch.Tensor:
     """Noise around uneven means, in blobs of 8 x 8 pixels: float32 (count, 3, 224, 224)."""
     generator = torch.Generator().manual_seed(1)
-    noise = (
-        torch.randn(count, 3, 28, 28, generator=generator)
-        .repeat_interleave(8, 2)
-        .repeat_interleave(8, 3)
-    )
+    noise = torch.randn(count, 3, 28, 28, generator=generator)
+    noise = noise.repeat_interleave(8, 2).repeat_interleave(8, 3)
     return noise + torch.randn(count, 3, 1, 1, generator=generator)
 
 
 def quantized(
-    model: nn.Module, config: QDQConfig, calibration: torch.Tensor, keep_fp32: tuple[str, ...] = ()
+    model: nn.Module, config: QDQConfig, calibration: torch.Tensor, **changes
 ) -> Quantized:
-    """The quantized network of `model`, with ranges from `calibration`."""
-    return ptq.quantize(model, calibration, RECIPE | {"keep_fp32": keep_fp32}, config)
+    """The quantized network of `model`, by RECIPE with `changes`."""
+    return ptq(model, calibration, RECIPE.replace(**changes), config)

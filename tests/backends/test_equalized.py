@@ -1,29 +1,22 @@
-"""Engines run networks as equalization leaves them: hardswish between factors, or scales for some channels."""
+"""Engines run equalized networks: hardswish between factors, or scales for some channels."""
 
 import pytest
 import torch
-from small_networks import RECIPE, images
+from small_networks import RECIPE, images, quantized
 from torch import nn
 
 from utils import metrics
 from utils.backends import registry
-from utils.quantize import equalization, ptq
+from utils.quantize import equalization
 from utils.quantize.exact import execute
 from utils.quantize.operators import ScaledHardswish
 
-ENGINES = (
-    "fbgemm",
-    "x86",
-    "onednn",
-    "qnnpack",
-    "onnxruntime",
-    "xnnpack",
-)  # those with one scale for each tensor
-SCALES = ("openvino", "inductor")  # those that can have a scale for each channel
+ONE_SCALE = ("fbgemm", "x86", "onednn", "qnnpack", "onnxruntime", "xnnpack")  # for each tensor
+MANY_SCALES = ("openvino", "inductor")  # they can have one for each channel
 
 
 class Outlier(nn.Module):
-    """A stem with one channel `factor` times as large as the others, which the depthwise convolution evens out."""
+    """A stem with one channel `factor` times larger, which the depthwise convolution evens out."""
 
     def __init__(self, stem, factor):
         super().__init__()
@@ -39,15 +32,12 @@ class Outlier(nn.Module):
 
 
 class AfterBoth(nn.Module):
-    """A depthwise convolution after ReLU, whose channels become even, and one after hardswish with a large channel."""
+    """A depthwise convolution after ReLU, whose channels become even, and an `Outlier`."""
 
     def __init__(self):
         super().__init__()
-        self.stem, self.relu, self.even = (
-            nn.Conv2d(3, 16, 8, stride=8),
-            nn.ReLU(),
-            nn.Conv2d(16, 16, 3, groups=16),
-        )
+        self.stem, self.relu = nn.Conv2d(3, 16, 8, stride=8), nn.ReLU()
+        self.even = nn.Conv2d(16, 16, 3, groups=16)
         self.outlier = Outlier(nn.Conv2d(16, 16, 1), 1e4)
 
     def forward(self, x):
@@ -60,37 +50,38 @@ def model():
     return Outlier(nn.Conv2d(3, 16, 8, stride=8), 100.0).eval()
 
 
-def check(engine, quantized, model, x, path):
-    """The file at `path`, which is written, answers as the exact reference, which is near `model`."""
-    engine.lower(quantized, path)
+def engine_called(name):
+    engine = registry.get(name)
+    if problem := engine.problem():
+        pytest.skip(problem)
+    return engine
+
+
+def check(engine, network, model, x, path):
+    """Write `network` to `path`: the file agrees with exact execution, and that with `model`."""
+    engine.lower(network, path)
     answers = engine.load(path, "cpu")(x.contiguous(memory_format=engine.layout))
-    expected = execute(quantized, x).numpy()
+    expected = execute(network, x).numpy()
     assert metrics.sqnr_db(expected, answers.numpy()) > 30
     assert metrics.sqnr_db(model(x).numpy(), expected) > 25
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", ONE_SCALE)
 @torch.no_grad()
-def test_the_engine_answers_as_the_exact_reference(model, name, tmp_path):
-    engine, x = registry.get(name), images()
-    if problem := engine.problem():
-        pytest.skip(problem)
-    quantized = ptq.quantize(model, x, RECIPE | {"equalize": True}, engine.qdq_config({"bits": 8}))
-    assert any(isinstance(module, ScaledHardswish) for module in quantized.network.modules())
-    check(engine, quantized, model, x, tmp_path / f"file{engine.suffix}")
+def test_the_engine_answers_as_exact_execution(model, name, tmp_path):
+    engine, x = engine_called(name), images()
+    network = quantized(model, engine.qdq_config(RECIPE), x, equalize=True)
+    assert any(isinstance(module, ScaledHardswish) for module in network.network.modules())
+    check(engine, network, model, x, tmp_path / f"file{engine.suffix}")
 
 
-@pytest.mark.parametrize("name", SCALES)
+@pytest.mark.parametrize("name", MANY_SCALES)
 @torch.no_grad()
 def test_one_scale_and_a_scale_for_each_channel_stand_in_one_file(name, tmp_path):
-    engine, x = registry.get(name), images()
-    if problem := engine.problem():
-        pytest.skip(problem)
+    engine, x = engine_called(name), images()
     torch.manual_seed(0)
     model = AfterBoth().eval()
-    quantized = ptq.quantize(model, x, RECIPE | {"equalize": True}, engine.qdq_config({"bits": 8}))
-    assert [quantized.input_scale(layer).numel() for layer in ("even", "outlier.depthwise")] == [
-        1,
-        16,
-    ]
-    check(engine, quantized, model, x, tmp_path / f"file{engine.suffix}")
+    network = quantized(model, engine.qdq_config(RECIPE), x, equalize=True)
+    scales = [network.input_scale(layer).numel() for layer in ("even", "outlier.depthwise")]
+    assert scales == [1, 16]
+    check(engine, network, model, x, tmp_path / f"file{engine.suffix}")

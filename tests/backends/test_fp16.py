@@ -9,7 +9,6 @@ from torch import nn
 
 from utils import architectures, environment, metrics
 from utils.backends import fp16, registry
-from utils.training.checkpoints import Checkpoint
 
 
 class Small(nn.Module):
@@ -39,7 +38,7 @@ def answers(predict):
 
 
 def test_half_stores_every_number_in_fp16_and_rounds_to_nearest(model, tmp_path):
-    deployed = registry.get("half").quantize(model, None, {})
+    deployed = registry.get("half").deploy_half(model)
     deployed.save(tmp_path / "artifact")
     stored = torch.load(tmp_path / "artifact", weights_only=True)["state_dict"]
     for name, value in model.state_dict().items():
@@ -49,7 +48,7 @@ def test_half_stores_every_number_in_fp16_and_rounds_to_nearest(model, tmp_path)
 
 
 def test_amp_stores_fp32(model, tmp_path):
-    deployed = registry.get("amp").quantize(model, None, {})
+    deployed = registry.get("amp").deploy_half(model)
     deployed.save(tmp_path / "artifact")
     stored = torch.load(tmp_path / "artifact", weights_only=True)["state_dict"]
     assert all(torch.equal(stored[name], value) for name, value in model.state_dict().items())
@@ -57,16 +56,16 @@ def test_amp_stores_fp32(model, tmp_path):
 
 @pytest.mark.parametrize("name", ["half", "amp"])
 def test_answers_are_fp32_rounded_to_ten_bits_on_the_way(model, name):
-    rounded, exact = answers(registry.get(name).quantize(model, None, {}).predict), answers(model)
+    rounded, fp32 = answers(registry.get(name).deploy_half(model).predict), answers(model)
     assert rounded.dtype == torch.float32
-    assert not torch.equal(rounded, exact)
-    assert metrics.sqnr_db(exact.numpy(), rounded.numpy()) > 50
+    assert not torch.equal(rounded, fp32)
+    assert metrics.sqnr_db(fp32.numpy(), rounded.numpy()) > 50
 
 
 @pytest.mark.parametrize("name", ["half", "amp"])
 def test_the_float_model_is_left_alone(model, name):
     before = copy.deepcopy(model.state_dict())
-    registry.get(name).quantize(model, None, {})
+    registry.get(name).deploy_half(model)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
@@ -75,7 +74,7 @@ def test_the_loaded_file_answers_as_before(name, tmp_path):
     torch.manual_seed(0)
     model = architectures.build("mobilenetv3").eval()
     backend = registry.get(name)
-    deployed = backend.convert(Checkpoint(tmp_path, model, "", {}), model, None, {})
+    deployed = backend.convert(model, model, None)
     deployed.save(tmp_path / "artifact")
     x = torch.randn(1, 3, 64, 64).to(memory_format=torch.channels_last)
     with torch.inference_mode():
@@ -97,7 +96,7 @@ def test_a_cpu_has_fp16_arithmetic_or_not(monkeypatch, flags, native):
 
 @pytest.mark.parametrize("name", ["half", "amp"])
 def test_what_is_watched_for_overflow_is_the_network_without_its_wrapper(model, name):
-    deployed = registry.get(name).quantize(model, None, {})
+    deployed = registry.get(name).deploy_half(model)
     assert registry.get(name).watched and deployed.predict.network is deployed.network
     assert list(deployed.layers) == ["conv", "fc"]
 
@@ -117,17 +116,17 @@ def test_bf16_runs_where_the_cpu_has_its_arithmetic(monkeypatch, name, flags, na
 
 def test_bfloat16_stores_the_nearest_numbers_in_half_the_bytes(model, tmp_path):
     backend = registry.get("bfloat16")
-    deployed = backend.quantize(model, None, {})
+    deployed = backend.deploy_half(model)
     deployed.save(tmp_path / "artifact")
     stored = torch.load(tmp_path / "artifact", weights_only=True)["state_dict"]
     for key, value in model.state_dict().items():
         assert torch.equal(stored[key], value.bfloat16() if value.is_floating_point() else value)
-    assert {each.bits for each in deployed.stored} == {16} and not backend.watched
+    assert {numbers.bits for numbers in deployed.stored} == {16} and not backend.watched
     assert metrics.sqnr_db(answers(model).numpy(), answers(deployed.predict).numpy()) > 30
 
 
 def test_autocast_to_bf16_keeps_the_weights_and_rounds_what_it_computes(model):
-    deployed = registry.get("amp_bf16").quantize(model, None, {})
-    assert {each.bits for each in deployed.stored} == {32}
+    deployed = registry.get("amp_bf16").deploy_half(model)
+    assert {numbers.bits for numbers in deployed.stored} == {32}
     sqnr = metrics.sqnr_db(answers(model).numpy(), answers(deployed.predict).numpy())
-    assert 30 < sqnr < 70  # FP16 would be nearer
+    assert 30 < sqnr < 70  # FP16 would be above 70

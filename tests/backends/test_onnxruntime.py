@@ -1,4 +1,4 @@
-"""ONNX Runtime: FP32 as eager, INT8 as exact execution, and which kernels compute it."""
+"""ONNX Runtime: FP32 as eager, INT8 as exact execution, and its kernels."""
 
 import importlib.util
 
@@ -6,18 +6,26 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from helpers import Everything, small, uneven_images
+from helpers import Everything, deployed_on, small, uneven_images
 from torch import nn
 
 from utils import environment, metrics
 from utils.backends import onnx_export, registry
+from utils.backends.base import Lowered
 from utils.quantize import ptq
+from utils.quantize.bias_correction import correct_biases
 from utils.quantize.exact import execute
-from utils.training.checkpoints import Checkpoint
+from utils.quantize.initialize import initialize
+from utils.recipes import FineTuning, Fp16QAT, Int8
 
 ENGINE = registry.get("onnxruntime")
-RECIPE = dict(activations="minmax", keep_fp32=())
-LAYERS = 8
+RECIPE = Int8(ranges="minmax", calibration_images=24)
+TRAINING = FineTuning(
+    epochs=1, batch_size=8, backbone_lr=0.0, head_lr=0.0, warmup_epochs=0, weight_decay=0.0,
+    clip_norm=1.0, augment=None, amp=False, patience=0, distill=False,
+)  # fmt: skip
+FP16_QAT = Fp16QAT(calibration_images=24, training=TRAINING)
+LAYERS = 8  # of Everything
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
@@ -36,10 +44,9 @@ def lowered(model, images, tmp_path_factory):
     """The quantized networks of 8 and 16 bits, and their artifacts."""
     folder, networks = tmp_path_factory.mktemp("onnx"), {}
     for bits in (8, 16):
-        quantized = ptq.quantize(
-            model, images, RECIPE | dict(bias_correction=True), ENGINE.qdq_config({"bits": bits})
-        )
-        networks[bits] = quantized, folder / f"{bits}{ENGINE.suffix}"
+        network = initialize(model, images, RECIPE, ENGINE.default_config(bits))
+        correct_biases(network, images)
+        networks[bits] = network, folder / f"{bits}{ENGINE.suffix}"
         ENGINE.lower(*networks[bits])
     return networks
 
@@ -61,9 +68,8 @@ def test_a_float_network_answers_as_eager_fp32(model, images, tmp_path):
         assert logits.dtype == torch.float32 and logits.shape == (count, 2)
         torch.testing.assert_close(logits, model(x), rtol=1e-4, atol=1e-5)
     counts = ENGINE.kernels(tmp_path / "float.onnx")
-    assert (
-        counts.get("QLinearConv", 0) == counts.get("QuantizeLinear", 0) == 0 and counts["Gemm"] == 2
-    )
+    assert counts.get("QLinearConv", 0) == counts.get("QuantizeLinear", 0) == 0
+    assert counts["Gemm"] == 2
 
 
 # ---- INT8
@@ -82,9 +88,8 @@ def test_the_batch_size_is_free(lowered, images):
     for quantized, path in lowered.values():
         whole = answers(path, images.split(24))
         for count in (1, 3):
-            assert (
-                answers(path, images[:3].split(count)) - whole[:3]
-            ).abs().max() < 1e-4 * whole.abs().max()
+            difference = answers(path, images[:3].split(count)) - whole[:3]
+            assert difference.abs().max() < 1e-4 * whole.abs().max()
         assert whole.dtype == torch.float32 and len(quantized.layers) == LAYERS
 
 
@@ -103,20 +108,18 @@ def test_the_artifact_holds_integers(lowered):
     stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     for name, layer in quantized.layers.items():
         weight = stored[f"{name}.weight"]
-        assert weight.dtype == np.int8 and weight.tobytes() in (
-            layer.weight.numpy().tobytes(),
-            layer.weight.T.numpy().tobytes(),
-        )
+        assert weight.dtype == np.int8
+        integers = layer.weight.numpy()
+        assert weight.tobytes() in (integers.tobytes(), integers.T.tobytes())
         biases = stored[f"{name}.bias_integers"]
         assert biases.dtype == np.int32 and np.array_equal(biases, layer.bias_integers.numpy())
         assert np.allclose(biases * stored[f"{name}.bias_scale"], layer.bias.numpy(), rtol=1e-6)
-    assert not any(
-        array.size > 8 and array.dtype == np.float32 for array in stored.values()
-    )  # scales only
+    for array in stored.values():
+        assert array.size <= 8 or array.dtype != np.float32  # only scales are float
 
 
 def extreme(layer: nn.Module) -> nn.Module:
-    """`layer` with weights of one magnitude; those of the first two channels have one sign."""
+    """`layer` with weights of one magnitude, in the first two channels also of one sign."""
     torch.manual_seed(4)
     with torch.no_grad():
         layer.weight.copy_(torch.where(torch.rand_like(layer.weight) < 0.5, -1.0, 1.0))
@@ -133,17 +136,16 @@ EXTREME = {
 
 
 @pytest.mark.parametrize("name", EXTREME)
-@pytest.mark.parametrize("factor", ["activations", "weights"])
+@pytest.mark.parametrize("overflow_fix", ["activations", "weights"])
 @torch.no_grad()
-def test_kernels_compute_what_the_integers_say(tmp_path, name, factor):
-    """Large weights and inputs: where products are added up in too few bits, the sum is far off."""
+def test_kernels_compute_what_the_integers_say(tmp_path, name, overflow_fix):
+    """Large weights and inputs: a sum of products in too few bits is far off."""
     images = torch.rand(4, 3, 224, 224)
     images[:2] = images[:2].round()
     images[2] = 1
     model = nn.Sequential(extreme(EXTREME[name]), nn.MaxPool2d(4)).eval()
-    quantized = ptq.quantize(
-        model, images, RECIPE, ENGINE.qdq_config({"bits": 8, "seven_bits": factor})
-    )
+    recipe = RECIPE.replace(overflow_fix=overflow_fix)
+    quantized = ptq(model, images, recipe, ENGINE.qdq_config(recipe))
     assert quantized.layers["0"].weight.abs().min() == quantized.layers["0"].high
     ENGINE.lower(quantized, tmp_path / "artifact.onnx")
     assert ENGINE.kernels(tmp_path / "artifact.onnx").get("QLinearConv") == 1
@@ -152,47 +154,41 @@ def test_kernels_compute_what_the_integers_say(tmp_path, name, factor):
 
 
 def test_modules_kept_in_fp32_compute_between_integers(model, images, tmp_path):
-    """ONNX Runtime quantizes float weights between pairs by default, with one scale."""
-    recipe = RECIPE | dict(keep_fp32=("conv", "norm", "reduce", "fc"))
-    quantized = ptq.quantize(model, images, recipe, ENGINE.qdq_config({"bits": 8}))
+    """By default, ONNX Runtime quantizes float weights between Q/DQ pairs, with one scale."""
+    recipe = RECIPE.replace(keep_fp32=("conv", "norm", "reduce", "fc"))
+    quantized = ptq(model, images, recipe, ENGINE.qdq_config(recipe))
     ENGINE.lower(quantized, tmp_path / "artifact.onnx")
     counts = ENGINE.kernels(tmp_path / "artifact.onnx")
     assert (counts["QLinearConv"], counts["QGemm"]) == (4, 1)
     assert counts.get("Conv", 0) + counts.get("FusedConv", 0) == 2 and counts["Gemm"] == 1
-    exact = execute(quantized, images)
-    assert (
-        metrics.sqnr_db(exact.numpy(), answers(tmp_path / "artifact.onnx", [images]).numpy()) > 70
-    )
+    exact = execute(quantized, images).numpy()
+    assert metrics.sqnr_db(exact, answers(tmp_path / "artifact.onnx", [images]).numpy()) > 70
 
 
 # ---- FP16
 
 
 def test_fp16_answers_as_fp32_within_its_resolution(model, images, tmp_path):
-    deployed = ENGINE.quantize(model, None, {})
-    assert {numbers.bits for numbers in deployed.stored} == {16} and deployed.quantized is None
+    deployed = ENGINE.deploy_half(model)
+    assert {numbers.bits for numbers in deployed.stored} == {16}
+    assert not isinstance(deployed, Lowered)
     deployed.save(path := tmp_path / "half.onnx")
-    stored = {
-        onnx.TensorProto.DataType.Name(tensor.data_type)
-        for tensor in onnx.load(path).graph.initializer
-    }
-    assert stored - {"INT64"} == {"FLOAT16"}
+    formats = {tensor.data_type for tensor in onnx.load(path).graph.initializer}
+    assert formats - {onnx.TensorProto.INT64} == {onnx.TensorProto.FLOAT16}
     with torch.inference_mode():
         assert metrics.sqnr_db(model(images).numpy(), ENGINE.load(path, "cpu")(images).numpy()) > 50
 
 
-def test_qat_of_fp16_deploys_what_was_rounded_in_training(model, images, tmp_path):
-    assert ENGINE.training({}) == registry.get("half").training({})
-    network = ENGINE.prepare(model, images, {})
+def test_qat_of_fp16_deploys_the_network_that_was_rounded_in_training(model, images, tmp_path):
+    half = registry.get("half")
+    assert ENGINE.training_config(FP16_QAT) == half.training_config(FP16_QAT)
+    network = ENGINE.prepare(model, images, FP16_QAT)
     with torch.no_grad():
         network.head.bias.fill_(5.0)
         expected = network(images)
-    trained = Checkpoint(tmp_path, network.eval(), "", {})
-    ENGINE.convert(trained, model, images, {}).save(tmp_path / "artifact.onnx")
-    assert (
-        metrics.sqnr_db(expected.numpy(), answers(tmp_path / "artifact.onnx", [images]).numpy())
-        > 40
-    )
+    path = tmp_path / "artifact.onnx"
+    ENGINE.convert(network.eval(), model, FP16_QAT).save(path)
+    assert metrics.sqnr_db(expected.numpy(), answers(path, [images]).numpy()) > 40
 
 
 # ---- INT16
@@ -201,41 +197,36 @@ def test_qat_of_fp16_deploys_what_was_rounded_in_training(model, images, tmp_pat
 def test_int16_answers_as_its_exact_execution(lowered, images):
     quantized, path = lowered[16]
     assert quantized.config.activation is torch.int16
-    assert (
-        metrics.sqnr_db(execute(quantized, images).numpy(), answers(path, images.split(24)).numpy())
-        > 70
-    )
+    exact = execute(quantized, images).numpy()
+    assert metrics.sqnr_db(exact, answers(path, images.split(24)).numpy()) > 70
 
 
 # ---- the backend
 
 
 @pytest.mark.parametrize("vnni", [True, False])
-def test_products_are_narrow_without_vnni(monkeypatch, vnni):
+def test_sums_overflow_without_vnni(monkeypatch, vnni):
     monkeypatch.setattr(environment, "has_vnni", lambda: vnni)
-    assert ENGINE.default_config(8).narrow is not vnni
-    assert not ENGINE.default_config(16).narrow  # between its pairs it computes in FP32
+    assert ENGINE.default_config(8).overflow == ("none" if vnni else "all")
+    assert ENGINE.default_config(16).overflow == "none"  # between Q/DQ pairs it computes in FP32
 
 
 def test_a_missing_package_is_named(monkeypatch):
     assert ENGINE.problem() is None
     find = importlib.util.find_spec
+    missing = ("onnxruntime", "onnxscript")
     monkeypatch.setattr(
-        importlib.util,
-        "find_spec",
-        lambda name: None if name in ("onnxruntime", "onnxscript") else find(name),
+        importlib.util, "find_spec", lambda name: None if name in missing else find(name)
     )
-    assert (
-        ENGINE.problem()
-        == "not installed: onnxruntime, onnxscript (pip install -r requirements.txt)"
-    )
+    names = "onnxruntime, onnxscript"
+    assert ENGINE.problem() == f"not installed: {names} (pip install -r requirements.txt)"
 
 
-def test_torch_runs_nothing_of_what_is_deployed(model, images):
-    deployed = ENGINE.quantize(model, images[:2], RECIPE | dict(bits=8))
+def test_torch_does_not_run_the_deployed_network(model, images):
+    deployed = deployed_on("onnxruntime", model, images[:2], RECIPE)
     assert deployed.predict is None and deployed.network is None and deployed.quantized is not None
     assert deployed.facts["quantized"] == sorted(deployed.quantized.layers)
-    assert deployed.facts["placement"] == ENGINE.qdq_config({"bits": 8}).describe()
+    assert deployed.facts["placement"] == ENGINE.qdq_config(RECIPE).describe()
 
 
 def test_a_session_has_the_threads_of_this_process(lowered):
@@ -243,8 +234,7 @@ def test_a_session_has_the_threads_of_this_process(lowered):
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            assert (
-                ENGINE.session(lowered[8][1]).get_session_options().intra_op_num_threads == threads
-            )
+            options = ENGINE.session(lowered[8][1]).get_session_options()
+            assert options.intra_op_num_threads == threads
     finally:
         torch.set_num_threads(before)

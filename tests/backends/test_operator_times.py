@@ -1,19 +1,21 @@
-"""Times of operators: what an operator is for, and what each engine tells."""
+"""Times of operators: what an operator is for, and what each engine reports."""
 
 import pytest
 import torch
-from small_networks import Mixed, images
+from helpers import deployed_on
+from small_networks import RECIPE, Mixed, images
 
 from utils.backends import operator_times, registry
 from utils.backends.operator_times import Timed, by_kind, kind_of
 
 WORDS = {
-    "reorder": ["Reorder", "QuantizeLinear", "DequantizeLinear", "aten::quantize_per_tensor", "aten::dequantize", "aten::copy_",
-                "ReorderInput", "Transpose"],
-    "convolution": ["Convolution", "QLinearConv", "quantized::conv2d_relu", "aten::mkldnn_convolution", "FusedConv"],
+    "reorder": ["Reorder", "QuantizeLinear", "DequantizeLinear", "aten::quantize_per_tensor",
+                "aten::dequantize", "aten::copy_", "ReorderInput", "Transpose"],
+    "convolution": ["Convolution", "QLinearConv", "quantized::conv2d_relu",
+                    "aten::mkldnn_convolution", "FusedConv"],
     "depthwise": ["GroupConvolution", "Convolution (NHWC, QC8) DWConv"],
-    "linear": ["FullyConnected", "Fully Connected (NC, QS8, QC8W) GEMM", "QGemm", "MatMul", "quantized::linear", "aten::addmm",
-               "QLinearMatMul"],
+    "linear": ["FullyConnected", "Fully Connected (NC, QS8, QC8W) GEMM", "QGemm", "MatMul",
+               "quantized::linear", "aten::addmm", "QLinearMatMul"],
     "pooling": ["ReduceMean", "QLinearGlobalAveragePool", "aten::mean"],
     "normalisation": ["aten::native_batch_norm"],
     "activation": ["HSwish", "HardSigmoid", "aten::relu_", "quantized::hardswish"],
@@ -48,24 +50,25 @@ def network():
 
 
 @pytest.mark.parametrize("name", ["fbgemm", "onnxruntime", "openvino", "xnnpack"])
-def test_an_engine_tells_its_integer_layers_and_prints_nothing(name, network, tmp_path, capfd):
+def test_an_engine_reports_its_integer_layers_and_prints_nothing(name, network, tmp_path, capfd):
     engine = registry.get(name)
     if problem := engine.problem():
         pytest.skip(problem)
-    deployed = engine.quantize(
-        network, images(), dict(bits=8, activations="minmax", keep_fp32=("stem",))
-    )
+    deployed = deployed_on(name, network, images(), RECIPE.replace(keep_fp32=("stem",)))
     deployed.save(tmp_path / f"artifact{engine.suffix}")
     capfd.readouterr()
     times = engine.profile(tmp_path / f"artifact{engine.suffix}", images(2), 3)
     assert capfd.readouterr() == ("", "")
-    assert all(each.ms >= 0 for each in times) and sum(each.ms for each in times) > 0
-    assert len({each.name for each in times}) == len(times)
-    layers = [each for each in times if each.kind in ("convolution", "depthwise", "linear")]
-    assert {each.format for each in layers} == {"INT8", "FP32"}  # the stem stays in FP32
+    assert (
+        all(operator.ms >= 0 for operator in times) and sum(operator.ms for operator in times) > 0
+    )
+    assert len({operator.name for operator in times}) == len(times)
+    kinds = ("convolution", "depthwise", "linear")
+    layers = [operator for operator in times if operator.kind in kinds]
+    assert {layer.format for layer in layers} == {"INT8", "FP32"}  # the stem stays in FP32
 
 
-def test_torch_tells_of_operators_in_the_format_of_the_backend(network):
+def test_torch_reports_operators_in_the_format_of_the_backend(network):
     times = operator_times.of_torch(network, images(2), 2, "FP32")
-    assert {each.format for each in times} == {"FP32"}
-    assert {"convolution", "linear", "normalisation"} <= {each.kind for each in times}
+    assert {operator.format for operator in times} == {"FP32"}
+    assert {"convolution", "linear", "normalisation"} <= {operator.kind for operator in times}

@@ -1,4 +1,4 @@
-"""From the name of a backend to what runs it, and what is said of those that cannot run here."""
+"""The lookup of backends by name, and the reasons given for those that cannot run here."""
 
 import pytest
 

@@ -130,7 +130,7 @@ BROKEN = [
     ("scales of channels", lambda: model(
         nodes(first=qdq("images", "scales", "zeros3", axis=1)), scales=np.full(3, 0.02, np.float32), zeros3=np.zeros(3, np.int8)
     ), "the activation images has 3 scales, not one", True),
-    ("two scales in a pair", lambda: model(nodes(first=qdq("images", scale_back="after"))), "its scale is not that of", True),
+    ("two scales in a pair", lambda: model(nodes(first=qdq("images", scale_back="after"))), "its scale is not the scale of", True),
     ("scale of 0", lambda: model(scale=np.float32(0)), "its scale is not a positive constant", False),
     ("quantized nowhere", lambda: model(nodes(first=[
         helper.make_node("Cast", ["images"], ["q"], to=TensorProto.INT8),

@@ -1,4 +1,4 @@
-"""The default recipes of other tools: what they write runs on their engines, near FP32."""
+"""The default recipes of other tools: their files run on their engines, near FP32."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from utils.metrics import sqnr_db
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tool", TOOL_DEFAULTS)
-def test_what_a_tool_writes_runs_on_its_engine_near_fp32(tool, tmp_path):
+def test_the_file_of_a_tool_runs_on_its_engine_near_fp32(tool, tmp_path):
     torch.manual_seed(0)
     model, images = architectures.build("alexnet").eval(), torch.randn(8, 3, 224, 224)
     tool, path = TOOL_DEFAULTS[tool], tmp_path / f"network{TOOL_DEFAULTS[tool].suffix}"

@@ -1,12 +1,13 @@
-"""INT8 on torch's engines: the lowered graph has the integers of the quantized network, and answers as its exact execution."""
+"""INT8 on torch's engines: the integers of the quantized network, and its exact execution."""
 
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from helpers import Everything, noise, small, small_depthwise, uneven_images
+from helpers import Everything, deployed_on, noise, small, small_depthwise, uneven_images
 from torch import nn
 
 from utils import architectures, environment, metrics, paths
@@ -15,11 +16,12 @@ from utils.measure import footprint
 from utils.quantize import layers, ptq
 from utils.quantize.exact import execute, round_to
 from utils.quantize.qdq_config import QDQConfig
+from utils.recipes import Int8
 
 ENGINES = [name for name in torch_ao.ENGINES if name in torch.backends.quantized.supported_engines]
-RECIPE = dict(bits=8, activations="minmax", keep_fp32=())
+RECIPE = Int8(ranges="minmax", calibration_images=4)
 WEIGHTS = {"stem.0": 8 * 27, "depthwise.0": 8 * 9, "pointwise": 6 * 8, "head": 2 * 6}
-BIASES = {"stem.0": 8, "depthwise.0": 8, "pointwise": 6, "head": 2}  # two of them made of BatchNorm
+BIASES = {"stem.0": 8, "depthwise.0": 8, "pointwise": 6, "head": 2}  # BatchNorm gives two of them
 IMAGES = uneven_images()
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -32,8 +34,11 @@ def everything():
 
 @pytest.fixture(scope="module")
 def deployed(everything):
-    """A network that has everything, on each engine. Packed weights compute on the engine that is set at the time."""
-    return {name: registry.get(name).quantize(everything, IMAGES, RECIPE) for name in ENGINES}
+    """A network that has everything, on each engine.
+
+    Packed weights compute on the engine that is set when they run.
+    """
+    return {name: deployed_on(name, everything, IMAGES, RECIPE) for name in ENGINES}
 
 
 @torch.inference_mode()
@@ -43,16 +48,14 @@ def answers(deployed, x):
 
 
 def steps_apart(deployed, x):
-    """The largest difference from exact execution, in steps of the last pair."""
+    """The largest difference from exact execution, in steps of the last Q/DQ pair."""
     quantized = deployed.quantized
-    return (
-        (answers(deployed, x) - execute(quantized, x)).abs().max()
-        / quantized.qdq(list(quantized.qdqs.source)[-1]).scale
-    ).item()
+    difference = (answers(deployed, x) - execute(quantized, x)).abs().max()
+    return (difference / quantized.qdq(list(quantized.qdqs.source)[-1]).scale).item()
 
 
 def called(deployed):
-    """What the lowered graph calls, in order: classes of modules, and names of functions and methods."""
+    """The calls of the lowered graph, in order: classes of modules, names of functions."""
     names = []
     for node in deployed.predict.graph.nodes:
         if node.op == "call_module":
@@ -73,10 +76,8 @@ def test_every_layer_has_exactly_the_integers_and_scales_of_the_quantized_networ
         packed = network.get_submodule(name)
         weight = packed.weight()
         assert weight.qscheme() == torch.per_channel_affine and weight.q_per_channel_axis() == 0
-        assert (
-            torch.equal(weight.int_repr(), layer.weight)
-            and not weight.q_per_channel_zero_points().any()
-        )
+        assert torch.equal(weight.int_repr(), layer.weight)
+        assert not weight.q_per_channel_zero_points().any()
         assert torch.equal(weight.q_per_channel_scales().float(), layer.scale)
         assert torch.equal(packed.bias(), layer.bias)
         after = quantized.qdq(qdqs[name])
@@ -85,9 +86,9 @@ def test_every_layer_has_exactly_the_integers_and_scales_of_the_quantized_networ
 
 def test_everything_is_computed_on_integers_from_the_image_to_the_logits(deployed):
     assert called(deployed["fbgemm"]) == [
-        "quantize_per_tensor", "ConvReLU2d", "MaxPool2d", "Conv2d", "add", "hardswish", "Conv2d", "hardswish",
-        "AdaptiveAvgPool2d", "ConvReLU2d", "Conv2d", "hardsigmoid", "mul", "Conv2d", "AdaptiveAvgPool2d", "flatten",
-        "Linear", "hardswish", "Linear", "dequantize",
+        "quantize_per_tensor", "ConvReLU2d", "MaxPool2d", "Conv2d", "add", "hardswish", "Conv2d",
+        "hardswish", "AdaptiveAvgPool2d", "ConvReLU2d", "Conv2d", "hardsigmoid", "mul", "Conv2d",
+        "AdaptiveAvgPool2d", "flatten", "Linear", "hardswish", "Linear", "dequantize",
     ]  # fmt: skip
     kinds = {
         type(module).__module__.split(".")[-4]
@@ -98,16 +99,13 @@ def test_everything_is_computed_on_integers_from_the_image_to_the_logits(deploye
 
 
 class Fused(nn.Module):
-    """Layers, a sum and a product with ReLU behind them."""
+    """Layers, a sum and a product, each with a ReLU after it."""
 
     def __init__(self):
         super().__init__()
         self.left, self.right, self.relu = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.ReLU()
-        self.pool, self.hidden, self.head = (
-            nn.AdaptiveAvgPool2d(1),
-            nn.Linear(4, 8),
-            nn.Linear(8, 2),
-        )
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.hidden, self.head = nn.Linear(4, 8), nn.Linear(8, 2)
 
     def forward(self, x):
         x = self.relu(self.left(x)), self.right(x)
@@ -117,8 +115,8 @@ class Fused(nn.Module):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_relu_is_computed_together_with_what_it_follows(engine):
-    network = registry.get(engine).quantize(small(Fused), IMAGES, RECIPE)
+def test_relu_is_computed_together_with_the_operator_before_it(engine):
+    network = deployed_on(engine, small(Fused), IMAGES, RECIPE)
     assert called(network) == [
         "quantize_per_tensor", "ConvReLU2d", "Conv2d", "add_relu", "mul_relu",
         "AdaptiveAvgPool2d", "flatten", "LinearReLU", "Linear", "dequantize",
@@ -133,11 +131,10 @@ def test_relu6_is_computed_on_integers_between_pairs_of_one_scale(engine):
     ).eval()
     with torch.no_grad():
         model[0].weight *= 20  # so that ReLU6 clips
-    deployed = registry.get(engine).quantize(model, IMAGES, RECIPE)
+    deployed = deployed_on(engine, model, IMAGES, RECIPE)
     first, second = (deployed.quantized.qdq(name) for name in ("qdq__0", "qdq__1"))
-    assert first.numbers == second.numbers and first.scale == pytest.approx(
-        6 / deployed.quantized.config.levels, rel=1e-3
-    )
+    assert first.numbers == second.numbers
+    assert first.scale == pytest.approx(6 / deployed.quantized.config.steps, rel=1e-3)
     assert steps_apart(deployed, IMAGES) <= 1
     assert called(deployed).count("dequantize") == 1  # of the logits
 
@@ -148,10 +145,8 @@ def test_a_network_that_has_everything_answers_as_its_exact_execution(everything
     exact = execute(deployed[engine].quantized, x).numpy()
     assert metrics.sqnr_db(exact, answers(deployed[engine], x).numpy()) > 40
     with torch.inference_mode():
-        assert (
-            metrics.sqnr_db(everything(IMAGES).numpy(), answers(deployed[engine], IMAGES).numpy())
-            > 30
-        )
+        fp32 = everything(IMAGES).numpy()
+    assert metrics.sqnr_db(fp32, answers(deployed[engine], IMAGES).numpy()) > 30
 
 
 # ---- kernels, where sums are large
@@ -160,10 +155,10 @@ def test_a_network_that_has_everything_answers_as_its_exact_execution(everything
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("groups", [1, 16])
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("factor", ["activations", "weights"])
+@pytest.mark.parametrize("overflow_fix", ["activations", "weights"])
 @torch.no_grad()
-def test_kernels_compute_what_the_integers_say(engine, groups, bias, factor):
-    """Large weights and inputs: where products are added up in too few bits, the sum is far off."""
+def test_kernels_compute_what_the_integers_say(engine, groups, bias, overflow_fix):
+    """Large weights and inputs: a sum of products in too few bits is far off."""
     torch.manual_seed(4)
     conv = nn.Conv2d(16, 16, 3, padding=1, groups=groups, bias=bias)
     conv.weight.copy_(torch.where(torch.rand_like(conv.weight) < 0.5, -1.0, 1.0))
@@ -171,26 +166,25 @@ def test_kernels_compute_what_the_integers_say(engine, groups, bias, factor):
     images = torch.rand(4, 16, 12, 12).to(memory_format=torch.channels_last)
     images[:2] = images[:2].round()
     images[2] = 1
-    network = registry.get(engine).quantize(
-        nn.Sequential(conv), images, RECIPE | dict(seven_bits=factor)
-    )
-    assert network.quantized.layers["0"].weight.abs().min() == network.quantized.layers["0"].high
+    recipe = RECIPE.replace(overflow_fix=overflow_fix)
+    network = deployed_on(engine, nn.Sequential(conv), images, recipe)
+    layer = network.quantized.layers["0"]
+    assert layer.weight.abs().min() == layer.high
     assert steps_apart(network, images) < 1.01
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("factor", ["activations", "weights"])
+@pytest.mark.parametrize("overflow_fix", ["activations", "weights"])
 @torch.no_grad()
-def test_linear_kernels_compute_what_the_integers_say(engine, factor):
+def test_linear_kernels_compute_what_the_integers_say(engine, overflow_fix):
     torch.manual_seed(4)
     linear = nn.Linear(512, 8)
     linear.weight.copy_(torch.where(torch.rand_like(linear.weight) < 0.5, -1.0, 1.0))
     linear.weight[0] = 1
     images = torch.rand(6, 512).round()
     images[0] = 1
-    network = registry.get(engine).quantize(
-        nn.Sequential(linear), images, RECIPE | dict(seven_bits=factor)
-    )
+    recipe = RECIPE.replace(overflow_fix=overflow_fix)
+    network = deployed_on(engine, nn.Sequential(linear), images, recipe)
     assert steps_apart(network, images) < 1.01
 
 
@@ -209,59 +203,56 @@ OPERATORS = {
 def test_an_operator_answers_as_its_exact_execution_within_a_step(engine, name):
     torch.manual_seed(0)
     operator = OPERATORS[name]
-    moving = isinstance(
-        operator, nn.MaxPool2d | nn.AdaptiveAvgPool2d
-    )  # computed on integers behind others only
-    model = (
-        nn.Sequential(nn.Conv2d(3, 3, 1), operator) if moving else nn.Sequential(operator)
-    ).eval()
-    network = registry.get(engine).quantize(model, IMAGES, RECIPE)
-    images = round_to(
-        network.quantized.qdq(next(iter(network.quantized.qdqs.source))), 1.5 * IMAGES
-    ).float()
+    # Pooling computes on integers only after other operators.
+    pools = isinstance(operator, nn.MaxPool2d | nn.AdaptiveAvgPool2d)
+    before = [nn.Conv2d(3, 3, 1)] if pools else []
+    model = nn.Sequential(*before, operator).eval()
+    network = deployed_on(engine, model, IMAGES, RECIPE)
+    first = network.quantized.qdq(next(iter(network.quantized.qdqs.source)))
+    images = round_to(first, 1.5 * IMAGES).float()
     assert steps_apart(network, images) < 1.01
     assert called(network)[0] == "quantize_per_tensor" and called(network).count("dequantize") == 1
 
 
-# ---- placement
+# ---- the Q/DQ configuration
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("vnni", [True, False])
-def test_a_factor_keeps_to_seven_bits_where_products_would_saturate(
+def test_a_factor_keeps_to_seven_bits_where_sums_of_products_would_overflow(
     monkeypatch, everything, engine, vnni
 ):
     monkeypatch.setattr(environment, "has_vnni", lambda: vnni)
-    for factor, highest, levels in (("weights", 64, 255), ("activations", 127, 127)):
-        highest, levels = (127, 255) if vnni or engine == "qnnpack" else (highest, levels)
-        config = registry.get(engine).qdq_config(RECIPE | dict(bits=8, seven_bits=factor))
-        network = ptq.quantize(everything, IMAGES, RECIPE, config)
+    for overflow_fix, highest, steps in (("weights", 64, 255), ("activations", 127, 127)):
+        highest, steps = (127, 255) if vnni or engine == "qnnpack" else (highest, steps)
+        config = registry.get(engine).qdq_config(RECIPE.replace(overflow_fix=overflow_fix))
+        network = ptq(everything, IMAGES, RECIPE, config)
         assert max(layer.weight.abs().max().item() for layer in network.layers.values()) == highest
-        expected = (IMAGES.max() - IMAGES.min()).item() / levels
+        expected = (IMAGES.max() - IMAGES.min()).item() / steps
         assert network.qdq("qdq_x").scale.item() == pytest.approx(expected, rel=1e-6)
-        # fbgemm's depthwise kernels are narrow on every processor.
+        # Sums overflow in fbgemm's depthwise kernels on every processor.
         depthwise = 64 if engine == "fbgemm" and vnni else highest
         assert network.layers["depthwise"].weight.abs().max().item() == depthwise
 
 
 @pytest.mark.parametrize("engine", [engine for engine in ENGINES if engine != "qnnpack"])
-@pytest.mark.parametrize("factor", ["weights", "activations"])
+@pytest.mark.parametrize("overflow_fix", ["weights", "activations"])
 def test_a_recipe_can_ask_for_the_seven_bits_of_processors_without_vnni(
-    monkeypatch, engine, factor
+    monkeypatch, engine, overflow_fix
 ):
-    recipe, backend = dict(bits=8, seven_bits=factor), registry.get(engine)
+    recipe, backend = RECIPE.replace(overflow_fix=overflow_fix), registry.get(engine)
     monkeypatch.setattr(environment, "has_vnni", lambda: False)
     without = backend.qdq_config(recipe)
     monkeypatch.setattr(environment, "has_vnni", lambda: True)
-    assert backend.qdq_config(recipe | dict(narrow=True)) == without != backend.qdq_config(recipe)
+    portable = backend.qdq_config(recipe.replace(portable=True))
+    assert portable == without != backend.qdq_config(recipe)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_scales_that_torch_fixes_are_known_to_the_method(deployed, engine):
-    config, quantized = registry.get(engine).qdq_config({"bits": 8}), deployed[engine].quantized
-    assert (
-        not config.float_logits and "qdq_head" in quantized.qdqs.source
-    )  # torch's layers give integers only
+    config, quantized = registry.get(engine).qdq_config(RECIPE), deployed[engine].quantized
+    # torch's layers only give integers.
+    assert not config.float_logits and "qdq_head" in quantized.qdqs.source
     assert quantized.qdq("qdq_gate").numbers == torch_ao.GATE
     assert quantized.qdq("qdq_squeeze").numbers == quantized.qdq("qdq_swish_1").numbers
     assert deployed[engine].facts["placement"] == config.describe()
@@ -306,13 +297,10 @@ ISLANDS = [
 @pytest.mark.parametrize("engine", ENGINES)
 def test_modules_kept_in_fp32_compute_between_integers(engine, keep_fp32):
     model = small(Blocks)
-    network = registry.get(engine).quantize(model, IMAGES, RECIPE | dict(keep_fp32=keep_fp32))
-    sqnr = metrics.sqnr_db(
-        execute(network.quantized, IMAGES).numpy(), answers(network, IMAGES).numpy()
-    )
-    assert (
-        sqnr is None or sqnr > 35
-    )  # a value that falls to the other side in qnnpack's convolutions
+    network = deployed_on(engine, model, IMAGES, RECIPE.replace(keep_fp32=keep_fp32))
+    exact = execute(network.quantized, IMAGES).numpy()
+    sqnr = metrics.sqnr_db(exact, answers(network, IMAGES).numpy())
+    assert sqnr is None or sqnr > 35  # qnnpack's convolutions round a value to the other side
     for name in layers.weighted(model):
         kept = any(f"{name}.".startswith(f"{module}.") for module in keep_fp32)
         assert (name in network.facts["quantized"]) != kept
@@ -323,18 +311,13 @@ def test_modules_kept_in_fp32_compute_between_integers(engine, keep_fp32):
 
 
 class Between(nn.Module):
-    """Operators that torch's engines lack, or whose scale would be another one there."""
+    """Operators that torch's engines lack, or give another scale."""
 
     def __init__(self, operator):
         super().__init__()
         torch.manual_seed(0)
-        self.conv, self.operator, self.pool, self.fc = (
-            nn.Conv2d(3, 4, 3),
-            operator,
-            nn.AdaptiveAvgPool2d(1),
-            nn.Linear(4, 2),
-        )
-        self.relu = nn.ReLU()
+        self.conv, self.operator, self.relu = nn.Conv2d(3, 4, 3), operator, nn.ReLU()
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(4, 2)
 
     def forward(self, x):
         return self.fc(torch.flatten(self.pool(self.operator(self, self.conv(x))), 1))
@@ -342,7 +325,7 @@ class Between(nn.Module):
 
 IN_FP32 = {
     "mean, then relu": lambda net, x: net.relu(net.pool(x)),
-    "relu beside another reader": lambda net, x: net.relu(x) + x,
+    "relu next to another reader": lambda net, x: net.relu(x) + x,
     "sum of multiples": lambda _, x: torch.add(x, x, alpha=3),
     "half": lambda _, x: x * 0.5,
 }
@@ -350,20 +333,18 @@ IN_FP32 = {
 
 @pytest.mark.parametrize("name", IN_FP32)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_what_an_engine_lacks_is_computed_in_fp32_and_rounded(engine, name):
-    network = registry.get(engine).quantize(Between(IN_FP32[name]).eval(), IMAGES, RECIPE)
-    assert (
-        called(network).count("quantize_per_tensor") == 2
-    )  # of the image, and behind the operator
+def test_operators_that_an_engine_lacks_compute_in_fp32_and_are_rounded(engine, name):
+    network = deployed_on(engine, Between(IN_FP32[name]).eval(), IMAGES, RECIPE)
+    assert called(network).count("quantize_per_tensor") == 2  # the image, and after the operator
     assert steps_apart(network, IMAGES) < 1.01
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @torch.inference_mode()
-def test_means_and_gates_with_other_scales_are_computed_in_fp32_and_rounded(engine, everything):
-    """As of a placement that fixes neither: torch's operators would give them the scales they always have."""
-    levels = registry.get(engine).qdq_config({"bits": 8}).levels
-    quantized = ptq.quantize(everything, IMAGES, RECIPE, QDQConfig("outputs", levels=levels))
+def test_means_and_gates_with_other_scales_compute_in_fp32_and_are_rounded(engine, everything):
+    """From a configuration that fixes neither scale: torch's operators always have the same."""
+    steps = registry.get(engine).qdq_config(RECIPE).steps
+    quantized = ptq(everything, IMAGES, RECIPE, QDQConfig("outputs", steps=steps))
     network = registry.get(engine).integers(quantized)
     assert metrics.sqnr_db(execute(quantized, IMAGES).numpy(), network(IMAGES).numpy()) > 40
     names = [getattr(node.target, "__name__", node.target) for node in network.graph.nodes]
@@ -379,7 +360,7 @@ def test_flattening_by_any_name_is_computed_on_integers():
     ):
         model = Between(lambda _, x: x)
         model.forward = lambda x, net=model, flatten=flatten: net.fc(flatten(net.pool(net.conv(x))))
-        network = registry.get("qnnpack").quantize(model.eval(), IMAGES, RECIPE)
+        network = deployed_on("qnnpack", model.eval(), IMAGES, RECIPE)
         assert steps_apart(network, IMAGES) < 1.01
         assert "Linear" in called(network) and called(network).count("quantize_per_tensor") == 1
 
@@ -390,9 +371,8 @@ def test_flattening_by_any_name_is_computed_on_integers():
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("keep_fp32", [(), ("stem", "pointwise")])
 def test_all_numbers_are_counted(engine, keep_fp32):
-    network = registry.get(engine).quantize(
-        small_depthwise(), IMAGES, RECIPE | dict(keep_fp32=keep_fp32)
-    )
+    recipe = RECIPE.replace(keep_fp32=keep_fp32)
+    network = deployed_on(engine, small_depthwise(), IMAGES, recipe)
     quantized = [name for name in WEIGHTS if not name.startswith(keep_fp32 or "-")]
     assert network.facts["quantized"] == sorted(quantized)
     counts = footprint.of_numbers(network.stored)
@@ -400,10 +380,8 @@ def test_all_numbers_are_counted(engine, keep_fp32):
     assert counts["parameters"] == sum(WEIGHTS.values()) + sum(BIASES.values())
     integers = sum(WEIGHTS[name] for name in quantized)
     assert counts["quantized_share"] == integers / counts["parameters"]  # biases stay in FP32
-    assert (
-        counts["theoretical_mb"]
-        == (integers + 4 * (counts["parameters"] - integers)) / environment.MIB
-    )
+    size = integers + 4 * (counts["parameters"] - integers)
+    assert counts["theoretical_mb"] == size / environment.MIB
 
 
 LOADER = """
@@ -414,20 +392,17 @@ folder = sys.argv[1]
 x = torch.from_numpy(numpy.load(f"{folder}/x.npy")).to(memory_format=torch.channels_last)
 for name in sys.argv[2:]:
     backend = registry.get(name)
+    predict = backend.load(f"{folder}/{name}{backend.suffix}", "cpu")
     with torch.inference_mode():
-        numpy.save(f"{folder}/{name}.npy", backend.load(f"{folder}/{name}{backend.suffix}", "cpu")(x).numpy())
+        numpy.save(f"{folder}/{name}.npy", predict(x).numpy())
 """
 
 
 def test_artifacts_loaded_in_a_fresh_process_answer_the_same_to_the_bit(
     tmp_path, everything, deployed
 ):
-    kept = {
-        f"{name}": registry.get(name).quantize(
-            everything, IMAGES, RECIPE | dict(keep_fp32=("reduce", "conv"))
-        )
-        for name in ENGINES
-    }
+    recipe = RECIPE.replace(keep_fp32=("reduce", "conv"))
+    kept = {name: deployed_on(name, everything, IMAGES, recipe) for name in ENGINES}
     x = 3 * noise(5, 64, seed=5)
     for folder, networks in ((tmp_path / "all", deployed), (tmp_path / "partly", kept)):
         folder.mkdir()
@@ -435,9 +410,8 @@ def test_artifacts_loaded_in_a_fresh_process_answer_the_same_to_the_bit(
         for name, network in networks.items():
             torch.backends.quantized.engine = name
             network.save(folder / f"{name}{network.backend.suffix}")
-        subprocess.run(
-            [sys.executable, "-c", LOADER, folder, *networks], check=True, cwd=paths.ROOT
-        )
+        command = [sys.executable, "-c", LOADER, folder, *networks]
+        subprocess.run(command, check=True, cwd=paths.ROOT)
         for name, network in networks.items():
             expected = answers(network, x.to(memory_format=torch.channels_last))
             assert expected.dtype == torch.float32 and expected.shape == (5, 2)
@@ -450,20 +424,49 @@ def test_an_engine_that_this_build_lacks_says_so(monkeypatch):
     assert registry.get("fbgemm").problem() == "this build of torch has only none, qnnpack"
 
 
+SPEAKING = """
+import pathlib
+import torch
+from helpers import deployed_on, noise, small_depthwise
+from utils.backends import registry
+from utils.recipes import Int8
+
+images, recipe = noise(2, 224), Int8(ranges="minmax", calibration_images=2)
+for name in torch.backends.quantized.supported_engines:
+    if name == "none":
+        continue
+    deployed = deployed_on(name, small_depthwise(), images, recipe)
+    deployed.predict(images)
+    deployed.save(file := pathlib.Path("artifact"))
+    registry.get(name).load(file, "cpu")(images)
+"""
+
+
+def test_the_deprecation_of_quint8_is_said_once_in_a_process(tmp_path):
+    folders = os.pathsep.join([str(paths.ROOT), str(paths.ROOT / "tests")])
+    result = subprocess.run(
+        [sys.executable, "-c", SPEAKING],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": folders}, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    (line,) = result.stdout.splitlines()
+    assert line.startswith("torch will remove quint8, the number format of fbgemm, x86, onednn and")
+    assert "(pytorch/pytorch#184982)" in line and "take another --backend" in line
+    assert result.stderr == ""
+
+
 # ---- the real network
 
 
 def test_every_layer_of_mobilenet_is_quantized():
     model = architectures.build("mobilenetv3").eval()
-    network = registry.get("fbgemm").quantize(model, torch.randn(2, 3, 64, 64), RECIPE)
+    network = deployed_on("fbgemm", model, torch.randn(2, 3, 64, 64), RECIPE)
     counts = footprint.of_numbers(network.stored)
-    assert (
-        counts["weight_modules"] == counts["quantized_modules"] == len(layers.weighted(model)) == 54
-    )
+    assert counts["weight_modules"] == counts["quantized_modules"] == 54
+    assert len(layers.weighted(model)) == 54
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     # BatchNorm's two numbers for each channel become one, the bias of the convolution before it.
     folded = sum(norm.num_features for norm in norms)
-    assert (
-        counts["parameters"] == sum(parameter.numel() for parameter in model.parameters()) - folded
-    )
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert counts["parameters"] == parameters - folded
     assert called(network).count("quantize_per_tensor") == called(network).count("dequantize") == 1

@@ -1,4 +1,4 @@
-"""Exported graphs: what the passes do to them, and that compilers are quiet unless they fail."""
+"""Exported graphs after their passes, and compilers that are quiet unless they fail."""
 
 import ctypes
 import logging
@@ -23,7 +23,7 @@ def qdq(x, numbers=NUMBERS):
 
 
 class Shared(nn.Module):
-    """Three operators read one rounded tensor, one of them twice; the last pair repeats another."""
+    """Three operators read one rounded tensor, one of them twice; a Q/DQ pair is repeated."""
 
     def forward(self, x):
         x = qdq(x)
@@ -41,18 +41,20 @@ def test_every_reader_has_a_separate_dequantization_and_answers_stay():
     assert count(module.graph, DQ) == 3
     torch_export.separate_dequantizations(module.graph)
     module.recompile()
-    assert (
-        count(module.graph, DQ) == 5 and count(module.graph, Q) == 3
-    )  # of the readers relu, mul and tanh; of two pairs
+    # Dequantizations for the readers relu, mul and tanh, and for two pairs.
+    assert count(module.graph, DQ) == 5 and count(module.graph, Q) == 3
     assert all(len(node.users) <= 1 for node in module.graph.nodes if node.target is DQ)
     assert torch.equal(module(x), before)
 
 
-def test_a_pair_that_repeats_another_is_removed_one_with_other_numbers_is_not():
-    class Repeated(nn.Module):
-        def forward(self, x):
-            return qdq(qdq(qdq(x)), (0.25, 3, -128, 127, torch.int8))
+class Repeated(nn.Module):
+    """Two equal Q/DQ pairs, and one with other numbers."""
 
+    def forward(self, x):
+        return qdq(qdq(qdq(x)), (0.25, 3, -128, 127, torch.int8))
+
+
+def test_a_pair_that_repeats_another_is_removed_one_with_other_numbers_is_not():
     module = torch.export.export(Repeated(), (torch.randn(2, 3),)).module()
     x = 20 * torch.randn(2, 3)
     before = module(x)
@@ -100,8 +102,5 @@ def test_a_compiler_that_fails_is_heard(capfd):
         raise ValueError("because")
     output, errors = capfd.readouterr()
     assert output == ""
-    assert all(
-        f"{who}, {where}" in errors
-        for who in ("python", "native")
-        for where in ("output", "errors")
-    )
+    for who in ("python", "native"):
+        assert f"{who}, output" in errors and f"{who}, errors" in errors

@@ -31,7 +31,7 @@ if without == "without":
         del sys.modules[name]
     del torch.ao
 
-from small_networks import images, mixed, quantized
+from small_networks import RECIPE, images, mixed, quantized
 from utils.backends import registry
 from utils.quantize import decomposed_ops
 
@@ -39,7 +39,7 @@ torch.set_num_threads(1)
 assert (decomposed_ops.LIBRARY is not None) == (without == "without")
 engine, folder = registry.get(engine), pathlib.Path(folder)
 if command == "lower":
-    network = quantized(mixed(), engine.qdq_config({"bits": 8}), images())
+    network = quantized(mixed(), engine.qdq_config(RECIPE), images())
     engine.lower(network, folder / f"network{engine.suffix}")
 torch.save(engine.load(folder / f"network{engine.suffix}", "cpu")(images()), folder / "logits.pt")
 assert (without == "without") != any(name.startswith("torch.ao.") for name in sys.modules)

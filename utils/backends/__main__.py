@@ -1,4 +1,4 @@
-"""List the backends: version, what each can do, and whether it can on this machine.
+"""List the backends: version, formats and methods, and whether they run on this machine.
 
 python -m utils.backends
 """
@@ -20,11 +20,13 @@ def formats(name: str) -> str:
     for label, labels in methods.items():
         served.setdefault(", ".join(labels), []).append(label)
     parts = [f"{', '.join(labels)} ({by})" for by, labels in served.items()]
-    return "; ".join(parts + ["compared as FP32"] * backend.fp32)
+    if backend.fp32:
+        parts.append("compared as FP32")
+    return "; ".join(parts)
 
 
 def version(name: str) -> str:
-    """Return the package of a backend and its version; the package alone if it is not installed."""
+    """Return the package of a backend with its version, if it is installed."""
     package = BACKENDS[name].package
     try:
         return f"{package} {importlib.metadata.version(package)}"
@@ -36,8 +38,11 @@ def main() -> None:
     """Print a line for each backend."""
     for name, backend in BACKENDS.items():
         problems = {device: registry.problem(name, device) for device in backend.devices}
-        able = ", ".join(device for device, problem in problems.items() if problem is None)
-        here = f"runs on {able}" if able else f"cannot run here: {next(iter(problems.values()))}"
+        able = [device for device, problem in problems.items() if problem is None]
+        if able:
+            here = f"runs on {', '.join(able)}"
+        else:
+            here = f"cannot run here: {next(iter(problems.values()))}"
         print(f"{name:14} {version(name):19} {formats(name):48} {here}")
 
 

@@ -1,9 +1,9 @@
-"""INT8 through Inductor, the compiler of torch: an AOTInductor package, made before it is loaded.
+"""INT8 through Inductor, the compiler of torch: an AOTInductor package, made ahead of time.
 
-Inductor turns a quantized network into C++ and calls of oneDNN's integer kernels, and compiles it.
-torchao knows what to look for: a dequantization at each input of a convolution or linear layer. The
-package, a .pt2 file, holds the machine code with the weights as oneDNN arranges them for this
-processor, so it is for processors of the same instruction set.
+Inductor turns a quantized network into C++ and calls to oneDNN's integer kernels, and compiles it.
+torchao tells it what to look for: a dequantization at each input of a convolution or linear layer.
+The package, a .pt2 file, holds machine code and the weights as oneDNN arranges them for this
+processor, so it runs only on processors with the same instruction set.
 """
 
 import collections
@@ -28,10 +28,12 @@ from utils.quantize.modules import QDQ, QuantizedLayer
 from utils.quantize.network import Quantized
 from utils.quantize.qdq_config import INTEGERS, QDQConfig
 
-FUSIONS = "torchao.quantization.pt2e.quantizer.x86_inductor_quantizer"  # importing it registers them with Inductor
-CALL = re.compile(r"\baoti_torch_cpu_(\w+)\(")  # of a kernel of torch, in the C++ of a package
-INTEGER_LAYERS = re.compile(r"_q(conv|linear)")
-LAYERS = re.compile(r"conv|linear|addmm|(^|_)mm")
+# Its import registers torchao's fusions with Inductor.
+FUSIONS = "torchao.quantization.pt2e.quantizer.x86_inductor_quantizer"
+# Calls of torch's kernels in the C++ of a package, and the names of layers among them.
+CALL = re.compile(r"\baoti_torch_cpu_(\w+)\(")
+INTEGER_LAYER_CALL = re.compile(r"_q(conv|linear)")
+LAYER_CALL = re.compile(r"conv|linear|addmm|(^|_)mm")
 
 
 class Inductor(Lowering):
@@ -46,57 +48,43 @@ class Inductor(Lowering):
         )
 
     def default_config(self, bits: int) -> QDQConfig:
-        """Return where Inductor wants pairs: where OpenVINO does, so that both share one network.
+        """Return where Inductor wants Q/DQ pairs: as OpenVINO does, so both share one network.
 
-        Rounded summands make ResNet-18 1.33 times as fast, at batch 32. Inductor has no integer
-        kernel for inputs with a scale for each channel: depthwise layers whose inputs have these
-        compute in FP32 on rounded numbers.
+        Rounded summands make ResNet-18 1.33 times as fast at batch 32. Inductor has no integer
+        kernel for inputs with a scale for each channel: depthwise layers that read them compute in
+        FP32 on rounded numbers.
         """
         return QDQConfig(
             "inputs", scales="needed", rounded_sums=True, centred=True, overflow=u8s8_overflow()
         )
 
     def lower(self, quantized: Quantized, path: Path) -> None:
-        """Compile `quantized` and write its package to `path`, for any batch size and number of threads.
+        """Compile `quantized` to a package at `path`, for any batch size and number of threads.
 
         That takes 15 (ResNet-18, AlexNet) to 33 s (MobileNetV3-Small) of processor time.
         """
-        from torch._inductor import aoti_compile_and_package, config
         from torch._inductor.exc import InductorError
-        from torch._inductor.utils import fresh_cache
 
-        importlib.import_module(FUSIONS)
-        # Without dynamic threads, the code has the number of threads of this process for good.
-        settings = {"freezing": True, "cpp.dynamic_threads": True}
-        package = io.BytesIO()  # torch's writer of packages aborts the process where a disk is full
         with torch_export.quiet(), torch.no_grad():
+            importlib.import_module(FUSIONS)
             program = torch_export.program(for_inductor(quantized))
             try:
-                with (
-                    config.patch(settings),
-                    fresh_cache(),
-                ):  # the usual cache would keep a copy of every package
-                    aoti_compile_and_package(program, package_path=package)
+                package = compiled(program)
             except InductorError as error:
                 if "CppCompileError" not in str(error):
                     raise
-                reasons = [
-                    line
-                    for line in str(error).splitlines()
-                    if "error" in line and "CppCompileError" not in line
-                ]
                 raise UserError(
-                    f"inductor: the C++ compiler failed ({reasons[-1].strip() if reasons else 'it does not say why'}). "
+                    f"inductor: the C++ compiler failed ({_reason(error)}). "
                     f"See that {tempfile.gettempdir()} has room, or take another --backend."
                 ) from None
-        path.write_bytes(package.getbuffer())
+        path.write_bytes(package)
 
     def load(self, path: Path, device: str) -> Predictor:
         """Load the package at `path`; it runs with the number of threads that torch has then."""
         from torch._inductor import aoti_load_package
 
         package = aoti_load_package(str(path))
-        # The code takes memory as it lies, and checks nothing.
+        # The code reads memory in order, and does not check strides.
         return lambda x: package(x.contiguous())
 
     def kernels(self, path: Path) -> dict:
@@ -104,20 +92,39 @@ class Inductor(Lowering):
         return kernels(path)
 
 
+def compiled(program: torch.export.ExportedProgram) -> memoryview:
+    """Return the package that Inductor compiles from an exported network."""
+    from torch._inductor import aoti_compile_and_package, config
+    from torch._inductor.utils import fresh_cache
+
+    # Without dynamic threads, the code would always use the number of threads of this process.
+    settings = {"freezing": True, "cpp.dynamic_threads": True}
+    package = io.BytesIO()  # given a path, torch's writer aborts the process if the disk is full
+    with config.patch(settings), fresh_cache():  # the usual cache would keep every package
+        aoti_compile_and_package(program, package_path=package)
+    return package.getbuffer()
+
+
+def _reason(error: Exception) -> str:
+    """Return the last error of the C++ compiler."""
+    for line in reversed(str(error).splitlines()):
+        if "error" in line and "CppCompileError" not in line:
+            return line.strip()
+    return "it does not say why"
+
+
 class FloatQDQ(nn.Module):
     """A `QDQ` with a scale for each channel of (n, channels, h, w), in float arithmetic.
 
-    It gives the same numbers. Inductor does not vectorize the original, in which MobileNetV3-Small
-    spends 40 % of its time.
+    It gives the same numbers. Inductor does not vectorize the original, which would take 40 % of
+    the time of MobileNetV3-Small.
     """
 
     def __init__(self, qdq: QDQ):
         super().__init__()
         low, high = INTEGERS[qdq.dtype]
         self.register_buffer("scale", qdq.scale.view(1, -1, 1, 1))
-        self.register_buffer(
-            "inverse", 1 / self.scale
-        )  # the operators of torch multiply by it, too
+        self.register_buffer("inverse", 1 / self.scale)  # torch's operators also multiply by it
         self.register_buffer("low", low - qdq.zero_point.float().view(1, -1, 1, 1))
         self.register_buffer("high", self.low + (high - low))
 
@@ -126,9 +133,10 @@ class FloatQDQ(nn.Module):
 
 
 def for_inductor(quantized: Quantized) -> fx.GraphModule:
-    """Copy the network of `quantized`, with float arithmetic wherever a pair has a scale for each channel.
+    """Copy the network of `quantized` in a form that Inductor computes fast.
 
-    Their layers are depthwise convolutions, which become float ones with the rounded weights.
+    Q/DQ pairs with a scale for each channel, and the depthwise convolutions that read them, get
+    float arithmetic. The weights stay rounded.
     """
     network = copy.deepcopy(quantized.network)
     for name, layer in quantized.layers.items():
@@ -140,7 +148,7 @@ def for_inductor(quantized: Quantized) -> fx.GraphModule:
 
 
 def float_depthwise(layer: QuantizedLayer) -> nn.Conv2d:
-    """Return a depthwise convolution in FP32 with the values of the integers of `layer`."""
+    """Return a depthwise convolution in FP32 with the values of the integer weights of `layer`."""
     stride, padding, dilation, groups = layer.convolution
     convolution = nn.Conv2d(
         groups, groups, layer.weight.shape[2:], stride, padding, dilation, groups
@@ -150,7 +158,7 @@ def float_depthwise(layer: QuantizedLayer) -> nn.Conv2d:
 
 
 def kernels(path: Path) -> dict:
-    """Count the calls of kernels for convolutions and linear layers in the C++ of a package.
+    """Count the kernels of convolutions and linear layers that the C++ of a package calls.
 
     Returns `layers`, their number; `integer_layers`, how many of them multiply integers; `kernels`,
     {name of a kernel: count}.
@@ -158,8 +166,8 @@ def kernels(path: Path) -> dict:
     with zipfile.ZipFile(path) as package:
         (wrapper,) = (name for name in package.namelist() if name.endswith(".wrapper.cpp"))
         calls = collections.Counter(CALL.findall(package.read(wrapper).decode()))
-    layers = {name: count for name, count in calls.items() if LAYERS.search(name)}
-    integers = sum(count for name, count in layers.items() if INTEGER_LAYERS.search(name))
+    layers = {name: count for name, count in calls.items() if LAYER_CALL.search(name)}
+    integers = sum(count for name, count in layers.items() if INTEGER_LAYER_CALL.search(name))
     return {"layers": sum(layers.values()), "integer_layers": integers, "kernels": layers}
 
 

@@ -1,9 +1,9 @@
 """The CPU provider of ONNX Runtime, for FP32, FP16 and quantized networks.
 
-The graph of an FP32 network is exported once from its checkpoint and kept beside it. A quantized
-network's graph is its artifact. ONNX Runtime looks for an operator between DequantizeLinear and
-QuantizeLinear, so it wants pairs behind every operator, and rounds biases to 32 bits. FP16, which it
-casts to FP32 wherever it has no kernel, and 16-bit integers gain nothing here.
+The graph of an FP32 network is exported once from its checkpoint and kept next to it. The graph of
+a quantized network is its artifact. ONNX Runtime looks for an operator between DequantizeLinear and
+QuantizeLinear, so it wants a Q/DQ pair after every operator. It rounds biases to 32 bits. FP16 and
+16-bit integers gain nothing here: where it has no kernel for FP16, it casts to FP32.
 """
 
 import collections
@@ -22,6 +22,9 @@ from utils.backends.operator_times import Timed
 from utils.quantize.network import Quantized
 from utils.quantize.qdq_config import QDQConfig
 
+# Types in ONNX Runtime's profile.
+FORMATS = {"uint8": "INT8", "int8": "INT8", "float": "FP32", "float16": "FP16"}
+
 
 class OnnxRuntime(Lowering):
     """The backend of networks on the CPU provider of ONNX Runtime."""
@@ -33,7 +36,7 @@ class OnnxRuntime(Lowering):
 
     def default_config(self, bits: int) -> QDQConfig:
         if bits == 16:
-            # Its 16-bit operators are computed in FP32 between roundings: a second simulation.
+            # It computes 16-bit operators in FP32 between roundings: a second simulation.
             return QDQConfig(
                 "outputs", torch.int16, torch.int8, bias="float", symmetric=True, steps=2**16 - 1
             )
@@ -61,31 +64,29 @@ class OnnxRuntime(Lowering):
     def session(self, path: Path, optimized: Path | None = None, log: Path | None = None):
         """Load an artifact or an FP32 checkpoint.
 
-        The optimized graph is written to `optimized`, and the times of all nodes to a file whose
-        name begins with `log`, once `end_profiling` is called.
+        If `optimized` is given, the optimized graph is written there. If `log` is given,
+        `end_profiling` writes the times of all nodes to a file whose name begins with it.
         """
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        # Without this, its threads keep spinning while the other side of a comparison is timed.
+        # Otherwise, its threads would spin while the other side of a comparison is timed.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if log is not None:
             options.enable_profiling, options.profile_file_prefix = True, str(log)
         if optimized is not None:
             options.optimized_model_filepath = str(optimized)
-            options.log_severity_level = (
-                3  # it warns that the optimized graph is for this machine only
-            )
+            options.log_severity_level = 3  # it would warn that the graph is only for this machine
         graph = onnx_export.of_checkpoint(path) if path.suffix == ".pt" else path
-        # This one would quantize the weights of layers that stay in FP32, if they stand between pairs.
+        # It would quantize the weights of layers that stay in FP32 between Q/DQ pairs.
         disabled = ["WeightBiasQuantization"]
         return onnxruntime.InferenceSession(
             graph, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
         )
 
     def profile(self, path: Path, x: torch.Tensor, runs: int) -> list[Timed]:
-        """Return the times of the nodes of the optimized graph, as ONNX Runtime logs them."""
+        """Return the times of the optimized graph's nodes, as ONNX Runtime logs them."""
         with tempfile.TemporaryDirectory() as folder:
             session = self.session(path, log=Path(folder) / "profile")
             for _ in range(runs + 1):
@@ -95,18 +96,14 @@ class OnnxRuntime(Lowering):
         for event in events:
             if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
                 nodes.setdefault(event["name"].removesuffix("_kernel_time"), []).append(event)
-        return [
-            Timed(
-                name,
-                times[0]["args"]["op_name"],
-                _format(times[0]),
-                sum(each["dur"] for each in times[1:]) / 1e3 / runs,
-            )
-            for name, times in nodes.items()  # the first run is slower
-        ]
+        times = []
+        for name, (first, *others) in nodes.items():  # the first run is slower
+            ms = sum(event["dur"] for event in others) / 1e3 / runs
+            times.append(Timed(name, first["args"]["op_name"], _format(first), ms))
+        return times
 
     def kernels(self, path: Path) -> dict[str, int]:
-        """Count the kernels of the optimized graph by operator, as ONNX Runtime runs them here."""
+        """Count the kernels of the graph by operator, as ONNX Runtime optimizes it here."""
         import onnx
 
         with tempfile.TemporaryDirectory() as folder:
@@ -117,15 +114,13 @@ class OnnxRuntime(Lowering):
 
 
 def _format(event: dict) -> str:
-    """Return the format that a node computes in: that of its first input."""
-    first = next(
-        (name for shape in event["args"].get("input_type_shape", []) for name in shape), ""
-    )
-    return {"uint8": "INT8", "int8": "INT8", "float": "FP32", "float16": "FP16"}.get(first, "")
+    """Return the format that a node computes in, by its first input; "" if it is another one."""
+    types = [name for shape in event["args"].get("input_type_shape", []) for name in shape]
+    return FORMATS.get(types[0], "") if types else ""
 
 
 def store_biases(quantized: Quantized, path: Path) -> None:
-    """Replace the float biases in the graph at `path` by the 32-bit integers of `quantized`, in place.
+    """Replace the float biases in the graph at `path` by the 32-bit integers of `quantized`.
 
     ONNX Runtime has integer kernels only for layers whose biases are dequantized integers.
     """
@@ -133,21 +128,13 @@ def store_biases(quantized: Quantized, path: Path) -> None:
 
     model = onnx.load(path)
     graph = model.graph
-    weights = {
-        node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"
-    }
-    layers = {f"{name}.weight": name for name in quantized.layers}
     dequantizations = []
-    for node in graph.node:
-        name = layers.get(weights.get(node.input[1])) if node.op_type in ("Conv", "Gemm") else None
-        if name is None or len(node.input) < 3:
-            continue  # a layer that stays in FP32, or one whose biases are zeros
+    for node, name in _quantized_layers(graph, quantized):
         layer, bias = quantized.layers[name], f"{name}.bias_dequantized"
         step = (quantized.input_scale(name).double() * layer.scale.double()).float()
         inputs = {f"{name}.bias_integers": layer.bias_integers, f"{name}.bias_scale": step}
-        graph.initializer.extend(
-            onnx.numpy_helper.from_array(value.numpy(), key) for key, value in inputs.items()
-        )
+        for key, value in inputs.items():
+            graph.initializer.append(onnx.numpy_helper.from_array(value.numpy(), key))
         dequantizations.append(onnx.helper.make_node("DequantizeLinear", [*inputs], [bias], axis=0))
         node.input[2] = bias
     nodes = [*dequantizations, *graph.node]
@@ -157,6 +144,24 @@ def store_biases(quantized: Quantized, path: Path) -> None:
         del field[:]
         field.extend(content)
     onnx.save(model, path)
+
+
+def _quantized_layers(graph, quantized: Quantized) -> list[tuple]:
+    """Return each node of a quantized layer with a bias, and the layer's name.
+
+    Layers that stay in FP32 are left out, and layers whose biases are zeros.
+    """
+    weights = {
+        node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"
+    }
+    layers = {f"{name}.weight": name for name in quantized.layers}
+    nodes = []
+    for node in graph.node:
+        if node.op_type in ("Conv", "Gemm") and len(node.input) > 2:
+            name = layers.get(weights.get(node.input[1]))
+            if name is not None:
+                nodes.append((node, name))
+    return nodes
 
 
 ENGINES = {"onnxruntime": OnnxRuntime()}

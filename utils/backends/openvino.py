@@ -1,7 +1,7 @@
 """OpenVINO on a CPU: FP32, INT8, and FP16 or BF16 where the CPU computes in them.
 
-The artifact is an ONNX file, which OpenVINO compiles when it runs. INT8 is a quantized network with
-pairs at the inputs of its convolutions and linear layers; OpenVINO computes these on integers, and
+The artifact is an ONNX file, which OpenVINO compiles when it runs. An INT8 network has Q/DQ pairs
+at the inputs of its convolutions and linear layers: OpenVINO computes these layers on integers, and
 the rest in FP32.
 """
 
@@ -27,12 +27,15 @@ from utils.quantize.qdq_config import QDQConfig
 if TYPE_CHECKING:
     import openvino
 
-LAYERS = ("Convolution", "FullyConnected", "MatMul")  # types of nodes in OpenVINO's compiled graph
-INTEGERS = ("u8", "i8")
+# Types and precisions of nodes in OpenVINO's compiled graph.
+LAYER_TYPES = ("Convolution", "FullyConnected", "MatMul")
+IDLE_TYPES = ("Const", "Input", "Output", "Reorder", "Reshape")  # they compute nothing
+INTEGER_PRECISIONS = ("u8", "i8")
+FORMATS = {"i8": "INT8", "u8": "INT8", "f32": "FP32", "f16": "FP16", "bf16": "BF16"}
 
 
 class OpenVino(Lowering):
-    """The backend of OpenVINO with all that is not quantized in the precision `precision`.
+    """The backend of OpenVINO, which computes in `precision` whatever is not quantized.
 
     `precision` is OpenVINO's name: f32, f16 or bf16.
     """
@@ -48,18 +51,16 @@ class OpenVino(Lowering):
         )
         if missing:
             return missing
-        label = {"f32": "FP32", "f16": "FP16", "bf16": "BF16"}[self.precision]
-        return (
-            None
-            if label in _capabilities()
-            else f"this CPU has no {label} arithmetic, so OpenVINO would compute in another"
-        )
+        label = FORMATS[self.precision]
+        if label in _capabilities():
+            return None
+        return f"this CPU has no {label} arithmetic, so OpenVINO would compute in another"
 
     def default_config(self, bits: int) -> QDQConfig:
-        """Return where OpenVINO wants pairs.
+        """Return where OpenVINO wants Q/DQ pairs.
 
-        Rounded summands make ResNet-18 1.15 times as fast at batch 32, and zero-points in the middle
-        MobileNetV3-Small 1.1 times, at any batch size.
+        Rounded summands make ResNet-18 1.15 times as fast at batch 32. Zero-points in the middle
+        make MobileNetV3-Small 1.1 times as fast at any batch size.
         """
         return QDQConfig(
             "inputs", scales="needed", rounded_sums=True, centred=True, overflow=u8s8_overflow()
@@ -77,9 +78,9 @@ class OpenVino(Lowering):
     def load(self, path: Path, device: str) -> Predictor:
         """Load an artifact or an FP32 checkpoint, to run with the present number of threads.
 
-        The network is compiled for every new batch size, when that is first run: with a free batch
-        size, MobileNetV3-Small is a fifth slower. Only the last one is kept, so that the memory of
-        one batch size is not that of all before it.
+        The network is compiled again whenever the batch size changes: with a free batch size,
+        MobileNetV3-Small is a fifth slower. Only the last compiled network is kept, so that the
+        memory measured for one batch size does not include the others.
         """
         compile_for = functools.lru_cache(maxsize=1)(self._compiler(path))
 
@@ -89,11 +90,11 @@ class OpenVino(Lowering):
         return predict
 
     def kernels(self, path: Path) -> dict:
-        """Count the kernels that run the artifact at `path` for a batch of one; see `kernels`."""
+        """Count the kernels that run the artifact at `path` for a batch of one."""
         return kernels(self._compiler(path)(1))
 
     def profile(self, path: Path, x: torch.Tensor, runs: int) -> list[Timed]:
-        """Return the times of the nodes of the compiled graph, as OpenVINO measures them."""
+        """Return the times of the compiled graph's nodes, as OpenVINO measures them."""
         request = self._compiler(path, PERF_COUNT=True)(len(x)).create_infer_request()
         total, nodes = collections.Counter(), {}
         for run in range(runs + 1):
@@ -108,10 +109,10 @@ class OpenVino(Lowering):
         ]
 
     def _compiler(self, path: Path, **changes):
-        """Return a function from a batch size to the network at `path`, compiled for it.
+        """Return a function that compiles the network at `path` for a batch size.
 
-        `changes` are further settings of OpenVINO. The function raises `UserError` if the network
-        would be computed in another precision.
+        `changes` are further settings of OpenVINO. The function raises `UserError` if OpenVINO
+        would compute in another precision.
         """
         import openvino
 
@@ -122,7 +123,7 @@ class OpenVino(Lowering):
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
-            "ENABLE_CPU_PINNING": False,  # whoever compares engines decides which CPUs they run on
+            "ENABLE_CPU_PINNING": False,  # the comparison of engines decides on which CPUs they run
         } | changes
 
         def compile_for(batch_size: int) -> "openvino.CompiledModel":
@@ -131,7 +132,8 @@ class OpenVino(Lowering):
             actual = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
             if actual != self.precision:
                 raise UserError(
-                    f"{self.name}: OpenVINO would compute in {actual} on this CPU, not in {self.precision}."
+                    f"{self.name}: OpenVINO would compute in {actual} on this CPU, "
+                    f"not in {self.precision}."
                 )
             return compiled
 
@@ -139,9 +141,9 @@ class OpenVino(Lowering):
 
 
 def around_zero(network: fx.GraphModule) -> fx.GraphModule:
-    """Copy a quantized `network`, with s8 and zero-point 0 in place of u8 and zero-point 128.
+    """Copy a quantized `network` with s8 and zero-point 0 in place of u8 and zero-point 128.
 
-    The numbers are the same. OpenVINO multiplies s8 without a correction for the zero-point.
+    The values are the same. OpenVINO multiplies s8 without a correction for the zero-point.
     """
     network = copy.deepcopy(network)
     for module in network.modules():
@@ -154,20 +156,23 @@ def around_zero(network: fx.GraphModule) -> fx.GraphModule:
 def kernels(compiled: "openvino.CompiledModel") -> dict:
     """Count the kernels of convolutions and linear layers in a compiled network.
 
-    Returns `layers`, their number; `integer_layers`, how many of them multiply integers;
-    `kernels`, {name of a kernel: count}; `precisions`, {precision: count} of all other nodes that
-    compute. FP32 layers can be fewer than those of the network, because some are fused with others.
-    With AVX-512, linear layers one after the other are a single node, a subgraph.
+    Returns `layers`, their number; `integer_layers`, how many of them multiply integers; `kernels`,
+    {name of a kernel: count}; `precisions`, {precision: count} of all other nodes that compute. In
+    FP32 there can be fewer layers than in the network, because OpenVINO fuses some. With AVX-512,
+    consecutive linear layers are a single node, a subgraph.
     """
     counts, precisions, integers = collections.Counter(), collections.Counter(), 0
     for node in compiled.get_runtime_model().get_ordered_ops():
         kind, precision = _fact(node, "layerType"), _fact(node, "runtimePrecision")
-        fused = _matrices(node) if kind == "Subgraph" else []
-        if kind in LAYERS or fused:
-            layers = [precision] if kind in LAYERS else fused
+        layers = []  # the precision of each
+        if kind in LAYER_TYPES:
+            layers = [precision]
+        elif kind == "Subgraph":
+            layers = _matrices(node)
+        if layers:
             counts[_fact(node, "primitiveType")] += len(layers)
-            integers += sum(each in INTEGERS for each in layers)
-        elif kind not in ("Const", "Input", "Output", "Reorder", "Reshape"):
+            integers += sum(layer in INTEGER_PRECISIONS for layer in layers)
+        elif kind not in IDLE_TYPES:
             precisions[precision] += 1
     return {
         "layers": counts.total(),
@@ -178,17 +183,14 @@ def kernels(compiled: "openvino.CompiledModel") -> dict:
 
 
 def _matrices(subgraph) -> list[str]:
-    """Return the precision of every constant matrix that a node reads, the weights of a linear layer each."""
-    sources = [
-        (source.get_source_output().get_node(), source.get_partial_shape())
-        for source in subgraph.inputs()
-    ]
-    constants = [(node, shape) for node, shape in sources if _fact(node, "layerType") == "Const"]
-    return [
-        _fact(node, "runtimePrecision")
-        for node, shape in constants
-        if len(shape) == 2 and shape[0].get_length() > 1
-    ]
+    """Return the precision of each constant matrix that a node reads: weights of linear layers."""
+    precisions = []
+    for source in subgraph.inputs():
+        node, shape = source.get_source_output().get_node(), source.get_partial_shape()
+        is_constant = _fact(node, "layerType") == "Const"
+        if is_constant and len(shape) == 2 and shape[0].get_length() > 1:
+            precisions.append(_fact(node, "runtimePrecision"))
+    return precisions
 
 
 def _fact(node, name: str) -> str:
@@ -197,15 +199,13 @@ def _fact(node, name: str) -> str:
 
 def _format(kernel: str) -> str:
     """Return the format in the name of a kernel, for example "brgconv_avx512_I8"."""
-    return {"i8": "INT8", "u8": "INT8", "f32": "FP32", "f16": "FP16", "bf16": "BF16"}.get(
-        kernel.lower().rpartition("_")[2], ""
-    )
+    return FORMATS.get(kernel.lower().rpartition("_")[2], "")
 
 
 def shorten(path: Path, precision: str) -> None:
     """Store the FP32 numbers of the ONNX file at `path` in `precision`, f16 or bf16, in place.
 
-    The graph casts them back to FP32. OpenVINO then computes in the precision it is told.
+    The graph casts them back to FP32. OpenVINO then computes in the precision that it is given.
     """
     import ml_dtypes
     import numpy as np
@@ -216,15 +216,10 @@ def shorten(path: Path, precision: str) -> None:
     casts = []
     for stored in model.graph.initializer:
         if stored.data_type == onnx.TensorProto.FLOAT:
-            name = stored.name
-            stored.CopyFrom(
-                onnx.numpy_helper.from_array(
-                    onnx.numpy_helper.to_array(stored).astype(short), f"{name}_{precision}"
-                )
-            )
-            casts.append(
-                onnx.helper.make_node("Cast", [stored.name], [name], to=onnx.TensorProto.FLOAT)
-            )
+            name, values = stored.name, onnx.numpy_helper.to_array(stored).astype(short)
+            stored.CopyFrom(onnx.numpy_helper.from_array(values, f"{name}_{precision}"))
+            cast = onnx.helper.make_node("Cast", [stored.name], [name], to=onnx.TensorProto.FLOAT)
+            casts.append(cast)
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)

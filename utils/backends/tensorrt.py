@@ -12,6 +12,7 @@ import importlib
 import re
 import tempfile
 import textwrap
+import types
 from pathlib import Path
 
 import torch
@@ -29,13 +30,14 @@ from utils.quantize.network import Quantized
 from utils.quantize.qdq_config import QDQConfig
 from utils.training import checkpoints
 
-SMALLEST = 2.0**-24  # smallest positive FP16 number
-BATCHES = (1, 32, 64)  # smallest batch of a plan, the one that its kernels are chosen for, largest
+SMALLEST_FP16 = 2.0**-24  # above 0
+# The smallest batch of a plan, the batch that its kernels are chosen for, and the largest.
+BATCHES = (1, 32, 64)
 SIDE = 224
 
 
 class TensorRT(Lowering):
-    """The backend of TensorRT plans with all that is not quantized in the format `rest`.
+    """The backend of TensorRT plans; whatever is not quantized is in the format `rest`.
 
     `package` is the Python package; "tensorrt_rtx" has the same API.
     """
@@ -46,11 +48,14 @@ class TensorRT(Lowering):
         self.name, self.rest, self.package = name, rest, package
 
     def problem(self) -> str | None:
-        no_gpu = (
-            None if torch.cuda.is_available() else "no NVIDIA GPU that this build of torch can use"
-        )
-        missing = not_installed("requirements-tensorrt.txt", self.package, "onnx", "onnxscript")
-        return "; ".join(filter(None, (no_gpu, missing))) or None
+        problems = []
+        if not torch.cuda.is_available():
+            problems.append("no NVIDIA GPU that this build of torch can use")
+        if missing := not_installed(
+            "requirements-tensorrt.txt", self.package, "onnx", "onnxscript"
+        ):
+            problems.append(missing)
+        return "; ".join(problems) or None
 
     @property
     def suffix(self) -> str:
@@ -58,7 +63,8 @@ class TensorRT(Lowering):
         if self.problem():
             return f".{self.name}.plan"
         built = self.built_with()
-        return f".{self.name}.{re.sub('[^a-z0-9]+', '-', built['gpu'].lower()).strip('-')}.{built['tensorrt']}.plan"
+        gpu = re.sub("[^a-z0-9]+", "-", built["gpu"].lower()).strip("-")
+        return f".{self.name}.{gpu}.{built['tensorrt']}.plan"
 
     def built_with(self) -> dict[str, str]:
         """Return what a plan built here depends on: the GPU and the version of TensorRT."""
@@ -68,7 +74,7 @@ class TensorRT(Lowering):
         }
 
     def default_config(self, bits: int) -> QDQConfig:
-        """Return where TensorRT wants pairs: int8 around 0, and one scale for each activation."""
+        """Return where TensorRT wants Q/DQ pairs: int8 around 0, one scale for each activation."""
         return QDQConfig("inputs", activation=torch.int8, symmetric=True)
 
     def deploy(self, quantized: Quantized) -> Lowered:
@@ -78,12 +84,11 @@ class TensorRT(Lowering):
     def lower(self, quantized: Quantized, path: Path) -> None:
         """Build the plan of a quantized network and write it to `path`.
 
-        Its quantized layers run on integers. The others, `keep_fp32` among them, are in the format
+        Quantized layers run on integers. All others, including `keep_fp32`, are in the format
         `rest`. Raises `UserError` if the graph breaks TensorRT's rules or TensorRT refuses it.
         """
-        self._compile(
-            quantized.network if self.rest is torch.float32 else half(quantized.network), path
-        )
+        network = quantized.network
+        self._compile(network if self.rest is torch.float32 else half(network), path)
 
     def lower_half(self, network: nn.Module, path: Path) -> None:
         """Build the plan of a float `network`, all of it in the format `rest`; write it to `path`.
@@ -93,22 +98,23 @@ class TensorRT(Lowering):
         self._compile(network if self.rest is torch.float32 else Half(network), path)
 
     def load(self, path: Path, device: str) -> Predictor:
-        """Load a plan, or the FP32 checkpoint at `path`, whose FP32 plan is kept beside it.
+        """Load the plan at `path`, or for an FP32 checkpoint the plan that is kept next to it.
 
-        Raises `UserError` if the plan is another version's or another GPU's.
+        Raises `UserError` if the plan is for another version or another GPU.
         """
         return Plan(self.package, self._fp32_plan(path) if path.suffix == ".pt" else path)
 
     def _fp32_plan(self, checkpoint: Path) -> Path:
-        return checkpoints.derived(
-            checkpoint,
-            self.suffix,
-            lambda target: self._write(onnx_export.of_checkpoint(checkpoint), target),
-            ("utils.backends.tensorrt",),
-            (self.package, *onnx_export.PACKAGES),
-        )
+        """Return the path of the plan of an FP32 checkpoint; build it if it is missing."""
+
+        def write(target: Path) -> None:
+            self._write(onnx_export.of_checkpoint(checkpoint), target)
+
+        packages = (self.package, *onnx_export.PACKAGES)
+        return checkpoints.derived(checkpoint, self.suffix, write, (__name__,), packages)
 
     def _compile(self, network: nn.Module, path: Path) -> None:
+        """Write the plan of `network` to `path`."""
         with tempfile.TemporaryDirectory() as folder:
             graph = Path(folder) / "network.onnx"
             onnx_export.export(network, graph)
@@ -123,7 +129,8 @@ class TensorRT(Lowering):
         if broken := tensorrt_rules.violations(onnx.load(graph)):
             more = f" ({len(broken) - 1} more)" if len(broken) > 1 else ""
             raise UserError(
-                f"{self.name}: the graph breaks TensorRT's rules for quantization{more}: {broken[0]}."
+                f"{self.name}: the graph breaks TensorRT's rules for quantization{more}: "
+                f"{broken[0]}."
             )
         plan = build(self.package, graph)
         with paths.atomic(path) as temporary:
@@ -133,7 +140,7 @@ class TensorRT(Lowering):
 class Plan:
     """A plan in GPU memory, ready to run: from images to logits.
 
-    Images are float32 (n, 3, 224, 224) CUDA tensors, normalised, with n from 1 to 64; logits are
+    Images are float32 (n, 3, 224, 224) CUDA tensors, normalised, with n from 1 to 64. Logits are
     float32 (n, 2) CUDA tensors. A call returns at once; the caller's stream waits for the logits.
     """
 
@@ -144,37 +151,41 @@ class Plan:
         self.engine = self.runtime.deserialize_cuda_engine(path.read_bytes())
         if self.engine is None:
             raise UserError(
-                f"{path}: TensorRT {trt.__version__} cannot load this plan here ({self.log.first()}). A plan runs only with the "
-                "version and on the model of GPU that it was built with; delete it and run its script again."
+                f"{path}: TensorRT {trt.__version__} cannot load this plan here "
+                f"({self.log.first()}). A plan runs only with the version and on the model of GPU "
+                "that it was built with; delete it and run its script again."
             )
         self.context = self.engine.create_execution_context()
         self.stream = torch.cuda.Stream()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         x = x.float().contiguous()
-        # A shape is set when it changes only: that costs time, and is no part of a CUDA graph.
+        # Setting a shape costs time and cannot be part of a CUDA graph, so it is set only on
+        # change.
         changed = tuple(self.context.get_tensor_shape("images")) != tuple(x.shape)
         if changed and not self.context.set_input_shape("images", tuple(x.shape)):
             raise UserError(
-                f"a plan takes {BATCHES[0]} to {BATCHES[-1]} images, not {len(x)}: give smaller --batch-sizes."
+                f"a plan takes {BATCHES[0]} to {BATCHES[-1]} images, not {len(x)}: "
+                "give smaller --batch-sizes."
             )
         logits = torch.empty(len(x), NUM_CLASSES, device=x.device)
         self.context.set_tensor_address("images", x.data_ptr())
         self.context.set_tensor_address("logits", logits.data_ptr())
         caller = torch.cuda.current_stream(x.device)
-        # On the default stream, TensorRT adds synchronizations. During a capture, the caller's
-        # stream is the one captured, and not the default.
+        # TensorRT adds synchronizations on the default stream. During a capture, the caller's
+        # stream is the captured one, which is not the default.
         stream = self.stream if caller == torch.cuda.default_stream(x.device) else caller
         stream.wait_stream(caller)
         if not self.context.execute_async_v3(stream.cuda_stream):
             raise RuntimeError(f"TensorRT could not start the plan: {self.log.first()}")
-        # From here on, the caller's stream is behind the plan: it may free or overwrite both tensors.
+        # The caller's stream now waits for the plan, so the caller may free or overwrite both
+        # tensors.
         caller.wait_stream(stream)
         return logits
 
 
 class _OnnxQDQ(nn.Module):
-    """A `QDQ` in FP16, as ONNX operators; it can be exported, but not run."""
+    """A `QDQ` in FP16, as ONNX operators; it can only be exported."""
 
     def __init__(self, qdq: QDQ):
         super().__init__()
@@ -192,13 +203,13 @@ class _OnnxQDQ(nn.Module):
 
 
 class _Layer(nn.Module):
-    """A `QuantizedLayer` with FP16 scales and bias, as ONNX operators; it can only be exported."""
+    """A `QuantizedLayer` with FP16 scales and bias, as ONNX operators, for export only."""
 
     def __init__(self, layer: QuantizedLayer):
         super().__init__()
         self.layer = layer
         scale = _fp16(layer.scale)
-        # The integers stay the same unless a scale is so small that FP16 holds few of its bits.
+        # The integers change only if a scale is so small that FP16 holds few of its bits.
         integers = torch.round(layer.values() / by_output(scale.float(), layer.weight))
         self.register_buffer("weight", integers.clamp(layer.low, layer.high).to(torch.int8))
         self.register_buffer("scale", scale)
@@ -214,10 +225,10 @@ class _Layer(nn.Module):
 
 
 def half(network: fx.GraphModule) -> Half:
-    """Copy the network of a `Quantized` for export, with all in FP16 that is not an integer.
+    """Copy the network of a `Quantized` for export, with FP16 in place of FP32.
 
-    TensorRT computes a quantized layer on integers if its scales are in the format of what it reads
-    and writes. PyTorch's operators give float32 only, hence the ONNX operators.
+    TensorRT computes a quantized layer on integers if its scales have the format of its input and
+    output. PyTorch's operators only give float32, hence the ONNX operators.
     """
     network = copy.deepcopy(network)
     for name, module in list(network.named_modules()):
@@ -229,22 +240,21 @@ def half(network: fx.GraphModule) -> Half:
 
 
 def _fp16(scale: torch.Tensor) -> torch.Tensor:
-    """Round scales to FP16; those that would become 0 get its smallest positive number."""
-    return scale.half().clamp_min(SMALLEST)
+    """Round scales to FP16; scales that would become 0 get its smallest positive number."""
+    return scale.half().clamp_min(SMALLEST_FP16)
 
 
 def build(package: str, graph: Path) -> bytes:
     """Return the plan of the ONNX file `graph`, for the GPU of this machine.
 
-    TF32, with 10 bits of mantissa, is off, so FP32 is FP32. Raises `UserError` with TensorRT's
-    first message if it refuses the graph.
+    TF32, which has a mantissa of 10 bits, is off, so FP32 is FP32. Raises `UserError` with
+    TensorRT's first message if it refuses the graph.
     """
     trt, log = _library(package)
     log.errors.clear()
     builder = trt.Builder(log)
-    typed = getattr(
-        trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None
-    )  # the only kind, once the flag is gone
+    # A later version without the flag knows only strongly typed networks.
+    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, log)
     plan = None
@@ -261,27 +271,29 @@ def build(package: str, graph: Path) -> bytes:
     return bytes(plan)
 
 
+class ErrorLog:
+    """TensorRT's errors since `errors` was last cleared; a base of its logger."""
+
+    def __init__(self):
+        super().__init__()
+        self.errors: list[str] = []
+
+    def log(self, severity, message: str) -> None:
+        if severity in (self.Severity.INTERNAL_ERROR, self.Severity.ERROR):
+            self.errors.append(message)
+
+    def first(self) -> str:
+        """Return the first error in one line."""
+        return textwrap.shorten(self.errors[0], 300) if self.errors else "no reason given"
+
+
 @functools.cache
 def _library(package: str):
-    """Return TensorRT and its log; TensorRT keeps the first log it is given in a process."""
+    """Return TensorRT and its log; in a process, TensorRT keeps the first log that it is given."""
     trt = importlib.import_module(package)
-
-    class Log(trt.ILogger):
-        """The errors since `errors` was last cleared."""
-
-        def __init__(self):
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity, message: str) -> None:
-            if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
-                self.errors.append(message)
-
-        def first(self) -> str:
-            """Return the first error in one line."""
-            return textwrap.shorten(self.errors[0], 300) if self.errors else "no reason given"
-
-    return trt, Log()
+    # The other base comes from the package, which is imported only here and has two possible names.
+    logger = types.new_class("Logger", (ErrorLog, trt.ILogger))
+    return trt, logger()
 
 
 ENGINES = {

@@ -13,8 +13,8 @@ from torch import fx, nn
 
 from utils.quantize.decomposed_ops import OPS
 
-# torch computes convolutions differently from 16 images on. The tracer makes a bound on the batch size
-# of that: with fewer images in the example, no batch of more than 15 could run.
+# torch computes convolutions differently from 16 images on. The tracer makes a bound on the batch
+# size of that: with fewer images in the example, no batch of more than 15 could run.
 EXAMPLE_SHAPE = (16, 3, 224, 224)
 
 

@@ -114,9 +114,7 @@ class Xnnpack(Lowering):
             network = for_xnnpack(folded(architectures.rebuild(checkpoints.read(path))))
             write(torch_export.program(network, LARGEST_BATCH, self.layout), target)
 
-        return checkpoints.derived(
-            path, self.suffix, export, ("utils.backends.xnnpack",), ("torch", "executorch")
-        )
+        return checkpoints.derived(path, self.suffix, export, (__name__,), ("torch", "executorch"))
 
 
 def runtime():
@@ -232,9 +230,9 @@ def _replace_flatten(network: fx.GraphModule, node: fx.Node, modules: dict[str, 
 def _fold_gate(network: fx.GraphModule, gate: fx.Node, modules: dict[str, nn.Module]) -> None:
     """Move the division of a hardsigmoid, clip(x / 6 + 1 / 2, 0, 1), into the layer before it.
 
-    A float layer also adds the half, and XNNPACK clips its output at no cost. A quantized layer gets
-    a sixth of its scales and its bias, so its integers stay the same. This changes the network in
-    place.
+    A float layer also adds the half, and XNNPACK clips its output at no cost. A quantized layer
+    gets a sixth of its scales and its bias, so its integers stay the same. This changes the network
+    in place.
     """
     before, after = modules.get(gate.args[0].target), modules.get(next(iter(gate.users)).target)
     if isinstance(before, nn.Conv2d | nn.Linear):
