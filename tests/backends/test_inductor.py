@@ -1,4 +1,4 @@
-"""Inductor: packages that answer as the exact reference in a process without torchao, by kernels counted in their code."""
+"""Inductor: packages that agree with exact execution, and the kernels counted in their code."""
 
 import importlib.util
 import subprocess
@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 import torch
-from small_networks import Mixed, Sum, images, quantized
+from small_networks import RECIPE, Mixed, Sum, images, quantized
 
 from utils import architectures, paths
 from utils.backends.inductor import ENGINES, FloatQDQ, for_inductor, kernels
@@ -33,7 +33,7 @@ def artifact(integers, tmp_path_factory):
     return path
 
 
-def test_it_answers_as_the_exact_reference_for_any_batch_size_in_any_order(integers, artifact):
+def test_it_answers_as_exact_execution_for_any_batch_size_in_any_order(integers, artifact):
     predict, x = ENGINE.load(artifact, "cpu"), images(20)
     exact = execute(integers, x)
     for count in (1, 20, 3, 16, 1):
@@ -47,26 +47,20 @@ def test_the_memory_layout_of_the_images_does_not_matter(artifact):
     assert torch.equal(predict(x.to(memory_format=torch.channels_last)), predict(x))
 
 
-def test_all_layers_but_the_depthwise_one_run_on_integers(artifact):
+def test_all_layers_except_the_depthwise_one_run_on_integers(artifact):
     counts = ENGINE.kernels(artifact)
     assert counts == kernels(artifact)
     assert (counts["layers"], counts["integer_layers"]) == (Mixed.LAYERS, Mixed.LAYERS - 1)
     assert sum(counts["kernels"].values()) == Mixed.LAYERS
-    assert (
-        counts["kernels"]["_qconv_pointwise_tensor"]
-        == counts["kernels"]["_qlinear_pointwise_tensor"]
-        == 3
-    )
+    assert counts["kernels"]["_qconv_pointwise_tensor"] == 3
+    assert counts["kernels"]["_qlinear_pointwise_tensor"] == 3
 
 
 def test_the_code_takes_the_number_of_threads_of_the_process_that_runs_it(artifact):
-    """It was compiled with one thread, which would leave no parallel loops at all."""
+    """It was compiled with one thread; by default, that leaves no parallel loops."""
     with zipfile.ZipFile(artifact) as package:
-        (kernel,) = (
-            package.read(name).decode()
-            for name in package.namelist()
-            if name.endswith(".kernel.cpp")
-        )
+        (name,) = (name for name in package.namelist() if name.endswith(".kernel.cpp"))
+        kernel = package.read(name).decode()
     assert "#pragma omp parallel" in kernel and "num_threads(" not in kernel
 
 
@@ -92,27 +86,26 @@ def test_a_fresh_process_runs_the_file_without_torchao_with_other_threads(artifa
     done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     logits = torch.load(artifact.with_name("logits.pt"))
-    torch.testing.assert_close(
-        logits, ENGINE.load(artifact, "cpu")(images(3)), rtol=0.02, atol=0.01
-    )
+    expected = ENGINE.load(artifact, "cpu")(images(3))
+    torch.testing.assert_close(logits, expected, rtol=0.02, atol=0.01)
 
 
-@pytest.mark.parametrize("factor", ["activations", "weights"])
-def test_no_sum_overflows_on_this_cpu(tmp_path, factor):
-    """All products are the largest ones: factors of 8 bits without VNNI give half the answer."""
+@pytest.mark.parametrize("overflow_fix", ["activations", "weights"])
+def test_no_sum_overflows_on_this_cpu(tmp_path, overflow_fix):
+    """All products are the largest: without VNNI, factors of 8 bits give half the answer."""
     x = torch.full((1, 3, 224, 224), 2.0)
     path = tmp_path / f"sum{ENGINE.suffix}"
-    ENGINE.lower(quantized(Sum(), ENGINE.qdq_config({"bits": 8, "seven_bits": factor}), x), path)
-    torch.testing.assert_close(
-        ENGINE.load(path, "cpu")(x), torch.full((1, 2), 128.0), rtol=1e-3, atol=0
-    )
+    config = ENGINE.qdq_config(RECIPE.replace(overflow_fix=overflow_fix))
+    ENGINE.lower(quantized(Sum(), config, x), path)
+    logits = ENGINE.load(path, "cpu")(x)
+    torch.testing.assert_close(logits, torch.full((1, 2), 128.0), rtol=1e-3, atol=0)
     assert ENGINE.kernels(path)["integer_layers"] == 2
 
 
 @pytest.mark.parametrize("vnni", [True, False])
-def test_products_are_narrow_without_vnni(monkeypatch, vnni):
+def test_sums_overflow_without_vnni(monkeypatch, vnni):
     monkeypatch.setattr("utils.environment.has_vnni", lambda: vnni)
-    assert ENGINE.default_config(8).narrow is not vnni
+    assert ENGINE.default_config(8).overflow == ("none" if vnni else "all")
 
 
 def test_a_float_pair_gives_the_same_numbers_bit_for_bit():
@@ -123,9 +116,8 @@ def test_a_float_pair_gives_the_same_numbers_bit_for_bit():
     x[:, 2] = torch.round(x[:, 2]) + 1.0  # half of them in the middle between two numbers
     rounded = FloatQDQ(qdq)(x)
     assert torch.equal(rounded, qdq(x))
-    assert rounded[:, 0].min() == 0 and rounded[:, 1].max() == torch.tensor(238) * torch.tensor(
-        0.003
-    )
+    assert rounded[:, 0].min() == 0
+    assert rounded[:, 1].max() == torch.tensor(238) * torch.tensor(0.003)
 
 
 def test_the_network_for_inductor_has_the_same_answers_and_the_quantized_one_stays(integers):
@@ -133,13 +125,11 @@ def test_the_network_for_inductor_has_the_same_answers_and_the_quantized_one_sta
     network = for_inductor(integers)
     assert sum(isinstance(module, FloatQDQ) for module in network.modules()) == 1
     with torch.no_grad():
-        torch.testing.assert_close(
-            network(images()), integers.network(images()), rtol=1e-5, atol=1e-6
-        )
+        expected = integers.network(images())
+        torch.testing.assert_close(network(images()), expected, rtol=1e-5, atol=1e-6)
     after = integers.network.state_dict()
-    assert before.keys() == after.keys() and all(
-        torch.equal(before[name], after[name]) for name in before
-    )
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_what_is_missing_is_named(monkeypatch):
@@ -153,24 +143,19 @@ def test_what_is_missing_is_named(monkeypatch):
 
 
 @pytest.mark.slow
-def test_what_is_kept_in_fp32_is_not_counted_as_integer(model, tmp_path):
+def test_layers_kept_in_fp32_are_not_counted_as_integer(model, tmp_path):
     path = tmp_path / f"mixed{ENGINE.suffix}"
-    network = quantized(
-        model, ENGINE.qdq_config({"bits": 8}), images(), keep_fp32=("project", "head.4")
-    )
+    config, keep_fp32 = ENGINE.qdq_config(RECIPE), ("project", "head.4")
+    network = quantized(model, config, images(), keep_fp32=keep_fp32)
     ENGINE.lower(network, path)
     counts = ENGINE.kernels(path)
     assert (counts["layers"], counts["integer_layers"]) == (Mixed.LAYERS, Mixed.LAYERS - 3)
-    assert (
-        sqnr_db(execute(network, images()).numpy(), ENGINE.load(path, "cpu")(images()).numpy()) > 35
-    )
+    exact, logits = execute(network, images()), ENGINE.load(path, "cpu")(images())
+    assert sqnr_db(exact.numpy(), logits.numpy()) > 35
 
 
-LAYERS = {
-    "alexnet": (8, 8),
-    "resnet18": (21, 21),
-    "mobilenetv3": (54, 43),
-}  # all, and all but depthwise ones
+# All layers, and those that are not depthwise.
+LAYERS = {"alexnet": (8, 8), "resnet18": (21, 21), "mobilenetv3": (54, 43)}
 
 
 @pytest.mark.slow
@@ -184,7 +169,7 @@ def test_networks_of_the_study_have_integer_kernels_and_every_weight_once(name, 
     x = torch.randn(4, 3, 224, 224)
     with torch.no_grad():
         network(x)
-    integers = quantized(network.eval(), ENGINE.qdq_config({"bits": 8}), x)
+    integers = quantized(network.eval(), ENGINE.qdq_config(RECIPE), x)
     path = tmp_path / f"{name}{ENGINE.suffix}"
     ENGINE.lower(integers, path)
     counts = ENGINE.kernels(path)
@@ -197,7 +182,8 @@ def test_networks_of_the_study_have_integer_kernels_and_every_weight_once(name, 
 def test_a_compiler_without_room_is_told_in_a_line(integers, tmp_path, monkeypatch):
     compiler = tmp_path / "g++"
     compiler.write_text(
-        '#!/bin/sh\n[ "$1" = --version ] && exec g++ --version\necho "ld: error: no space left" >&2; exit 1\n'
+        '#!/bin/sh\n[ "$1" = --version ] && exec g++ --version\n'
+        'echo "ld: error: no space left" >&2; exit 1\n'
     )
     compiler.chmod(0o755)
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, str(compiler)))

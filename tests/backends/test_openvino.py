@@ -1,4 +1,4 @@
-"""OpenVINO: answers, precisions and kernels, read back from the network that it compiled."""
+"""OpenVINO: answers, precisions and kernels, read from the network that it compiled."""
 
 import importlib.util
 
@@ -6,7 +6,7 @@ import onnx
 import pytest
 import torch
 from helpers import mobilenet_checkpoint
-from small_networks import Mixed, Sum, images, quantized
+from small_networks import RECIPE, Mixed, Sum, images, quantized
 
 from utils import architectures
 from utils.backends.openvino import ENGINES, around_zero, shorten
@@ -47,38 +47,27 @@ def test_fp32_of_a_study_model_comes_from_its_checkpoint(tmp_path):
     with torch.no_grad():
         expected = baseline.model(x)
     assert expected.abs().max() > 1e-3
-    torch.testing.assert_close(
-        ENGINE.load(baseline.path, "cpu")(x),
-        expected,
-        rtol=1e-3,
-        atol=1e-4 * expected.abs().max().item(),
-    )
+    logits, atol = ENGINE.load(baseline.path, "cpu")(x), 1e-4 * expected.abs().max().item()
+    torch.testing.assert_close(logits, expected, rtol=1e-3, atol=atol)
     assert ENGINE.kernels(baseline.path)["integer_layers"] == 0
 
 
-def test_int8_answers_as_the_exact_reference(integers, artifact):
+def test_int8_answers_as_exact_execution(integers, artifact):
     logits, exact = ENGINE.load(artifact, "cpu")(images()), execute(integers, images())
     assert sqnr_db(exact.numpy(), logits.numpy()) > 35
 
 
-def test_all_layers_run_on_integers_the_rest_in_fp32_but_for_max_pooling_and_sums(artifact):
+def test_all_layers_max_pooling_and_sums_run_on_integers_the_rest_in_fp32(artifact):
     kernels = ENGINE.kernels(artifact)
-    assert (
-        kernels["layers"]
-        == kernels["integer_layers"]
-        == sum(kernels["kernels"].values())
-        == Mixed.LAYERS
-    )
+    assert kernels["layers"] == kernels["integer_layers"] == Mixed.LAYERS
+    assert sum(kernels["kernels"].values()) == Mixed.LAYERS
     assert set(kernels["precisions"]) == {"f32", "u8"}
 
 
-def test_what_is_kept_in_fp32_is_not_counted_as_integer(model, tmp_path):
-    ENGINE.lower(
-        quantized(
-            model, ENGINE.qdq_config({"bits": 8}), images(), keep_fp32=("depthwise", "head.4")
-        ),
-        tmp_path / "artifact",
-    )
+def test_layers_kept_in_fp32_are_not_counted_as_integer(model, tmp_path):
+    config, keep_fp32 = ENGINE.qdq_config(RECIPE), ("depthwise", "head.4")
+    network = quantized(model, config, images(), keep_fp32=keep_fp32)
+    ENGINE.lower(network, tmp_path / "artifact")
     kernels = ENGINE.kernels(tmp_path / "artifact")
     assert (kernels["layers"], kernels["integer_layers"]) == (Mixed.LAYERS, Mixed.LAYERS - 2)
 
@@ -91,12 +80,10 @@ def test_fp32_has_no_integer_kernels(floats):
 
 def test_pairs_stand_at_the_inputs_of_layers_and_weights_are_stored_in_int8(artifact):
     graph = onnx.load(artifact).graph
-    count = {
-        kind: [node.op_type for node in graph.node].count(kind)
-        for kind in ("QuantizeLinear", "DequantizeLinear")
-    }
-    qdqs = Mixed.LAYERS + 2  # again behind max pooling, and one for the summand that no layer reads
-    assert count == {"QuantizeLinear": qdqs, "DequantizeLinear": qdqs + Mixed.LAYERS}
+    kinds = [node.op_type for node in graph.node]
+    qdqs = Mixed.LAYERS + 2  # also after max pooling, and for the summand that no layer reads
+    assert kinds.count("QuantizeLinear") == qdqs
+    assert kinds.count("DequantizeLinear") == qdqs + Mixed.LAYERS
     weights = [tensor for tensor in graph.initializer if len(tensor.dims) > 1]
     assert [tensor.data_type for tensor in weights] == [onnx.TensorProto.INT8] * Mixed.LAYERS
 
@@ -105,9 +92,8 @@ def test_hardswish_stays_one_operator(artifact, floats):
     for path in (artifact, floats):
         kinds = [node.op_type for node in onnx.load(path).graph.node]
         assert (kinds.count("HardSwish"), kinds.count("HardSigmoid")) == (Mixed.HARDSWISHES, 1)
-        kinds = [
-            operation.get_type_name() for operation in openvino.Core().read_model(path).get_ops()
-        ]
+        operators = openvino.Core().read_model(path).get_ops()
+        kinds = [operator.get_type_name() for operator in operators]
         assert (kinds.count("HSwish"), kinds.count("HardSigmoid")) == (Mixed.HARDSWISHES, 1)
 
 
@@ -115,33 +101,30 @@ def test_numbers_around_zero_are_the_same_in_signed_integers(integers):
     signed = around_zero(integers.network)
     qdqs = {name: (integers.qdq(name), signed.get_submodule(name)) for name in integers.qdqs.source}
     changed = {name for name, (_, after) in qdqs.items() if after.dtype is torch.int8}
-    if integers.config.levels == 255:
-        assert (
-            "qdq_x" in changed and "qdq_head_1" not in changed
-        )  # noise around 0, and what hardswish gives
+    if integers.config.steps == 255:
+        # Noise lies around 0; the output of hardswish does not.
+        assert "qdq_x" in changed and "qdq_head_1" not in changed
     for name in changed:
         before, after = qdqs[name]
-        assert (before.numbers[1], after.numbers[1]) == (128, 0) and before.numbers[
-            0
-        ] == after.numbers[0]
+        assert (before.numbers[1], after.numbers[1]) == (128, 0)
+        assert before.numbers[0] == after.numbers[0]
     assert torch.equal(integers.network(images()), signed(images()))
 
 
-@pytest.mark.parametrize("factor", ["activations", "weights"])
-def test_no_sum_overflows_on_this_cpu(tmp_path, factor):
-    """All products are the largest ones: factors of 8 bits without VNNI give half the answer."""
+@pytest.mark.parametrize("overflow_fix", ["activations", "weights"])
+def test_no_sum_overflows_on_this_cpu(tmp_path, overflow_fix):
+    """All products are the largest: without VNNI, factors of 8 bits give half the answer."""
     x = torch.full((1, 3, 224, 224), 2.0)
-    network = quantized(Sum(), ENGINE.qdq_config({"bits": 8, "seven_bits": factor}), x)
-    ENGINE.lower(network, tmp_path / "artifact")
-    torch.testing.assert_close(
-        ENGINE.load(tmp_path / "artifact", "cpu")(x), torch.full((1, 2), 128.0), rtol=1e-3, atol=0
-    )
+    config = ENGINE.qdq_config(RECIPE.replace(overflow_fix=overflow_fix))
+    ENGINE.lower(quantized(Sum(), config, x), tmp_path / "artifact")
+    logits = ENGINE.load(tmp_path / "artifact", "cpu")(x)
+    torch.testing.assert_close(logits, torch.full((1, 2), 128.0), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("vnni", [True, False])
-def test_products_are_narrow_without_vnni(monkeypatch, vnni):
+def test_sums_overflow_without_vnni(monkeypatch, vnni):
     monkeypatch.setattr("utils.environment.has_vnni", lambda: vnni)
-    assert ENGINE.default_config(8).narrow is not vnni
+    assert ENGINE.default_config(8).overflow == ("none" if vnni else "all")
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -153,16 +136,16 @@ def test_it_is_compiled_for_the_threads_of_torch_in_one_stream(floats, threads):
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
-    settings = {
-        name: compiled.get_property(name)
-        for name in ("INFERENCE_NUM_THREADS", "NUM_STREAMS", "ENABLE_CPU_PINNING")
-    }
-    assert settings == {
-        "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": 1,
-        "ENABLE_CPU_PINNING": False,
-    }
+    assert compiled.get_property("INFERENCE_NUM_THREADS") == threads
+    assert compiled.get_property("NUM_STREAMS") == 1
+    assert compiled.get_property("ENABLE_CPU_PINNING") is False
     assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
+
+
+def stored_bytes(path):
+    """Bytes of all numbers in an ONNX file, without single ones."""
+    stored = [tensor for tensor in onnx.load(path).graph.initializer if tensor.dims]
+    return sum(onnx.numpy_helper.to_array(tensor).nbytes for tensor in stored)
 
 
 @pytest.mark.parametrize("precision", ["f16", "bf16"])
@@ -177,15 +160,7 @@ def test_short_weights_are_the_nearest_and_take_half_the_bytes(model, floats, tm
             parameter.copy_(parameter.to(dtype))
         expected = rounded(images())
     torch.testing.assert_close(ENGINE.load(path, "cpu")(images()), expected, rtol=1e-4, atol=1e-4)
-    sizes = [
-        sum(
-            onnx.numpy_helper.to_array(t).nbytes
-            for t in onnx.load(file).graph.initializer
-            if t.dims
-        )
-        for file in (path, floats)
-    ]
-    assert sizes[0] < 0.51 * sizes[1]
+    assert stored_bytes(path) < 0.51 * stored_bytes(floats)
 
 
 @pytest.mark.parametrize("name", ["openvino_fp16", "openvino_bf16"])
@@ -197,16 +172,14 @@ def test_a_precision_that_the_cpu_lacks_is_refused_and_another_is_in_the_graph(
     engine.lower_half(folded(model), path)
     if problem := engine.problem():
         assert problem.endswith("so OpenVINO would compute in another")
-        with pytest.raises(
-            UserError, match=f"would compute in b?f(16|32) on this CPU, not in {engine.precision}"
-        ):
+        message = f"would compute in b?f(16|32) on this CPU, not in {engine.precision}"
+        with pytest.raises(UserError, match=message):
             engine.load(path, "cpu")(images())
         return
     kernels = engine.kernels(path)
-    assert kernels["layers"] == Mixed.LAYERS and all(
-        name.endswith(engine.precision) for name in kernels["kernels"]
-    )
-    assert kernels["precisions"][engine.precision] > 1  # OpenVINO has hardsigmoid in FP32 only
+    assert kernels["layers"] == Mixed.LAYERS
+    assert all(kernel.endswith(engine.precision) for kernel in kernels["kernels"])
+    assert kernels["precisions"][engine.precision] > 1  # hardsigmoid is always in FP32
     with torch.no_grad():
         assert sqnr_db(model(images()).numpy(), engine.load(path, "cpu")(images()).numpy()) > 25
 
@@ -229,13 +202,10 @@ def test_the_networks_of_the_study_run_all_their_layers_on_integers(name, tmp_pa
     with torch.no_grad():
         network(torch.randn(4, 3, 224, 224))
     x = torch.randn(4, 3, 224, 224)
-    integers = quantized(network.eval(), ENGINE.qdq_config({"bits": 8}), x)
+    integers = quantized(network.eval(), ENGINE.qdq_config(RECIPE), x)
     ENGINE.lower(integers, tmp_path / "artifact")
     kernels = ENGINE.kernels(tmp_path / "artifact")
-    assert (
-        kernels["layers"]
-        == kernels["integer_layers"]
-        == {"alexnet": 8, "resnet18": 21, "mobilenetv3": 54}[name]
-    )
+    layers = {"alexnet": 8, "resnet18": 21, "mobilenetv3": 54}[name]
+    assert kernels["layers"] == kernels["integer_layers"] == layers
     logits = ENGINE.load(tmp_path / "artifact", "cpu")(x)
     assert sqnr_db(execute(integers, x).numpy(), logits.numpy()) > 20

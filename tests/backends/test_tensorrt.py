@@ -1,9 +1,10 @@
-"""TensorRT: what its graphs hold, that they build, and how a plan runs.
+"""TensorRT: the formats in its graphs, that they build, and how a plan runs.
 
-Plans are built by TensorRT-RTX, which has the same API and needs no GPU for it. It says nothing about TensorRT's speed, size
-or accuracy.
+TensorRT-RTX builds the plans here. It has the same API and needs no GPU to build. This says nothing
+about TensorRT's speed, size or accuracy.
 """
 
+import re
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -16,49 +17,44 @@ import torch
 from onnx import TensorProto, numpy_helper
 from torch import nn
 
-from utils import architectures, checksums, metrics
+from utils import architectures, metrics
 from utils.backends import onnx_export, tensorrt
 from utils.backends.tensorrt import TensorRT
 from utils.errors import UserError
 from utils.quantize import exact, ptq
 from utils.quantize.operators import folded
 from utils.quantize.qdq_config import QDQConfig
+from utils.recipes import Int8
 from utils.timing import worker
 
 RTX = "tensorrt_rtx"
-FP32, FP16 = (
-    TensorRT(name, rest, RTX)
-    for name, rest in (("tensorrt", torch.float32), ("tensorrt_fp16", torch.float16))
-)
-RECIPE = dict(activations="minmax", bits=8)
+FP32 = TensorRT("tensorrt", torch.float32, RTX)
+FP16 = TensorRT("tensorrt_fp16", torch.float16, RTX)
+RECIPE = Int8(ranges="minmax", calibration_images=4)
 IMAGES = torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(0))
 FLOAT = {torch.float32: TensorProto.FLOAT, torch.float16: TensorProto.FLOAT16}
 
 
 class Small(nn.Module):
-    """A residual network with each kind of layer: convolutions, one of them depthwise, a gate, and linear layers."""
+    """A residual network with convolutions, one of them depthwise, a gate and a linear layer."""
 
     def __init__(self):
         super().__init__()
         self.stem, self.bn, self.act = nn.Conv2d(3, 8, 3, stride=8), nn.BatchNorm2d(8), nn.ReLU()
         self.depthwise, self.hardswish = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Hardswish()
-        self.squeeze, self.excite, self.gate = (
-            nn.AdaptiveAvgPool2d(1),
-            nn.Conv2d(8, 8, 1),
-            nn.Hardsigmoid(),
-        )
+        self.squeeze, self.excite = nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1)
+        self.gate = nn.Hardsigmoid()
         self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(8, 2)
 
     def forward(self, x):
         x = self.act(self.bn(self.stem(x)))
         y = self.hardswish(self.depthwise(x))
-        return self.head(
-            torch.flatten(self.pool(x + y * self.gate(self.excite(self.squeeze(y)))), 1)
-        )
+        x = x + y * self.gate(self.excite(self.squeeze(y)))
+        return self.head(torch.flatten(self.pool(x), 1))
 
 
 def trained(model):
-    """The model in evaluation mode, with BatchNorm as training leaves it: it knows noise."""
+    """The model in evaluation mode, with BatchNorm statistics of noise."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
@@ -75,7 +71,7 @@ def small():
 
 @pytest.fixture(scope="module")
 def quantized(small):
-    return ptq.quantize(small, IMAGES, RECIPE, FP32.default_config(8))
+    return ptq(small, IMAGES, RECIPE, FP32.default_config(8))
 
 
 @pytest.fixture
@@ -92,21 +88,19 @@ def graphs(monkeypatch):
 
 
 def formats(graph):
-    """How many operators of each type compute in each number format, by the type of their first output."""
+    """Counts of operators by type and number format, which is the format of their first output."""
     inferred = onnx.shape_inference.infer_shapes(graph, strict_mode=True, data_prop=True).graph
-    types = {
-        value.name: value.type.tensor_type.elem_type
-        for value in (*inferred.value_info, *inferred.output)
-    }
+    values = (*inferred.value_info, *inferred.output)
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
     return Counter((node.op_type, types[node.output[0]]) for node in graph.graph.node)
 
 
 def answers(graph):
-    """Logits of a graph as ONNX Runtime computes it operator by operator, in the formats that the graph gives."""
+    """Logits of a graph in ONNX Runtime, operator by operator in the formats of the graph."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    # Its optimizer multiplies two scales in FP16, where their product is nearly 0.
+    # Its optimizer would multiply two scales in FP16, where their product is nearly 0.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(
         graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
@@ -122,16 +116,13 @@ def test_a_float_network_is_in_the_format_of_its_engine(engine, small, graphs, t
     pytest.importorskip(RTX)
     engine.lower_half(folded(small), tmp_path / "plan")
     (graph,) = graphs
-    computing = {
-        kind: count
-        for kind, count in formats(graph).items()
-        if kind[0] in ("Conv", "Gemm", "Relu", "HardSwish", "Add")
-    }
-    assert {kind[1] for kind in computing} == {FLOAT[engine.rest]} and sum(computing.values()) == 7
-    outer = [
-        value.type.tensor_type.elem_type for value in (*graph.graph.input, *graph.graph.output)
-    ]
-    assert outer == [TensorProto.FLOAT, TensorProto.FLOAT]
+    computing = []
+    for (operator, format), count in formats(graph).items():
+        if operator in ("Conv", "Gemm", "Relu", "HardSwish", "Add"):
+            computing += [format] * count
+    assert computing == [FLOAT[engine.rest]] * 7
+    for value in (*graph.graph.input, *graph.graph.output):
+        assert value.type.tensor_type.elem_type == TensorProto.FLOAT
     with torch.inference_mode():
         expected = small(IMAGES).numpy()
     assert metrics.sqnr_db(expected, answers(graph)) > (100 if engine is FP32 else 50)
@@ -147,17 +138,13 @@ def test_a_quantized_network_has_integers_in_its_layers_and_floats_elsewhere(
     (graph,) = graphs
     kinds, rest = formats(graph), FLOAT[engine.rest]
     assert kinds["QuantizeLinear", TensorProto.INT8] == 4  # one for each layer's input
-    assert (
-        kinds["DequantizeLinear", rest] == 8
-        and kinds["Conv", rest] == 3
-        and kinds["Gemm", rest] == 1
-    )
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
-    weights = [value for value in constants.values() if value.dtype == np.int8 and value.ndim > 1]
-    layers = [layer.weight.numpy() for layer in quantized.layers.values()]
-    assert len(weights) == 4 and all(
-        any(np.array_equal(layer, weight) for weight in weights) for layer in layers
-    )
+    assert kinds["DequantizeLinear", rest] == 8
+    assert (kinds["Conv", rest], kinds["Gemm", rest]) == (3, 1)
+    constants = [numpy_helper.to_array(tensor) for tensor in graph.graph.initializer]
+    weights = [value for value in constants if value.dtype == np.int8 and value.ndim > 1]
+    assert len(weights) == 4
+    for layer in quantized.layers.values():
+        assert any(np.array_equal(layer.weight.numpy(), weight) for weight in weights)
     expected = exact.execute(quantized, IMAGES).numpy()
     assert metrics.sqnr_db(expected, answers(graph)) > (60 if engine is FP32 else 30)
 
@@ -177,17 +164,13 @@ def test_scales_too_small_for_fp16_change_the_integers_and_keep_the_weights(quan
 
 def test_layers_kept_in_fp32_have_no_pairs(small, graphs, tmp_path):
     pytest.importorskip(RTX)
-    FP32.lower(
-        ptq.quantize(
-            small, IMAGES, RECIPE | {"keep_fp32": ("stem", "excite")}, FP32.default_config(8)
-        ),
-        tmp_path / "plan",
-    )
+    recipe = RECIPE.replace(keep_fp32=("stem", "excite"))
+    FP32.lower(ptq(small, IMAGES, recipe, FP32.default_config(8)), tmp_path / "plan")
     assert formats(graphs[0])["QuantizeLinear", TensorProto.INT8] == 2
 
 
 @pytest.mark.parametrize(
-    "placement",
+    "config",
     [
         QDQConfig("inputs"),
         QDQConfig("inputs", torch.int8),
@@ -197,23 +180,19 @@ def test_layers_kept_in_fp32_have_no_pairs(small, graphs, tmp_path):
 )
 def test_a_network_quantized_for_others_is_refused(config, small, tmp_path):
     with pytest.raises(UserError, match="breaks TensorRT's rules"):
-        FP32.lower(ptq.quantize(small, IMAGES, RECIPE, config), tmp_path / "plan")
+        FP32.lower(ptq(small, IMAGES, RECIPE, config), tmp_path / "plan")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_refusal_of_tensorrt_is_told(tmp_path):
+def test_a_refusal_of_tensorrt_is_reported(tmp_path):
     pytest.importorskip(RTX)
     images = onnx.helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n", 3, 224, 224])
     logits = onnx.helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 3])
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("Det", ["images"], ["logits"])], "odd", [images], [logits]
-    )
-    onnx.save(
-        onnx.helper.make_model(
-            graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10
-        ),
-        tmp_path / "graph",
-    )
+    odd = onnx.helper.make_node("Det", ["images"], ["logits"])
+    graph = onnx.helper.make_graph([odd], "odd", [images], [logits])
+    opset = onnx.helper.make_opsetid("", 21)
+    model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10)
+    onnx.save(model, tmp_path / "graph")
     with pytest.raises(UserError, match=r"refuses the network: .*operator: Det") as refusal:
         tensorrt.build(RTX, tmp_path / "graph")
     assert "\n" not in str(refusal.value)
@@ -221,28 +200,26 @@ def test_a_refusal_of_tensorrt_is_told(tmp_path):
 
 @pytest.fixture(scope="module")
 def network():
-    """The study's networks by name, and the same quantized."""
+    """The study's networks by name, and their quantized forms."""
     made = {}
 
     def of(name):
         if name not in made:
             torch.manual_seed(0)
             model = trained(architectures.build(name))
-            made[name] = model, ptq.quantize(model, IMAGES, RECIPE, FP32.default_config(8))
+            made[name] = model, ptq(model, IMAGES, RECIPE, FP32.default_config(8))
         return made[name]
 
     return of
 
 
-STUDY = [(name, layers, form) for name, layers in (("alexnet", 8), ("resnet18", 21), ("mobilenetv3", 54))
-         for form in ("fp16", "int8", "int8 and fp16")]  # fmt: skip
-
-
+@pytest.mark.parametrize("form", ["fp16", "int8", "int8 and fp16"])
 @pytest.mark.parametrize(
-    ("name", "layers", "form"),
+    ("name", "layers"),
     [
-        pytest.param(*case, marks=[pytest.mark.slow] if case[0] == "mobilenetv3" else [])
-        for case in STUDY
+        ("alexnet", 8),
+        ("resnet18", 21),
+        pytest.param("mobilenetv3", 54, marks=pytest.mark.slow),
     ],
 )
 def test_the_networks_of_the_study_build(name, layers, form, network, graphs, tmp_path):
@@ -262,7 +239,7 @@ def test_the_networks_of_the_study_build(name, layers, form, network, graphs, tm
 # ---- plans
 
 
-def test_what_is_missing_is_said_in_one_line(monkeypatch):
+def test_missing_requirements_are_said_in_one_line(monkeypatch):
     engine = TensorRT("tensorrt", torch.float32)
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name: None if name == "tensorrt" else name
@@ -279,9 +256,9 @@ def test_what_is_missing_is_said_in_one_line(monkeypatch):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """A GPU by name only, and a TensorRT of version 11.4 that notes what it is asked to do.
+    """A GPU by name only, and a TensorRT of version 11.4 that notes its calls.
 
-    The yielded list holds the events; its shapes up to 64 images are accepted.
+    The yielded list holds the events. TensorRT accepts up to 64 images.
     """
     events = []
 
@@ -320,14 +297,11 @@ def gpu(monkeypatch):
             self.log.log("WARNING", "a warning")
             return SimpleNamespace(create_execution_context=Context) if content == b"plan" else None
 
-    logger = type(
-        "ILogger", (), {"Severity": SimpleNamespace(INTERNAL_ERROR="INTERNAL", ERROR="ERROR")}
-    )
-    monkeypatch.setitem(
-        sys.modules,
-        "noted_tensorrt",
-        SimpleNamespace(__version__="11.4", Runtime=Runtime, ILogger=logger),
-    )
+    class ILogger:
+        Severity = SimpleNamespace(INTERNAL_ERROR="INTERNAL", ERROR="ERROR")
+
+    noted = SimpleNamespace(__version__="11.4", Runtime=Runtime, ILogger=ILogger)
+    monkeypatch.setitem(sys.modules, "noted_tensorrt", noted)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     current = ["default"]
     faked = {
@@ -349,7 +323,7 @@ def plan_of(folder, content=b"plan"):
     return TensorRT("tensorrt", torch.float32, "noted_tensorrt").load(folder / "x.plan", "cuda")
 
 
-def test_a_plan_runs_between_what_came_before_and_what_comes_after(gpu, tmp_path):
+def test_a_plan_runs_after_earlier_work_and_before_later_work(gpu, tmp_path):
     plan, x = plan_of(tmp_path), torch.zeros(2, 3, 224, 224)
     logits = plan(x)
     assert logits.shape == (2, 2) and logits.dtype == torch.float32
@@ -357,15 +331,15 @@ def test_a_plan_runs_between_what_came_before_and_what_comes_after(gpu, tmp_path
     assert gpu.events == ["shape 2", "side waits for default", ran, "default waits for side"]
 
 
-def test_on_a_stream_of_the_caller_a_plan_stays_there_as_a_capture_wants(gpu, tmp_path):
+def test_a_plan_stays_on_the_stream_of_its_caller_as_a_capture_needs(gpu, tmp_path):
     plan, x = plan_of(tmp_path), torch.zeros(2, 3, 224, 224)
     plan(x)
     gpu.current[0] = "captured"
     gpu.events.clear()
     plan(x)
-    assert {name for name in gpu.events if isinstance(name, str)} == {
-        "captured waits for captured"
-    }  # and no new shape
+    # There is no new shape.
+    waits = {event for event in gpu.events if isinstance(event, str)}
+    assert waits == {"captured waits for captured"}
     assert [event[0] for event in gpu.events if not isinstance(event, str)] == ["runs on captured"]
 
 
@@ -376,15 +350,13 @@ def test_a_plan_reads_images_of_any_memory_layout(gpu, tmp_path):
     assert ran[1]["images"] != x.data_ptr()
 
 
-def test_what_a_plan_cannot_do_is_said(gpu, tmp_path):
+def test_a_plan_says_what_it_cannot_do(gpu, tmp_path):
     with pytest.raises(UserError, match="takes 1 to 64 images, not 65: give smaller --batch-sizes"):
         plan_of(tmp_path)(torch.zeros(65, 3, 1, 1))
     with pytest.raises(RuntimeError, match="could not start"):
         plan_of(tmp_path)(torch.zeros(13, 3, 1, 1))
-    with pytest.raises(
-        UserError,
-        match=r"TensorRT 11.4 cannot load this plan here \(wrong magic number in detail\)",
-    ) as refusal:
+    message = r"TensorRT 11.4 cannot load this plan here \(wrong magic number in detail\)"
+    with pytest.raises(UserError, match=message) as refusal:
         plan_of(tmp_path, b"the plan of another version")
     assert "runs only with the version and on the model of GPU" in str(refusal.value)
 
@@ -393,9 +365,8 @@ def test_file_names_and_records_name_the_gpu_and_the_version(gpu, quantized):
     engine = TensorRT("tensorrt_fp16", torch.float16, "noted_tensorrt")
     assert engine.suffix == ".tensorrt_fp16.nvidia-rtx-4090-tm.11.4.plan"
     facts = engine.deploy(quantized).facts
-    assert (facts["gpu"], facts["tensorrt"]) == ("NVIDIA RTX 4090 (TM)", "11.4") and len(
-        facts["quantized"]
-    ) == 4
+    assert (facts["gpu"], facts["tensorrt"]) == ("NVIDIA RTX 4090 (TM)", "11.4")
+    assert len(facts["quantized"]) == 4
 
 
 def test_the_plan_of_an_fp32_checkpoint_is_built_once(small, tmp_path, monkeypatch):
@@ -405,7 +376,7 @@ def test_the_plan_of_an_fp32_checkpoint_is_built_once(small, tmp_path, monkeypat
     monkeypatch.setattr(onnx_export, "of_checkpoint", lambda path: path.with_suffix(".onnx"))
     plan = FP32._fp32_plan(checkpoint)
     written = plan.stat().st_mtime_ns
-    assert plan.name == f"x.{checksums.sha256_of(checkpoint)[:8]}.tensorrt.plan"
+    assert re.fullmatch(r"x\.[0-9a-f]{8}\.tensorrt\.plan", plan.name)
     assert FP32._fp32_plan(checkpoint) == plan and plan.stat().st_mtime_ns == written
 
 
@@ -416,9 +387,15 @@ def test_the_plan_of_an_fp32_checkpoint_is_built_once(small, tmp_path, monkeypat
     TensorRT("tensorrt", torch.float32).problem() is not None, reason="needs TensorRT and a GPU"
 )
 @pytest.mark.parametrize("graph", [False, True], ids=["called", "captured"])
-@pytest.mark.parametrize(("name", "kind", "least"), [
-    ("tensorrt", "float", 80), ("tensorrt_fp16", "float", 40), ("tensorrt", "int8", 25), ("tensorrt_fp16", "int8", 20),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "kind", "least"),
+    [
+        ("tensorrt", "float", 80),
+        ("tensorrt_fp16", "float", 40),
+        ("tensorrt", "int8", 25),
+        ("tensorrt_fp16", "int8", 20),
+    ],
+)
 def test_a_plan_answers_as_its_network(name, kind, least, graph, small, quantized, tmp_path):
     engine = tensorrt.ENGINES[name]
     if kind == "float":
@@ -428,12 +405,12 @@ def test_a_plan_answers_as_its_network(name, kind, least, graph, small, quantize
     else:
         engine.lower(quantized, tmp_path / "x.plan")
         expected = exact.execute(quantized, IMAGES).numpy()
-    plan, x, logits = (
-        engine.load(tmp_path / "x.plan", "cuda"),
-        torch.zeros_like(IMAGES, device="cuda"),
-        [],
-    )
-    run = lambda: logits.append(plan(x))  # noqa: E731
+    plan, x = engine.load(tmp_path / "x.plan", "cuda"), torch.zeros_like(IMAGES, device="cuda")
+    logits = []
+
+    def run():
+        logits.append(plan(x))
+
     if graph:
         run = worker._captured(run)
     x.copy_(IMAGES)

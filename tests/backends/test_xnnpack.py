@@ -1,6 +1,8 @@
-"""XNNPACK: answers for any batch size, kernels read back from the artifact, and the bounds of its scales."""
+"""XNNPACK: answers for any batch size, kernels in the artifact, and bounds of its scales."""
 
+import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +14,11 @@ from helpers import saved, small_depthwise
 from small_networks import Mixed, images, quantized
 from torch import nn
 
-from utils import architectures, checksums, paths
+from utils import architectures, paths
 from utils.backends import torch_export, xnnpack
+from utils.backends.xnnpack_rules import violations
 from utils.errors import UserError
 from utils.metrics import sqnr_db
-from utils.quantize import ptq
 from utils.quantize.decomposed_ops import OPS
 from utils.quantize.exact import execute
 from utils.quantize.operators import folded
@@ -24,10 +26,6 @@ from utils.quantize.qdq_config import QDQConfig
 
 pytest.importorskip("executorch")
 ENGINE = xnnpack.ENGINES["xnnpack"]
-
-
-def kinds(kernels, *names):
-    return [kernels["integer"].get(name, 0) for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -40,19 +38,16 @@ def artifact(integers, tmp_path_factory):
 @pytest.fixture(scope="module")
 def floats(model, tmp_path_factory):
     path = tmp_path_factory.mktemp("fp32") / "mixed.pte"
-    xnnpack.write(
-        torch_export.program(xnnpack.for_xnnpack(folded(model)), xnnpack.LARGEST, ENGINE.layout),
-        path,
-    )
+    network = xnnpack.for_xnnpack(folded(model))
+    xnnpack.write(torch_export.program(network, xnnpack.LARGEST_BATCH, ENGINE.layout), path)
     return path
 
 
 def test_without_executorch_it_says_how_to_install_it(monkeypatch):
     assert ENGINE.problem() is None
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert (
-        ENGINE.problem() == "not installed: executorch (pip install -r requirements-executorch.txt)"
-    )
+    install = "pip install -r requirements-executorch.txt"
+    assert ENGINE.problem() == f"not installed: executorch ({install})"
 
 
 def test_fp32_answers_as_torch_for_any_batch_size_and_layout(model, floats):
@@ -62,13 +57,12 @@ def test_fp32_answers_as_torch_for_any_batch_size_and_layout(model, floats):
         with torch.no_grad():
             expected = model(x)
         for layout in (torch.contiguous_format, torch.channels_last):
-            torch.testing.assert_close(
-                predict(x.contiguous(memory_format=layout)), expected, rtol=1e-4, atol=1e-4
-            )
+            logits = predict(x.contiguous(memory_format=layout))
+            torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_batch_over_the_largest_runs_in_parts(model, floats):
-    x = images(1).expand(xnnpack.LARGEST + 2, -1, -1, -1)
+    x = images(1).expand(xnnpack.LARGEST_BATCH + 2, -1, -1, -1)
     with torch.no_grad():
         expected = model(x[:1])
     logits = ENGINE.load(floats, "cpu")(x)
@@ -83,7 +77,7 @@ def test_an_answer_outlives_the_next_run(floats):
     assert torch.equal(first, before)
 
 
-def test_int8_answers_as_the_exact_reference_for_any_batch_size(integers, artifact):
+def test_int8_answers_as_exact_execution_for_any_batch_size(integers, artifact):
     predict, x = ENGINE.load(artifact, "cpu"), images(20)
     exact = execute(integers, x)
     for count in (1, 8, 20):
@@ -95,45 +89,29 @@ def test_int8_answers_as_the_exact_reference_for_any_batch_size(integers, artifa
 def test_every_operator_computes_on_integers(artifact):
     kernels = ENGINE.kernels(artifact)
     assert kernels["layers"] == kernels["integer_layers"] == Mixed.LAYERS
-    assert kernels["outside"] == {} and kernels["float"] == {
-        "XNNConvert": 2
-    }  # the images, and the logits
-    names = (
-        "XNNHardswish",
-        "XNNMaxPooling2d",
-        "XNNGlobalAvgPooling2d",
-        "XNNMultiply",
-        "XNNAdd",
-        "XNNStaticReshape",
-    )
-    assert kinds(kernels, *names) == [
-        Mixed.HARDSWISHES,
-        1,
-        2,
-        1,
-        2,
-        1,
-    ]  # a gate is an addition, too
+    assert kernels["outside"] == {}
+    assert kernels["float"] == {"XNNConvert": 2}  # the images, and the logits
+    expected = {
+        "XNNHardswish": Mixed.HARDSWISHES,
+        "XNNMaxPooling2d": 1,
+        "XNNGlobalAvgPooling2d": 2,
+        "XNNMultiply": 1,
+        "XNNAdd": 2,  # one of them is a gate
+        "XNNStaticReshape": 1,
+    }
+    assert {name: kernels["integer"].get(name, 0) for name in expected} == expected
 
 
 def test_fp32_is_not_counted_as_integer(floats):
     kernels = ENGINE.kernels(floats)
-    assert (kernels["layers"], kernels["integer_layers"], kernels["integer"]) == (
-        Mixed.LAYERS,
-        0,
-        {},
-    )
-    assert (
-        kernels["outside"] == {}
-        and kernels["float"]["XNNAdd"] == 1
-        and "XNNDiv" not in kernels["float"]
-    )
+    assert (kernels["layers"], kernels["integer_layers"]) == (Mixed.LAYERS, 0)
+    assert kernels["integer"] == kernels["outside"] == {}
+    assert kernels["float"]["XNNAdd"] == 1 and "XNNDiv" not in kernels["float"]
 
 
-def test_what_is_kept_in_fp32_is_not_counted_as_integer_and_answers_right(model, tmp_path):
-    kept = quantized(
-        model, ENGINE.default_config(8), images(), keep_fp32=("depthwise", "gate", "head.4")
-    )
+def test_layers_kept_in_fp32_are_not_counted_as_integer_and_answer_right(model, tmp_path):
+    keep_fp32 = ("depthwise", "gate", "head.4")
+    kept = quantized(model, ENGINE.default_config(8), images(), keep_fp32=keep_fp32)
     ENGINE.lower(kept, tmp_path / "artifact.pte")
     kernels = ENGINE.kernels(tmp_path / "artifact.pte")
     assert (kernels["layers"], kernels["integer_layers"]) == (Mixed.LAYERS, Mixed.LAYERS - 3)
@@ -144,25 +122,23 @@ def test_what_is_kept_in_fp32_is_not_counted_as_integer_and_answers_right(model,
 def test_weights_are_in_the_file_once(integers, artifact):
     content = artifact.read_bytes()
     for name, layer in integers.layers.items():
-        if name != "depthwise.0":  # XNNPACK wants its positions before its channels
-            weight = (
-                layer.weight
-                if layer.weight.ndim == 2
-                else layer.weight.permute(0, 2, 3, 1).contiguous()
-            )
-            assert content.count(weight.numpy().tobytes()) == 1
+        if name == "depthwise.0":  # XNNPACK wants its positions before its channels
+            continue
+        weight = layer.weight
+        if weight.ndim == 4:
+            weight = weight.permute(0, 2, 3, 1).contiguous()
+        assert content.count(weight.numpy().tobytes()) == 1
 
 
-def test_the_program_of_a_checkpoint_is_made_once_and_beside_it(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(
-        architectures, "rebuild", lambda content: small_depthwise()
-    )  # MobileNetV3-Small would take 17 s
+def test_the_program_of_a_checkpoint_is_made_once_and_next_to_it(tmp_path, monkeypatch, capfd):
+    # MobileNetV3-Small would take 17 s.
+    monkeypatch.setattr(architectures, "rebuild", lambda content: small_depthwise())
     baseline = saved(tmp_path / "mobilenetv3_fp32_seed0.pt", small_depthwise())
     capfd.readouterr()
     predict, x = ENGINE.load(baseline.path, "cpu"), torch.randn(2, 3, 224, 224)
     assert capfd.readouterr() == ("", "")
     (file,) = tmp_path.glob("*.pte")
-    assert file.name == f"mobilenetv3_fp32_seed0.{checksums.sha256_of(baseline.path)[:8]}.pte"
+    assert re.fullmatch(r"mobilenetv3_fp32_seed0\.[0-9a-f]{8}\.pte", file.name)
     before = file.stat().st_mtime_ns
     kernels = ENGINE.kernels(baseline.path)
     assert file.stat().st_mtime_ns == before
@@ -170,12 +146,27 @@ def test_the_program_of_a_checkpoint_is_made_once_and_beside_it(tmp_path, monkey
     with torch.no_grad():
         expected = baseline.model(x)
     assert expected.abs().max() > 1e-3
-    torch.testing.assert_close(
-        predict(x), expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item()
+    atol = 1e-4 * expected.abs().max().item()
+    torch.testing.assert_close(predict(x), expected, rtol=1e-3, atol=atol)
+
+
+@pytest.mark.parametrize("package", ["torch", "executorch"])
+def test_the_program_of_a_checkpoint_is_made_again_by_other_versions(
+    package, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(architectures, "rebuild", lambda content: small_depthwise())
+    monkeypatch.setattr(torch_export, "program", lambda *arguments: None)
+    monkeypatch.setattr(xnnpack, "write", lambda program, path: path.write_bytes(b""))
+    path = saved(tmp_path / "mobilenetv3_fp32_seed0.pt", small_depthwise()).path
+    before, version = ENGINE._program(path), importlib.metadata.version
+    assert ENGINE._program(path) == before
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: "0" if name == package else version(name)
     )
+    assert ENGINE._program(path) != before
 
 
-# ---- a hardsigmoid leaves its division to the layer before it
+# ---- the division of a hardsigmoid moves into the layer before it
 
 
 @pytest.mark.parametrize("kind", ["float", "quantized"])
@@ -183,13 +174,10 @@ def test_the_forms_for_xnnpack_change_no_answer(kind, model, integers):
     network = folded(model) if kind == "float" else integers.network
     changed = xnnpack.for_xnnpack(network)
     types = [type(module) for module in changed.modules()]
-    assert (
-        nn.Hardsigmoid not in types
-        and (nn.Hardtanh if kind == "float" else xnnpack.ShiftedGate) in types
-    )
-    assert any(
-        isinstance(module, nn.Hardsigmoid) for module in network.modules()
-    )  # the original stays
+    assert nn.Hardsigmoid not in types
+    assert (nn.Hardtanh if kind == "float" else xnnpack.ShiftedGate) in types
+    # The original stays.
+    assert any(isinstance(module, nn.Hardsigmoid) for module in network.modules())
     with torch.no_grad():
         torch.testing.assert_close(changed(images()), network(images()), rtol=1e-5, atol=1e-5)
 
@@ -204,7 +192,7 @@ def test_a_gate_that_may_exceed_one_is_left_as_it_is(model):
         assert torch.equal(changed(images()), wide.network(images()))
 
 
-# ---- the bounds of scales, and what XNNPACK itself says
+# ---- the bounds of scales, and whether XNNPACK keeps to them
 
 
 def qdq(x, scale, zero_point=0, dtype=torch.int8):
@@ -214,7 +202,7 @@ def qdq(x, scale, zero_point=0, dtype=torch.int8):
 
 
 class Bound(nn.Module):
-    """One operator between pairs whose scales have the ratio `ratio`, or with what `case` says."""
+    """One operator between Q/DQ pairs whose scales have the ratio `ratio`, or another `case`."""
 
     STEP = 2.0**-5  # scale of the input
 
@@ -234,9 +222,8 @@ class Bound(nn.Module):
                 weight = OPS.dequantize_per_channel.default(
                     self.weight, self.scale, self.zero_point, 0, -127, 127, torch.int8
                 )
-                return qdq(
-                    torch.relu(F.conv2d(x, weight, self.bias, stride=8)), self.STEP**2 / self.ratio
-                )
+                x = torch.relu(F.conv2d(x, weight, self.bias, stride=8))
+                return qdq(x, self.STEP**2 / self.ratio)
             case "sum":
                 return qdq(x + qdq(torch.tanh(x), output), output)
             case "product":
@@ -256,9 +243,11 @@ class Bound(nn.Module):
 
 
 GOOD = [
-    ("layer", 255.9), ("layer", 2.0**-29), ("sum", 255.9), ("sum", 2.0**-10), ("product", 255.9), ("product", 2.0**-16),
-    ("pooling", 1.0), ("mean", 1000.0), ("mean", 0.001), ("one float input", 1.0),
+    ("layer", 255.9), ("layer", 2.0**-29), ("sum", 255.9), ("sum", 2.0**-10),
+    ("product", 255.9), ("product", 2.0**-16), ("pooling", 1.0), ("mean", 1000.0),
+    ("mean", 0.001), ("one float input", 1.0),
 ]  # fmt: skip
+CHANGES = "changes scale and zero-point"
 BAD = {
     ("layer", 256.0): "weight: a step of its input is 256 steps of its output, not 2.3e-10 to 256",
     ("layer", 2.0**-33): "weight: a step of its input is 2.91e-11 steps",
@@ -266,57 +255,49 @@ BAD = {
     ("sum", 2.0**-11): "add: a step of its input is 0.0004883 steps",
     ("product", 256.0): "mul: a step of its input is 256 steps of its output, not 1.5e-05 to 256",
     ("product", 2.0**-17): "mul: a step of its input is 7.629e-06 steps",
-    ("pooling", 1.01): "max_pool2d_1 changes scale and zero-point",
-    (
-        "zero-point",
-        1.0,
-    ): "max_pool2d_1 changes scale and zero-point from (0.03125, 0) to (0.03125, 1)",
-    ("flattening", 0.5): "reshape changes scale and zero-point from (0.03125, 0) to (0.0625, 0)",
+    ("pooling", 1.01): f"max_pool2d_1 {CHANGES}",
+    ("zero-point", 1.0): f"max_pool2d_1 {CHANGES} from (0.03125, 0) to (0.03125, 1)",
+    ("flattening", 0.5): f"reshape {CHANGES} from (0.03125, 0) to (0.0625, 0)",
     ("unsigned", 1.0): "hardswish is quantized to uint8",
 }
-REFUSED = [("layer", 256.0), ("pooling", 1.01), ("zero-point", 1.0)]  # by XNNPACK in releases, too
+# XNNPACK also refuses them in releases.
+REFUSED = [("layer", 256.0), ("pooling", 1.01), ("zero-point", 1.0)]
 
 
 @pytest.mark.parametrize("case", GOOD, ids=str)
-def test_scales_within_the_bounds_are_no_violation(case):
-    assert xnnpack.violations(torch_export.program(Bound(*case))) == []
+def test_scales_within_the_bounds_are_not_a_violation(case):
+    assert violations(torch_export.program(Bound(*case))) == []
 
 
 @pytest.mark.parametrize("case", BAD, ids=str)
 def test_scales_beyond_the_bounds_are_named(case):
-    (line,) = xnnpack.violations(torch_export.program(Bound(*case)))
+    (line,) = violations(torch_export.program(Bound(*case)))
     assert line.startswith(BAD[case])
 
 
 def test_a_scale_for_each_channel_is_named(model):
     network = quantized(model, QDQConfig("inputs", torch.int8, scales="needed"), images()).network
-    lines = xnnpack.violations(
-        torch_export.program(network)
-    )  # before max pooling and, again, behind it
-    assert (
-        len(lines) == 2
-        and lines[1] == "max_pool2d has a scale for each channel; XNNPACK wants one for each tensor"
-    )
+    before, after = violations(torch_export.program(network))  # of max pooling
+    problem = "has a scale for each channel; XNNPACK wants one for each tensor"
+    assert before.endswith(problem) and after == f"max_pool2d {problem}"
 
 
 def test_a_network_that_xnnpack_would_refuse_is_not_lowered(model, tmp_path):
     wrong = quantized(model, ENGINE.default_config(8), images())
     layer = wrong.layers["project"]
     layer.scale = layer.scale * 1e6
-    with pytest.raises(
-        UserError,
-        match=r"XNNPACK would refuse this network: project\.weight: a step of its input is",
-    ):
+    message = r"XNNPACK would refuse this network: project\.weight: a step of its input is"
+    with pytest.raises(UserError, match=message):
         ENGINE.lower(wrong, tmp_path / "artifact.pte")
     assert list(tmp_path.iterdir()) == []
 
 
 LOAD = """
-import sys
+import pathlib, sys
 import torch
 from utils.backends.xnnpack import ENGINES
 try:
-    predict = ENGINES["xnnpack"].load(__import__("pathlib").Path(sys.argv[1]), "cpu")
+    predict = ENGINES["xnnpack"].load(pathlib.Path(sys.argv[1]), "cpu")
 except RuntimeError:
     print("refused")
 else:
@@ -326,15 +307,15 @@ else:
 
 
 def outcome(network: nn.Module, folder: Path) -> tuple[str, torch.Tensor | None]:
-    """Load and run a network in another process, which XNNPACK may end: "ran" with the answer, "refused" or "ended"."""
-    xnnpack.write(torch_export.program(network, xnnpack.LARGEST, ENGINE.layout), folder / "a.pte")
+    """Load and run a network in another process, which XNNPACK may end.
+
+    Returns "ran" and the answer, or "refused" or "ended" and None.
+    """
+    program = torch_export.program(network, xnnpack.LARGEST_BATCH, ENGINE.layout)
+    xnnpack.write(program, folder / "a.pte")
     torch.save(images(), folder / "x.pt")
-    command = [
-        sys.executable,
-        "-c",
-        LOAD,
-        *(str(folder / name) for name in ("a.pte", "x.pt", "y.pt")),
-    ]
+    files = [str(folder / name) for name in ("a.pte", "x.pt", "y.pt")]
+    command = [sys.executable, "-c", LOAD, *files]
     environment = os.environ | {"PYTHONPATH": str(paths.ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     said = done.stdout.strip() if done.returncode == 0 else "ended"
@@ -343,25 +324,19 @@ def outcome(network: nn.Module, folder: Path) -> tuple[str, torch.Tensor | None]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", GOOD, ids=str)
-def test_xnnpack_runs_what_breaks_no_bound(case, tmp_path):
+def test_xnnpack_runs_networks_within_the_bounds(case, tmp_path):
     network = Bound(*case).eval()
     said, answer = outcome(network, tmp_path)
     assert said == "ran"
-    scale = {"layer": Bound.STEP**2 / case[1], "product": Bound.STEP**2 / case[1]}.get(
-        case[0], Bound.STEP / case[1]
-    )
-    # Halves are rounded to either side.
-    torch.testing.assert_close(
-        answer,
-        network(images()),
-        rtol=0,
-        atol=1.001 * scale * (2 if case[0] == "one float input" else 1),
-    )
+    kind, ratio = case
+    scale = (Bound.STEP**2 if kind in ("layer", "product") else Bound.STEP) / ratio
+    steps = 2 if kind == "one float input" else 1  # halves are rounded to either side
+    torch.testing.assert_close(answer, network(images()), rtol=0, atol=1.001 * scale * steps)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", REFUSED, ids=str)
-def test_xnnpack_does_not_run_what_breaks_a_bound(case, tmp_path):
+def test_xnnpack_does_not_run_networks_beyond_a_bound(case, tmp_path):
     assert outcome(Bound(*case).eval(), tmp_path)[0] in ("refused", "ended")
 
 
@@ -372,8 +347,8 @@ def test_xnnpack_does_not_run_what_breaks_a_bound(case, tmp_path):
 @pytest.mark.parametrize(
     ("name", "layers"), [("alexnet", 8), ("resnet18", 21), ("mobilenetv3", 54)]
 )
-def test_a_study_model_runs_on_integers_as_the_reference(name, layers, tmp_path):
-    """Random weights amplify a halved step to about 30 dB, so the noise is compared with that of torch in FP32."""
+def test_a_study_model_runs_on_integers_as_exact_execution(name, layers, tmp_path):
+    """Random weights amplify a halved step to about 30 dB, so torch in FP32 sets the bound."""
     torch.manual_seed(0)
     model = architectures.build(name)
     x = images(20)
@@ -383,14 +358,11 @@ def test_a_study_model_runs_on_integers_as_the_reference(name, layers, tmp_path)
     with torch.no_grad():
         model(x)
     model.eval()
-    result = ptq.quantize(model, x, {"activations": "minmax"}, ENGINE.default_config(8))
+    result = quantized(model, ENGINE.default_config(8), x)
     ENGINE.lower(result, tmp_path / "artifact.pte")
     kernels = ENGINE.kernels(tmp_path / "artifact.pte")
-    assert (kernels["layers"], kernels["integer_layers"], kernels["outside"]) == (
-        layers,
-        layers,
-        {},
-    )
+    assert kernels["layers"] == kernels["integer_layers"] == layers
+    assert kernels["outside"] == {}
     predict, exact = ENGINE.load(tmp_path / "artifact.pte", "cpu"), execute(result, x)
     with torch.no_grad():
         simulated = sqnr_db(exact.numpy(), result.network(x).numpy())
