@@ -46,7 +46,7 @@ def front(points):
 
 
 def named(runs):
-    """List (time, accuracy in percent, engine) of labelled points, those of the front first."""
+    """List (time, accuracy in percent, engine) of labelled points, first the front."""
     best, engine = fastest(runs)
     runs = runs[runs["method"] != "fp32"]  # its black mark needs no label
     names = runs["backend"].where(runs["method"] != "control", "control")
