@@ -77,7 +77,7 @@ def workers(number):
 
 
 def alone(name, frame, args):
-    """Run one script like `attempt`, in a process of no other script."""
+    """Run one script like `attempt`, in a process that runs no other script."""
     with workers(1) as pool:
         try:
             return pool.submit(attempt, name, frame, args).result()
