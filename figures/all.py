@@ -3,8 +3,7 @@
     python figures/all.py --study cats_and_dogs
 
 Tables come first, since they show what there is. The report comes last, since it shows the figures.
-A script that fails is named with its reason and does not stop the others; the exit status is then
-1.
+If a script fails, this one names it with the reason, runs the others and exits with status 1.
 """
 
 import contextlib
