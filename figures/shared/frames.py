@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils import catalog, results, studies
+from utils import catalog, studies
 from utils.columns import COLUMNS
 from utils.errors import UserError
 
@@ -188,7 +188,7 @@ def classes(frame: pd.DataFrame) -> tuple[str, str]:
 
 
 def is_dissertations(frame: pd.DataFrame) -> bool:
-    """Whether the study uses the dissertation's data set, so that their figures compare."""
+    """Whether the study uses the dissertation's data set, so its figures compare."""
     return studies.is_dissertations(frame["study"].iloc[0])
 
 
