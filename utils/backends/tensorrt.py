@@ -177,7 +177,7 @@ class Plan:
         stream.wait_stream(caller)
         if not self.context.execute_async_v3(stream.cuda_stream):
             raise RuntimeError(f"TensorRT could not start the plan: {self.log.first()}")
-        # From now on, the caller's stream waits for the plan: it may free or overwrite both tensors.
+        # From now on, the caller's stream waits for the plan: both tensors may be overwritten.
         caller.wait_stream(stream)
         return logits
 
