@@ -1,4 +1,4 @@
-"""INT8 rung by rung: accuracy and signal-to-noise ratio of each step of the method.
+"""INT8 step by step: accuracy and signal-to-noise ratio after each step of the method.
 
     python figures/ablation.py --study cats_and_dogs
 
@@ -16,29 +16,23 @@ from figures.shared.style import plt
 from utils import catalog
 
 COLOUR = catalog.FORMATS["int8"].colour
-MARKS = {  # kind of rung: its look, what it is in the legend, and how far it lies below the middle of its row
-    "tool": (dict(marker="D", mfc="0.75", mec="black", ms=5), "default of a tool", 0.0),
-    "stacked": (
-        dict(marker="o", color=COLOUR, mec="black", ms=6),
-        "on top of the rungs above",
-        -0.13,
-    ),
-    "trained": (
-        dict(marker="s", color=COLOUR, mec="black", ms=6),
-        "trained, from post-training quantization",
-        -0.13,
-    ),
-    "alone": (
-        dict(marker="o", mfc="white", mec=COLOUR, ms=6),
-        "alone, with a weight scale for each channel",
-        0.13,
-    ),
-    "varied": (
-        dict(marker="^", color=COLOUR, mec="black", ms=6),
-        "the study's recipe of PTQ, varied",
-        0.0,
-    ),
+DOT = dict(marker="o", color=COLOUR, mec="black", ms=6)
+LOOKS = {
+    "tool": dict(marker="D", mfc="0.75", mec="black", ms=5),
+    "stacked": DOT,
+    "trained": DOT | dict(marker="s"),
+    "alone": dict(marker="o", mfc="white", mec=COLOUR, ms=6),
+    "varied": DOT | dict(marker="^"),
 }
+LEGEND = {
+    "tool": "default of a tool",
+    "stacked": "on top of the steps above",
+    "trained": "trained, starting from post-training quantization",
+    "alone": "alone, with a weight scale for each channel",
+    "varied": "the study's PTQ recipe, varied",
+}
+# Distance of the marks below the middle of their row, in rows.
+SHIFTS = {"tool": 0.0, "stacked": -0.13, "trained": -0.13, "alone": 0.13, "varied": 0.0}
 
 
 def applies(frame, args):
@@ -47,28 +41,27 @@ def applies(frame, args):
 
 
 def labels(rows):
-    """Return the label of each row of a panel by the name of its rungs, which may be stacked and alone."""
+    """Label each row of a panel by the name of its step, which may be both stacked and alone."""
     return {
-        rung: f"{rung}'s default" if kind == "tool" else rung
-        for rung, kind in zip(rows["rung"], rows["kind"], strict=True)
+        step: f"{step}'s default" if kind == "tool" else step
+        for step, kind in zip(rows["rung"], rows["kind"], strict=True)
     }
 
 
 def draw(axes, rows, column, scale):
-    """Draw one column of a model's rungs, with its interval if it has one."""
+    """Draw one column of a model's steps, with its interval if it has one."""
     low, high = f"{column}_ci_low", f"{column}_ci_high"
     places = list(labels(rows))
-    for kind, (look, _, shift) in MARKS.items():
+    for kind, look in LOOKS.items():
         part = rows[rows["kind"] == kind]
-        y = [places.index(rung) + shift for rung in part["rung"]]
+        x = scale * part[column]
+        y = [places.index(step) + SHIFTS[kind] for step in part["rung"]]
         if low in part:
             ends = [scale * (part[column] - part[low]), scale * (part[high] - part[column])]
-            axes.errorbar(
-                scale * part[column], y, xerr=ends, ls="", ecolor="0.4", capsize=2, zorder=1
-            )
+            axes.errorbar(x, y, xerr=ends, ls="", ecolor="0.4", capsize=2, zorder=1)
         if kind == "stacked":
-            axes.plot(scale * part[column], y, color="0.6", lw=0.8, zorder=1)
-        axes.plot(scale * part[column], y, ls="", zorder=3, **look)
+            axes.plot(x, y, color="0.6", lw=0.8, zorder=1)
+        axes.plot(x, y, ls="", zorder=3, **look)
 
 
 def make(frame, args):
@@ -76,30 +69,28 @@ def make(frame, args):
     heights = [0.7 + 0.27 * len(labels(rows)) for _, _, rows in groups]
     size = dict(figsize=(7.5, 1.2 + sum(heights)), height_ratios=heights, layout="constrained")
     figure, panels = plt.subplots(len(groups), 2, squeeze=False, sharey="row", **size)
-    for pair, (model, backend, rows) in zip(panels, groups, strict=True):
-        draw(pair[0], rows, "test_accuracy", 100)
-        draw(pair[1], rows, "test_sqnr_db", 1)
-        pair[0].axvline(100 * rows["test_accuracy_fp32"].iloc[0], color="black", lw=0.8, ls=":")
+    for (left, right), (model, backend, rows) in zip(panels, groups, strict=True):
+        draw(left, rows, "test_accuracy", 100)
+        draw(right, rows, "test_sqnr_db", 1)
+        left.axvline(100 * rows["test_accuracy_fp32"].iloc[0], color="black", lw=0.8, ls=":")
         names = list(labels(rows).values())
-        pair[0].set(yticks=range(len(names)), ylim=(len(names) - 0.5, -0.5))
-        pair[0].set_yticklabels(names, fontsize=7.5)
-        for axes, what in zip(
-            pair, ("accuracy (%), dotted: FP32", "SQNR of the logits (dB)"), strict=True
-        ):
-            axes.set_xlabel(what, fontsize=8)
+        left.set(yticks=range(len(names)), ylim=(len(names) - 0.5, -0.5))
+        left.set_yticklabels(names, fontsize=7.5)
+        left.set_xlabel("accuracy (%), dotted: FP32", fontsize=8)
+        right.set_xlabel("SQNR of the logits (dB)", fontsize=8)
+        for axes in (left, right):
             axes.ticklabel_format(axis="x", useOffset=False)
-        pair[0].set_title(ablations.heading(model, backend), fontsize=9, loc="left")
+        left.set_title(ablations.heading(model, backend), fontsize=9, loc="left")
     shown = {kind for _, _, rows in groups for kind in rows["kind"]}
     handles = [
-        Line2D([], [], label=label, ls="", **look)
-        for kind, (look, label, _) in MARKS.items()
+        Line2D([], [], label=LEGEND[kind], ls="", **look)
+        for kind, look in LOOKS.items()
         if kind in shown
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=7.5, frameon=False)
+    figure.legend(handles=handles, ncols=2, fontsize=7.5, **style.LEGEND_BELOW)
     images = int(groups[0][2]["test_images"].max())
-    figure.suptitle(
-        f"INT8 step by step, each network on its engine; {images} test images", fontsize=9
-    )
+    text = f"INT8 step by step, each network on its engine; {images} test images"
+    figure.suptitle(text, fontsize=9)
     style.save(figure, args, "ablation")
 
 

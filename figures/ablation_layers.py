@@ -1,4 +1,4 @@
-"""Where the error of INT8 arises: signal-to-noise ratio of every layer after each step of the method.
+"""Where the error of INT8 arises: SQNR of every layer after each step of the method.
 
     python figures/ablation_layers.py --study cats_and_dogs
 
@@ -13,8 +13,8 @@ from figures.shared import ablations, script, style
 from figures.shared.style import plt
 
 TABLE = "ablation_layers.csv"
-STACKED = ("stacked", "trained")  # the kinds of rungs that stand on those before them
-DARKEST, LIGHTEST = 0, 40  # dB: as much noise as signal, and hardly any
+STACKED = ("stacked", "trained")  # kinds of steps that build on the steps before them
+DARKEST, LIGHTEST = 0, 40  # dB: noise as strong as the signal, and hardly any noise
 
 
 def applies(frame, args):
@@ -23,9 +23,9 @@ def applies(frame, args):
 
 
 def make(frame, args):
-    groups = [
-        (*key, rows[rows["kind"].isin(STACKED)]) for *key, rows in ablations.groups(args, TABLE)
-    ]
+    groups = []
+    for model, backend, rows in ablations.groups(args, TABLE):
+        groups.append((model, backend, rows[rows["kind"].isin(STACKED)]))
     heights = [0.9 + 0.2 * rows["rung"].nunique() for _, _, rows in groups]
     size = dict(figsize=(7.5, 0.8 + sum(heights)), height_ratios=heights, layout="constrained")
     figure, panels = plt.subplots(len(groups), 1, squeeze=False, **size)
@@ -38,9 +38,8 @@ def make(frame, args):
         axes.set_title(ablations.heading(model, backend), fontsize=9, loc="left")
     label = "SQNR of the layer's output (dB); white: no error"
     figure.colorbar(shades, ax=panels[:, 0], label=label, extend="both", aspect=40, fraction=0.03)
-    figure.suptitle(
-        "Where the error of INT8 arises, layer by layer in order of computation", fontsize=9
-    )
+    text = "Where the error of INT8 arises, layer by layer in order of computation"
+    figure.suptitle(text, fontsize=9)
     style.save(figure, args, "ablation_layers")
 
 

@@ -1,4 +1,4 @@
-"""Test accuracy of every deployed network with its 95 % interval, beside its FP32 baseline.
+"""Test accuracy of every deployed network with its 95 % interval, next to its FP32 baseline.
 
 python figures/accuracy_by_dtype.py --study cats_and_dogs
 """
@@ -21,10 +21,8 @@ def make(frame, args):
         style.dots(axes, runs, rows, MARKS)
         style.baseline(axes, runs, MARKS)
         axes.set_xlabel("Test accuracy (%)")
-    figure.suptitle(
-        style.title(frame, "Accuracy by number format (95 % Wilson intervals; dotted: FP32)"),
-        fontsize=9,
-    )
+    text = "Accuracy by number format (95 % Wilson intervals; dotted: FP32)"
+    figure.suptitle(style.title(frame, text), fontsize=9)
     style.save(figure, args, "accuracy_by_dtype")
 
 

@@ -1,9 +1,10 @@
-"""All figures, tables and the report of a study, by the scripts in this folder.
+"""All figures, the tables and the report of a study, from the scripts in this folder.
 
     python figures/all.py --study cats_and_dogs
 
-Tables come first, since they say what there is, and the report last: it takes in the figures. A
-script that fails is named with its reason and does not keep the others away; the exit status is 1.
+Tables come first, since they show what there is. The report comes last, since it shows the figures.
+A script that fails is named with its reason and does not stop the others; the exit status is then
+1.
 """
 
 import contextlib
@@ -16,38 +17,42 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from figures.shared import script, style  # noqa: F401  (loads matplotlib, before workers are forked)
+from figures.shared import script, style  # noqa: F401  (loads matplotlib before workers are forked)
 from utils.errors import UserError
 
 FIRST, LAST = "tables", "report"
-WORKERS = 2  # processes; more wait for memory and for the longest figure
+WORKERS = 2  # processes; more would wait for memory and for the slowest figure
 
 
 def names():
     """Names of the figure scripts: every other script in this folder."""
     others = {Path(__file__).stem, "__init__", FIRST, LAST}
-    return sorted(
-        path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in others
-    )
+    scripts = Path(__file__).parent.glob("*.py")
+    return sorted(path.stem for path in scripts if path.stem not in others)
+
+
+def always(frame, args):
+    """Default of `applies`, which a script defines if it does not fit every study."""
+    return True
 
 
 def attempt(name, frame, args):
-    """Run one script; return what it printed, and an error message or None."""
+    """Run one script; return its output, and an error message or None."""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
             module = importlib.import_module(f"figures.{name}")
-            if getattr(module, "applies", lambda frame, args: True)(frame, args):
+            if getattr(module, "applies", always)(frame, args):
                 module.make(frame, args)
         return printed.getvalue(), None
     except (UserError, OSError) as error:
         return printed.getvalue(), str(error)
-    except (Exception, SystemExit) as error:  # a mistake in one figure; run alone, it shows where
+    except (Exception, SystemExit) as error:  # a bug in one figure; run alone, it shows where
         return printed.getvalue(), f"{type(error).__name__}: {error}"
 
 
 def attempts(frame, args):
-    """Yield (name, output, error) of every script; forked workers draw where there is `fork`."""
+    """Yield (name, output, error) of every script; forked workers draw if there is `fork`."""
     yield FIRST, *attempt(FIRST, frame, args)
     if "fork" in multiprocessing.get_all_start_methods():
         with workers(WORKERS) as pool:
@@ -66,13 +71,13 @@ def attempts(frame, args):
 def workers(number):
     """Make a pool of forked processes.
 
-    They have the libraries and the frame at once: importing takes longer than most figures.
+    They start with the libraries and the frame: importing takes longer than most figures.
     """
     return ProcessPoolExecutor(number, multiprocessing.get_context("fork"))
 
 
 def alone(name, frame, args):
-    """Run one script like `attempt`, in a process that no other script shares."""
+    """Run one script like `attempt`, in a process of no other script."""
     with workers(1) as pool:
         try:
             return pool.submit(attempt, name, frame, args).result()
@@ -92,4 +97,4 @@ def make(frame, args):
 
 
 if __name__ == "__main__":
-    script.run(make, __doc__)
+    script.run(make, __doc__, script.standalone_option)

@@ -1,9 +1,9 @@
-"""Every FP32 engine beside INT8 on every engine, in milliseconds of one comparison.
+"""Every FP32 engine next to INT8 on every engine, in milliseconds of one comparison.
 
     python figures/engines.py --study cats_and_dogs
 
-The FP32 engines were timed in turns, for the search of the fastest one. An INT8 network was timed in
-turns with that one later, when the machine may have been busier. So it is placed by its speed-up: the
+The FP32 engines took turns in the search for the fastest one. Each INT8 network took turns with
+that engine later, when the machine may have been busier. So INT8 is placed by its speed-up: the
 fastest FP32's time in the search, divided by how many times faster INT8 was in the same rounds.
 """
 
@@ -17,15 +17,12 @@ from figures.shared import frames, runs, script, style
 from utils.errors import UserError
 
 MARKS = style.Dots("ms", "ms_ci")
-TIMES = {
-    "ms": "",
-    "ms_ci_low": "_ci_high",
-    "ms_ci_high": "_ci_low",
-}  # a higher speed-up is a shorter time
+# Columns and the speed-up that each comes from; a higher speed-up is a shorter time.
+TIMES = {"ms": "", "ms_ci_low": "_ci_high", "ms_ci_high": "_ci_low"}
 
 
 def searched(row: pd.Series, args) -> dict[str, float]:
-    """Milliseconds of each FP32 engine, by its name, in the search of a timed FP32 run."""
+    """Milliseconds of each FP32 engine, by name, in the search of a timed FP32 run."""
     path = runs.path(args, row)
     for timing in runs.record(path, "timing")["timing"]:
         if (timing["threads"], timing["batch_size"]) == (row["threads"], row["batch_size"]):
@@ -34,33 +31,28 @@ def searched(row: pd.Series, args) -> dict[str, float]:
 
 
 def placed(frame: pd.DataFrame, args) -> pd.DataFrame:
-    """Return a row with `ms` for each FP32 engine and each INT8 run of every model whose search is known."""
+    """Return rows with `ms` for the FP32 engines and INT8 runs of models with a known search."""
     one = frame.dropna(subset="latency_ms_p50")
     rows = []
     for _, baseline in one[one["method"] == "fp32"].iterrows():
         engines = searched(baseline, args)
         for engine, ms in sorted(engines.items(), key=lambda item: item[1]):
-            rows.append(
-                dict(baseline)
-                | dict.fromkeys(TIMES, ms)
-                | {"series": f"FP32 {engine}", "contended": False}
-            )
-        same = (
-            (one["model"] == baseline["model"])
-            & (one["dtype"] == "int8")
-            & (one["device"] == baseline["device"])
-        )
-        for _, row in one[same & one["best_fp32"].isin(list(engines))].iterrows():
+            changes = {"series": f"FP32 {engine}", "contended": False}
+            rows.append(dict(baseline) | dict.fromkeys(TIMES, ms) | changes)
+        int8 = one[one["dtype"] == "int8"]
+        for column in ("model", "device"):
+            int8 = int8[int8[column] == baseline[column]]
+        for _, row in int8[int8["best_fp32"].isin(list(engines))].iterrows():
             fastest = engines[row["best_fp32"]]
-            rows.append(
-                dict(row)
-                | {name: fastest / row[f"speedup_vs_best_fp32{end}"] for name, end in TIMES.items()}
-            )
+            times = {
+                name: fastest / row[f"speedup_vs_best_fp32{end}"] for name, end in TIMES.items()
+            }
+            rows.append(dict(row) | times)
     return pd.DataFrame(rows)
 
 
 def applies(frame, args) -> bool:
-    """Whether the fastest FP32 of any model was searched."""
+    """Whether the fastest FP32 of a model was searched."""
     return not placed(frames.one_batch(frame)[0], args).empty
 
 
@@ -69,26 +61,23 @@ def make(frame, args):
     rows = placed(frame, args)
     if rows.empty:
         raise UserError(
-            f"study {args.study} has no search of the fastest FP32; time an FP32 run without --smoke."
+            f"study {args.study} has no search of the fastest FP32; time an FP32 run without "
+            "--smoke."
         )
-    names = list(
-        dict.fromkeys([*rows.loc[rows["dtype"] == "fp32", "series"], *frames.labels(rows)])
-    )
+    fp32 = rows.loc[rows["dtype"] == "fp32", "series"]
+    names = list(dict.fromkeys([*fp32, *frames.labels(rows)]))
     figure, panels = style.panels(rows, names, width=2.4)
-    for axes, _, runs_of_model in panels:
-        style.gaps(axes, runs_of_model, names, MARKS)
-        style.dots(axes, runs_of_model, names, MARKS)
-        axes.axvline(
-            runs_of_model.loc[runs_of_model["method"] == "fp32", "ms"].min(),
-            color="black",
-            lw=0.8,
-            ls=":",
-            zorder=1,
-        )
+    for axes, _, part in panels:
+        style.gaps(axes, part, names, MARKS)
+        style.dots(axes, part, names, MARKS)
+        fastest = part.loc[part["method"] == "fp32", "ms"].min()
+        axes.axvline(fastest, color="black", lw=0.8, ls=":", zorder=1)
         style.log_scale(axes.xaxis)
         axes.set_xlabel(f"ms at batch {batch} (log scale)")
-    text = "Time of every FP32 engine, and of INT8 by its speed-up over the fastest of them\n"
-    text += f"(dotted: the fastest FP32; bars: 95 % intervals{style.contended(rows)})"
+    text = (
+        "Time of every FP32 engine, and of INT8 by its speed-up over the fastest of them\n"
+        f"(dotted: the fastest FP32; bars: 95 % intervals{style.contended(rows)})"
+    )
     figure.suptitle(style.title(frame, text), fontsize=9)
     style.save(figure, args, "engines")
 

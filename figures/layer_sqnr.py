@@ -19,25 +19,23 @@ SIDES = {
     "weight_sqnr_db": "Weights",
     "output_sqnr_db": "Outputs, including errors of earlier layers",
 }
-LABELS = 26  # names of layers below a panel
-TOP = 110  # dB; 16 bits reach about 100, more is FP32 summed in another order
+LABELS = 26  # names of layers that fit below a panel
+TOP = 110  # dB; 16 bits reach about 100, and more is FP32 summed in another order
+TOP_RIGHT = dict(x=0.99, y=0.97, va="top")  # of a panel
 
 
 def curve(axes, run, values):
-    """Draw one network's layers and return its legend entry.
+    """Draw the layers of one network and return its legend entry.
 
-    Each panel names its model, so markers can tell number formats apart where lines cross. The
-    methods of INT8 nearly coincide, so one is a ring around the other's dot.
+    Each panel names its model, so markers can distinguish number formats where lines cross. The
+    methods of INT8 nearly coincide, so one is a ring around the dot of the other.
     """
     colour, filled, dtype = style.colour(run), style.filled(run), catalog.FORMATS[run["dtype"]]
-    ring = 6 if len(values) < 30 else 4.5
-    mark = dict(
-        marker=dtype.shape,
-        ms=3 if filled else ring,
-        mfc=colour if filled else "none",
-        mec="black",
-        mew=0.7,
-    )
+    mark = dict(marker=dtype.shape, mec="black", mew=0.7)
+    if filled:
+        mark |= dict(ms=3, mfc=colour)
+    else:
+        mark |= dict(ms=6 if len(values) < 30 else 4.5, mfc="none")
     line = dict(color=colour, ls=dtype.dashes, lw=1.6 if filled else 0.9)
     axes.plot(values, path_effects=style.OUTLINE if filled else None, **line)
     axes.plot(values, ls="", **mark)
@@ -45,18 +43,36 @@ def curve(axes, run, values):
 
 
 def name_layers(axes, names):
-    """Write the names of layers below a panel, of many only some, so that they can be read."""
+    """Write the names of layers below a panel; only some of many, so that they are readable."""
     every = -(-len(names) // LABELS)
     axes.set_xticks(range(0, len(names), every), names[::every], rotation=90, fontsize=5.5)
     axes.set_xticks(range(len(names)), minor=True)
 
 
 def with_layers(frame, args):
-    """Select one row for each run whose layers were compared with FP32, and add them; some engines do not expose theirs."""
+    """Select one row per run whose layers were compared with FP32, and add the layers.
+
+    Some engines do not expose their layers.
+    """
     one, _ = frames.one_batch(frame)
     layers = [runs.record(runs.path(args, run), "layers")["layers"] for _, run in one.iterrows()]
     one = one.assign(layers=pd.Series(layers, one.index, dtype=object))
     return one[one["layers"].astype(bool)]
+
+
+def draw(row, part):
+    """Draw the networks of a model in its row of panels; return legend entries by series."""
+    handles = {}
+    for _, run in part.iterrows():
+        for axes, side in zip(row, SIDES, strict=True):
+            values = [layer[side] for layer in run["layers"]]
+            values = [float("nan") if value is None else value for value in values]
+            handles[run["series"]] = curve(axes, run, values)
+            name_layers(axes, [layer["layer"] for layer in run["layers"]])
+            axes.set_title(f"{catalog.MODELS[run['model']].label}: {SIDES[side]}", fontsize=8)
+    row[0].set_ylabel("SQNR (dB)")
+    row[0].set_ylim(top=min(row[0].get_ylim()[1], TOP))
+    return handles
 
 
 def make(frame, args):
@@ -65,44 +81,21 @@ def make(frame, args):
         raise UserError(f"study {args.study} has no quantized runs whose layers were compared yet.")
     frame = frames.usual(compared).sort_values(["dtype", "method"], kind="stable")
     models = frames.present(frame)
-    size, handles = (7.5, 1.2 + 2.3 * len(models)), {}
-    figure, panels = plt.subplots(
-        len(models), 2, figsize=size, squeeze=False, sharey="row", layout="constrained"
-    )
+    size = dict(figsize=(7.5, 1.2 + 2.3 * len(models)), layout="constrained")
+    figure, panels = plt.subplots(len(models), 2, squeeze=False, sharey="row", **size)
+    handles = {}
     for row, model in zip(panels, models, strict=True):
         part = frame[frame["model"] == model]
-        for _, run in part.iterrows():
-            layers = run["layers"]
-            for axes, side in zip(row, SIDES, strict=True):
-                values = [float("nan") if layer[side] is None else layer[side] for layer in layers]
-                handles[run["series"]] = curve(axes, run, values)
-                name_layers(axes, [layer["layer"] for layer in layers])
-                axes.set_title(f"{catalog.MODELS[model].label}: {SIDES[side]}", fontsize=8)
-        missing = [name for name in frame["series"].unique() if name not in set(part["series"])]
-        text = "not run: " + ", ".join(missing) if missing else ""
-        row[1].text(
-            0.99,
-            0.97,
-            text,
-            transform=row[1].transAxes,
-            ha="right",
-            va="top",
-            fontsize=6,
-            color="0.4",
-        )
-        row[0].set_ylabel("SQNR (dB)")
-        row[0].set_ylim(top=min(row[0].get_ylim()[1], TOP))
-    figure.legend(
-        handles=list(handles.values()),
-        fontsize=7,
-        loc="outside lower center",
-        ncols=3,
-        handlelength=4,
-        frameon=False,
-    )
+        handles |= draw(row, part)
+        style.missing(row[1], frame["series"].unique(), part, TOP_RIGHT)
+    look = dict(fontsize=7, ncols=3, handlelength=4)
+    figure.legend(handles=list(handles.values()), **look, **style.LEGEND_BELOW)
     study = frame.iloc[0]["study"].replace("_", " ")
-    text = f"Signal-to-quantization-noise ratio (SQNR) by layer on validation images ({study})\n"
-    figure.suptitle(text + "Gaps and values at the top edge: almost no rounding error", fontsize=9)
+    text = (
+        f"Signal-to-quantization-noise ratio (SQNR) by layer on validation images ({study})\n"
+        "Gaps and values at the top edge: almost no rounding error"
+    )
+    figure.suptitle(text, fontsize=9)
     style.save(figure, args, "layer_sqnr")
 
 

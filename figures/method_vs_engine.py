@@ -1,9 +1,9 @@
-"""What the method costs beside what the engine adds: SQNR of both, by engine.
+"""Error of the method next to the error of the engine: SQNR of both, by engine.
 
     python figures/method_vs_engine.py --study cats_and_dogs
 
-The method's network is computed in exact arithmetic, and compared with FP32; the engine's answers are
-compared with that network's. Where the engine's SQNR is the lower one, the engine decides the error.
+The method's network is executed on exact integers and compared with FP32; the engine's answers are
+compared with the exact ones. If the engine's SQNR is the lower one, the engine dominates the error.
 """
 
 import sys
@@ -17,17 +17,17 @@ from utils.errors import UserError
 
 METHOD = style.Dots("sqnr_reference_db", shift=-0.18)
 ENGINE = style.Dots("engine_db", shift=0.18, look=dict(ms=4))
-EQUAL = 100  # dB, at which an engine is drawn that adds nothing, or less than this
+EQUAL = 100  # dB; place of an engine that adds nothing, or less error than this
 
 
 def judged(frame):
-    """Select the runs whose method was computed in exact arithmetic, and add `engine_db`, EQUAL at most."""
+    """Select the runs with an exact execution, and add `engine_db`, at most EQUAL."""
     frame = frames.one_batch(frame)[0].dropna(subset="sqnr_reference_db")
     return frame.assign(engine_db=frame["sqnr_vs_reference_db"].fillna(np.inf).clip(upper=EQUAL))
 
 
 def applies(frame, args) -> bool:
-    """Whether any run has both errors."""
+    """Whether a run has both errors."""
     return not judged(frame).empty
 
 
@@ -35,7 +35,8 @@ def make(frame, args):
     frame = judged(frame)
     if frame.empty:
         raise UserError(
-            f"study {args.study} has no run whose method was computed in exact arithmetic; run its INT8 scripts."
+            f"study {args.study} has no run whose network was executed on exact integers; run its "
+            "INT8 scripts."
         )
     rows = frames.labels(frame)
     figure, panels = style.panels(frame, rows, width=2.4)
@@ -45,11 +46,11 @@ def make(frame, args):
             style.dots(axes, runs, rows, marks)
         axes.set_xlabel("SQNR (dB); right is better")
     names = {
-        7: "the method, from FP32",
-        4: f"the engine, from the method ({EQUAL} dB: as good as nothing)",
+        7: "the method, against FP32",
+        4: f"the engine, against the method ({EQUAL} dB: practically no error)",
     }
     style.sizes(figure, names)
-    text = "Error of the method beside that of the engine: the one further left decides"
+    text = "Error of the method and error of the engine: the one further left dominates"
     figure.suptitle(style.title(frame, text), fontsize=9)
     style.save(figure, args, "method_vs_engine")
 

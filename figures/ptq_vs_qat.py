@@ -1,4 +1,4 @@
-"""Change in accuracy by PTQ and QAT against FP32, with the margin declared beforehand.
+"""Accuracy of PTQ and QAT minus FP32 accuracy, with the margin declared beforehand.
 
 python figures/ptq_vs_qat.py --study cats_and_dogs
 """
@@ -18,7 +18,7 @@ MARKS = style.Dots("accuracy_difference", "accuracy_difference_ci", scale=100, b
 
 
 def shift(method):
-    """Rows that a method's marks lie below the middle; quantizing methods share the space."""
+    """Distance of a method's marks below the middle of the row, which quantizing methods share."""
     if method not in QUANTIZING:
         return 0
     return 0.4 * (QUANTIZING.index(method) / (len(QUANTIZING) - 1) - 0.5)
@@ -37,15 +37,18 @@ def make(frame, args):
             part, marks = runs[runs["method"] == method], replace(MARKS, shift=shift(method))
             of_some_model = set(frame.loc[frame["method"] == method, "cell"])
             expected = [name if name in of_some_model else "" for name in rows]
-            prefix = f"{catalog.METHODS[method].label} " if method in QUANTIZING else ""
-            style.gaps(axes, part, expected, marks, prefix)
+            form = f"{catalog.METHODS[method].label} {{}}" if method in QUANTIZING else "{}"
+            style.gaps(axes, part, expected, marks, form)
             style.dots(axes, part, expected, marks)
         axes.axvline(0, color="black", lw=0.8, zorder=1)
         for margin in set(runs["margin"].dropna()):
             axes.axvline(-100 * margin, color="black", lw=1.2, ls="--", zorder=1)
         axes.set_xlabel("Difference to FP32 (points)")
-    text = "Accuracy against FP32 on the same images\n"
-    text += f"(filled: {style.methods(filled=True)}, hollow: {style.methods(filled=False)}; 95 % intervals; dashed: the margin)"
+    text = (
+        "Accuracy against FP32 on the same images\n"
+        f"(filled: {style.methods(filled=True)}, hollow: {style.methods(filled=False)}; "
+        "95 % intervals; dashed: the margin)"
+    )
     figure.suptitle(style.title(frame, text), fontsize=9)
     style.save(figure, args, "ptq_vs_qat")
 

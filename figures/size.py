@@ -1,4 +1,4 @@
-"""Size of the deployed file, beside what its weights and biases alone would take.
+"""Size of the deployed file, next to the size of its weights and biases alone.
 
 python figures/size.py --study cats_and_dogs
 """
@@ -10,10 +10,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from figures.shared import frames, script, style
 
 FILE = style.Dots("size_mb")
-WEIGHTS = style.Dots(
-    "theoretical_mb",
-    look=dict(marker="|", ms=15, mew=1.2, path_effects=None, markeredgecolor="0.3"),
-)
+LINE = dict(marker="|", ms=15, mew=1.2, path_effects=None, markeredgecolor="0.3")
+WEIGHTS = style.Dots("theoretical_mb", look=LINE)
 
 
 def make(frame, args):

@@ -28,10 +28,12 @@ def make(frame, args):
         fastest = " or ".join(sorted(set(runs["best_fp32"].dropna()))) or "not timed"
         axes.set_title(f"{catalog.MODELS[model].label}\nfastest FP32:\n{fastest}", fontsize=8)
         axes.set_xlabel("Speed-up (log scale)")
-    style.sizes(
-        figure, {EAGER.look["ms"]: "over eager FP32", BEST.look["ms"]: "over the fastest FP32"}
+    names = {EAGER.look["ms"]: "over eager FP32", BEST.look["ms"]: "over the fastest FP32"}
+    style.sizes(figure, names)
+    text = (
+        f"Speed-up at batch {batch} and its 95 % interval "
+        f"(dashed: no change{style.contended(frame)})"
     )
-    text = f"Speed-up at batch {batch} and its 95 % interval (dashed: no change{style.contended(frame)})"
     figure.suptitle(style.title(frame, text), fontsize=9)
     style.save(figure, args, "speedup")
 

@@ -1,4 +1,4 @@
-"""Latency on one thread and on all at the smallest batch size, and their ratio.
+"""Latency on one thread and on all threads at the smallest batch size, and their ratio.
 
 python figures/thread_scaling.py --study cats_and_dogs
 """
@@ -17,20 +17,24 @@ SMALL = replace(MARKS, look=dict(ms=4))
 
 
 def connect(axes, both, rows):
-    """Draw a line between the times on one thread and on all, with their ratio beside it.
+    """Draw a line between the times on one thread and on all, next to their ratio.
 
-    One star for both marks stands behind the ratio: the marks are too near for stars.
+    A star after the ratio stands for both marks, which are too close for a star each.
     """
     for _, row in both.dropna(subset=["latency_ms_p50", "latency_ms_p50_one"]).iterrows():
         ends, place = [row["latency_ms_p50"], row["latency_ms_p50_one"]], rows.index(row["series"])
         axes.plot(ends, [place, place], color="0.4", lw=1, zorder=2)
-        disturbed = any(
-            pd.notna(row[name]) and row[name] for name in ("contended", "contended_one")
-        )
-        text = f"{ends[1] / ends[0]:.1f}x{'*' * disturbed}"
-        axes.annotate(
-            text, (max(ends), place), (11, 0), textcoords="offset points", fontsize=6, va="center"
-        )
+        contended = [row[name] for name in ("contended", "contended_one")]
+        star = "*" if any(pd.notna(value) and value for value in contended) else ""
+        beside = dict(xytext=(11, 0), textcoords="offset points", va="center")
+        axes.annotate(f"{ends[1] / ends[0]:.1f}x{star}", (max(ends), place), fontsize=6, **beside)
+
+
+def thread_names(few, many):
+    """Explain the sizes of the marks: size in points -> number of threads."""
+    if few == many:
+        return {7: f"{many} threads only"}
+    return {7: f"{many} threads", 4: "1 thread" if few == 1 else f"{few} threads"}
 
 
 def make(frame, args):
@@ -38,12 +42,8 @@ def make(frame, args):
     every, batch = frames.one_batch(frame)
     one, _ = frames.one_batch(frame[frame["threads"] == few])
     star = style.contended(pd.concat([every, one]))
-    both = every.merge(
-        one[[*frames.RUN, "latency_ms_p50", "contended"]],
-        on=frames.RUN,
-        how="left",
-        suffixes=("", "_one"),
-    )
+    times = one[[*frames.RUN, "latency_ms_p50", "contended"]]
+    both = every.merge(times, on=frames.RUN, how="left", suffixes=("", "_one"))
     rows = frames.labels(every)
     figure, panels = style.panels(every, rows)
     for axes, model, runs in panels:
@@ -60,12 +60,7 @@ def make(frame, args):
         axes.set_xlim(low, high * (high / low) ** 0.2)  # room for the ratio
         style.log_scale(axes.xaxis)
         axes.set_xlabel(f"ms at batch {batch} (log scale)")
-    names = (
-        {7: f"{many} threads", 4: f"{few} thread{'s' if few > 1 else ''}"}
-        if few != many
-        else {7: f"{many} threads only"}
-    )
-    style.sizes(figure, names)
+    style.sizes(figure, thread_names(few, many))
     text = f"Latency by number of threads (medians with 95 % intervals{star})"
     figure.suptitle(style.title(frame, text), fontsize=9)
     style.save(figure, args, "thread_scaling")

@@ -1,4 +1,4 @@
-"""Throughput by batch size on all threads, for PTQ and QAT beside FP32.
+"""Throughput by batch size on all threads, for PTQ and QAT next to FP32.
 
 python figures/throughput.py --study cats_and_dogs
 """
@@ -23,55 +23,38 @@ def curve(axes, run):
     dashes = "--" if row["method"] == "control" else catalog.BACKENDS[row["backend"]].dashes
     line = dict(color=style.colour(row), ls=dashes, lw=1.5)
     points = run.sort_values("batch_size")
-    axes.plot(
-        points["batch_size"].astype(int),
-        points["throughput_ips"],
-        path_effects=style.OUTLINE,
-        **line,
-    )
-    axes.plot(
-        points["batch_size"].astype(int),
-        points["throughput_ips"],
-        ls="",
-        **style.look(row) | dict(ms=4.5),
-    )
+    x, y = points["batch_size"].astype(int), points["throughput_ips"]
+    axes.plot(x, y, path_effects=style.OUTLINE, **line)
+    axes.plot(x, y, ls="", **style.look(row) | dict(ms=4.5))
     return Line2D([], [], label=row["series"], **line)
+
+
+def draw(row, models, part):
+    """Draw a method's row of panels, one per model, and its legend."""
+    handles, names = {}, frames.labels(part)
+    for axes, model in zip(row, models, strict=True):
+        timed = part[part["model"] == model].dropna(subset="throughput_ips")
+        for _, run in timed.groupby(frames.RUN, observed=True):
+            handles[run["series"].iloc[0]] = curve(axes, run)
+        missing = [f"{name}: not run" for name in names if name not in set(timed["series"])]
+        axes.set_title("\n".join([catalog.MODELS[model].label, *missing]), fontsize=7.5)
+    drawn = [handles[name] for name in names if name in handles]
+    row[-1].legend(handles=drawn, **style.LEGEND_BESIDE)
 
 
 def make(frame, args):
     frame = frame[(frame["threads"] == frame["threads"].max()) & ~frame["simulated"]]
-    models, kinds = (
-        frames.present(frame),
-        [name for name in QUANTIZING if name in set(frame["method"])] or QUANTIZING[:1],
-    )
+    models = frames.present(frame)
     if not models:
         raise UserError(f"study {args.study} has no timed runs yet.")
-    size = dict(
-        figsize=(1.8 + 2.2 * len(models), 1 + 2.2 * len(kinds)),
-        sharex=True,
-        sharey="col",
-        squeeze=False,
-    )
-    figure, panels = plt.subplots(len(kinds), len(models), layout="constrained", **size)
-    for kind, row in zip(kinds, panels, strict=True):
-        part = frame[frame["method"].isin((*catalog.METHODS[kind].beside, kind))]
-        handles = {}
-        for axes, model in zip(row, models, strict=True):
-            timed = part[part["model"] == model].dropna(subset="throughput_ips")
-            handles |= {
-                run["series"].iloc[0]: curve(axes, run)
-                for _, run in timed.groupby(frames.RUN, observed=True)
-            }
-            missing = [name for name in frames.labels(part) if name not in set(timed["series"])]
-            axes.set_title(
-                "\n".join([catalog.MODELS[model].label, *(f"{name}: not run" for name in missing)]),
-                fontsize=7.5,
-            )
-        row[0].set_ylabel(f"{catalog.METHODS[kind].label}: images/s (log scale)", fontsize=8)
-        row[-1].legend(
-            handles=[handles[name] for name in frames.labels(part) if name in handles],
-            **style.BESIDE,
-        )
+    methods = [name for name in QUANTIZING if name in set(frame["method"])] or QUANTIZING[:1]
+    size = dict(figsize=(1.8 + 2.2 * len(models), 1 + 2.2 * len(methods)), layout="constrained")
+    shared = dict(sharex=True, sharey="col", squeeze=False)
+    figure, panels = plt.subplots(len(methods), len(models), **shared, **size)
+    for name, row in zip(methods, panels, strict=True):
+        method = catalog.METHODS[name]
+        draw(row, models, frame[frame["method"].isin((*method.beside, name))])
+        row[0].set_ylabel(f"{method.label}: images/s (log scale)", fontsize=8)
     batches = sorted(frame["batch_size"].dropna().unique())
     for axes in panels.ravel():
         axes.set_xscale("log")
@@ -80,10 +63,8 @@ def make(frame, args):
         style.log_scale(axes.yaxis)
     for axes in panels[-1]:
         axes.set_xlabel("Batch size (log scale)")
-    figure.suptitle(
-        style.title(frame, "Throughput by batch size (simulated networks are not timed)"),
-        fontsize=9,
-    )
+    text = "Throughput by batch size (simulated networks are not timed)"
+    figure.suptitle(style.title(frame, text), fontsize=9)
     style.save(figure, args, "throughput")
 
 

@@ -15,14 +15,11 @@ from utils import catalog
 from utils.errors import UserError
 
 FP32 = ("fp32",)
-TUNED = tuple(
-    name
-    for tuned, method in catalog.METHODS.items()
-    if method.native
-    for name in (method.native, tuned)
-)
-# A row of panels: its methods, the columns drawn, and its name. Losses of FP32 and of fine-tuning
-# do not share a panel: they are different ones, since QAT has a teacher.
+TRAINED = [name for name, method in catalog.METHODS.items() if method.native]
+# Each method that trains comes after its control.
+TUNED = tuple(name for trained in TRAINED for name in (catalog.METHODS[trained].native, trained))
+# A row of panels: its methods, the columns drawn, and its name. The losses of FP32 and of
+# fine-tuning do not share a panel: they are different losses, because QAT has a teacher.
 ROWS = (
     (FP32, ("train_loss", "validation_loss"), "FP32: loss"),
     (FP32, ("validation_accuracy",), "FP32: validation\naccuracy (%)"),
@@ -30,10 +27,14 @@ ROWS = (
     (TUNED, ("validation_loss",), "Fine-tuning:\nvalidation loss"),
     (TUNED, ("validation_accuracy",), "Fine-tuning: val.\naccuracy (%)"),
 )
+RING = dict(marker="o", ms=9, mfc="none", mec="black", mew=0.8, clip_on=False)
 
 
 def histories(frame, args):
-    """List (row, training, name) of each training; several engines may share one. Fine-tuning of one epoch has no curve."""
+    """List (row, training, name) of each training, which several engines may share.
+
+    Fine-tuning of one epoch has no curve.
+    """
     shared = {}
     for _, row in frame[frame["method"].isin(FP32 + TUNED)].iterrows():
         training = runs.record(runs.path(args, row), "training")["training"]
@@ -45,17 +46,17 @@ def histories(frame, args):
 
 
 def named(row, engines, trainings):
-    """Name a training, with its engines where others of its method and format differ."""
+    """Name a training, with its engines if others of its method and format differ."""
     kin = [
-        other
-        for other in trainings
-        if all(other[0][name] == row[name] for name in ("method", "dtype"))
+        (other, names)
+        for other, _, names in trainings
+        if (other["method"], other["dtype"]) == (row["method"], row["dtype"])
     ]
-    name = row["series"].removesuffix(row["backend"])
-    if len({engine for _, _, names in kin for engine in names}) == 1:
+    if len({engine for _, names in kin for engine in names}) == 1:
         return row["series"]
-    one_each = len({other["model"] for other, _, _ in kin}) == len(kin)
-    return name.strip() if one_each else name + "/".join(engines)
+    name = row["series"].removesuffix(row["backend"])
+    one_per_model = len({other["model"] for other, _ in kin}) == len(kin)
+    return name.strip() if one_per_model else name + "/".join(engines)
 
 
 def curves(axes, row, training, label, columns):
@@ -70,61 +71,44 @@ def curves(axes, row, training, label, columns):
         axes.plot(epochs, values, path_effects=style.OUTLINE, **line)
         axes.plot(epochs, values, ls="", **style.look(row) | dict(ms=3.5))
         kept = training["best_epoch"]
-        axes.plot(
-            epochs[kept],
-            values[kept],
-            marker="o",
-            ms=9,
-            mfc="none",
-            mec="black",
-            mew=0.8,
-            clip_on=False,
-        )
+        axes.plot(epochs[kept], values[kept], **RING)
         name = column.split("_")[0] if len(columns) > 1 else label
         legend[name] = Line2D([], [], label={"train": "training"}.get(name, name), **line)
+    return legend
+
+
+def draw(axes, part, columns):
+    """Draw the trainings of one model and return their legend entries."""
+    legend = {}
+    for row, training, label in part:
+        legend |= curves(axes, row, training, label, columns)
+    if not part:
+        style.not_run(axes, fontsize=7)
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, 0.5), max(high, 1.5))  # so that a single epoch has one tick
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     return legend
 
 
 def make(frame, args):
     trainings = histories(frames.one_batch(frame)[0], args)
     models = frames.present(frame)
-    rows = [row for row in ROWS if any(run["method"] in row[0] for run, _, _ in trainings)]
+    trained = {run["method"] for run, _, _ in trainings}
+    rows = [row for row in ROWS if trained & set(row[0])]
     if not rows:
         raise UserError(
             f"study {args.study} has no training to draw: run the scripts in models/ first."
         )
-    size = dict(
-        figsize=(2.2 + 2 * len(models), 0.9 + 1.3 * len(rows)),
-        squeeze=False,
-        sharex=False,
-        layout="constrained",
-    )
-    figure, panels = plt.subplots(len(rows), len(models), **size)
+    size = dict(figsize=(2.2 + 2 * len(models), 0.9 + 1.3 * len(rows)), layout="constrained")
+    figure, panels = plt.subplots(len(rows), len(models), squeeze=False, **size)
     for line, (methods, columns, name) in zip(panels, rows, strict=True):
+        of_methods = [training for training in trainings if training[0]["method"] in methods]
         legend = {}
         for axes, model in zip(line, models, strict=True):
-            part = [
-                training
-                for training in trainings
-                if training[0]["model"] == model and training[0]["method"] in methods
-            ]
-            for row, training, label in part:
-                legend |= curves(axes, row, training, label, columns)
-            if not part:
-                axes.text(
-                    0.5,
-                    0.5,
-                    "not run",
-                    transform=axes.transAxes,
-                    ha="center",
-                    color="0.4",
-                    fontsize=7,
-                )
-            low, high = axes.get_xlim()
-            axes.set_xlim(min(low, 0.5), max(high, 1.5))  # so that a single epoch has one tick
-            axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+            part = [training for training in of_methods if training[0]["model"] == model]
+            legend |= draw(axes, part, columns)
         line[0].set_ylabel(name, fontsize=7.5)
-        line[-1].legend(handles=list(legend.values()), **style.BESIDE)
+        line[-1].legend(handles=list(legend.values()), **style.LEGEND_BESIDE)
     for column, model in enumerate(models):
         panels[0][column].set_title(catalog.MODELS[model].label, fontsize=9)
         panels[-1][column].set_xlabel("Epoch")

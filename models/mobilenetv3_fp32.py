@@ -2,8 +2,8 @@
 
     python models/mobilenetv3_fp32.py --data PATH
 
-Every quantized MobileNetV3-Small starts from here. The last layer and all parameters that the starting
-weights lack learn at head_lr, the others at backbone_lr. The epoch with the best accuracy is kept.
+Every quantized MobileNetV3-Small starts here. The last layer and whatever the starting weights lack
+learn at head_lr, the others at backbone_lr. The epoch with the best validation accuracy is kept.
 """
 
 import sys

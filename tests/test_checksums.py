@@ -1,4 +1,4 @@
-"""Cached values are read as they were written, or not at all."""
+"""Cached values are read unchanged or not at all."""
 
 import hashlib
 
@@ -8,28 +8,34 @@ from utils import checksums
 from utils.errors import UserError
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_written_content_is_read(tmp_path):
     for content in (b"", b"value", b"two\nlines\n", bytes(range(256))):
         checksums.write(tmp_path / "a", content)
         assert checksums.read(tmp_path / "a") == content
 
 
 def test_a_file_is_its_digest_and_its_content(tmp_path):
-    checksums.write(tmp_path / "a", memoryview(b"abc"))  # the digest is the example of FIPS 180-2
-    assert (
-        tmp_path / "a"
-    ).read_bytes() == b"ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad\nabc"
+    checksums.write(tmp_path / "a", memoryview(b"abc"))
+    digest = b"ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of FIPS 180-2
+    assert (tmp_path / "a").read_bytes() == digest + b"\nabc"
 
 
-def test_nothing_is_read_of_a_missing_file(tmp_path, capsys):
+def test_a_missing_file_reads_as_nothing(tmp_path, capsys):
     assert checksums.read(tmp_path / "a") is None and capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("damage", [
-    lambda content: content[:-1], lambda content: content + b"x", lambda content: content.replace(b"v", b"w"),
-    lambda content: b"", lambda content: content[64:], lambda content: b"0" * 64 + content[64:],
-])  # fmt: skip
-def test_damage_is_said_in_a_line_and_not_used(damage, tmp_path, capsys):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:-1],
+        lambda content: content + b"x",
+        lambda content: content.replace(b"v", b"w"),
+        lambda content: b"",
+        lambda content: content[64:],
+        lambda content: b"0" * 64 + content[64:],
+    ],
+)
+def test_a_damaged_file_is_reported_and_not_used(damage, tmp_path, capsys):
     path = tmp_path / "a"
     checksums.write(path, b"value")
     path.write_bytes(damage(path.read_bytes()))
@@ -40,7 +46,7 @@ def test_damage_is_said_in_a_line_and_not_used(damage, tmp_path, capsys):
 def test_a_file_that_was_replaced_is_refused(tmp_path):
     path = tmp_path / "artifact"
     path.write_bytes(b"ours")
-    checksums.check(path)  # nobody has noted it
+    checksums.check(path)  # not noted yet
     assert checksums.note(path) == checksums.sha256_of(path) == hashlib.sha256(b"ours").hexdigest()
     checksums.check(path)
     path.write_bytes(b"theirs")

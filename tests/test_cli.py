@@ -1,4 +1,4 @@
-"""`utils.cli`: options are checked, the command in a record is the one that was given, --help."""
+"""`utils.cli`: options and their checks, the commands in records, --help, exit statuses."""
 
 import platform
 import shlex

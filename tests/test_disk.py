@@ -1,4 +1,4 @@
-"""What a disk can do to a run: it is told in one line, and what was there before stays."""
+"""Errors of a disk: one line reports them, and the files from before stay intact."""
 
 import errno
 import os
@@ -15,15 +15,14 @@ from utils import cli, paths
 from utils.catalog import Run
 from utils.errors import UserError
 
-LIMIT = 2_000  # bytes that a file may have
-# Each writes more than that, as the scripts do.
+LIMIT = 2_000  # bytes that a file may have; each writer, like the scripts, needs more
 WRITERS = {
     "text": "paths.write_text(target, 'new' * 10_000)",
     "run": "results.write({'run': RUN}, np.zeros((5000, 2)), np.zeros(5000), folder)",
     "checkpoint": "checkpoints.save(target, 'alexnet', model, data, {'fingerprint': 'f'})",
     "export": "checkpoints.derived(source, '.pt', lambda path: checkpoints.export(path, model))",
     "resume": "loop.Resume(target, 'f').write({'model': model.state_dict()})",
-    "torchscript": "save(lambda path: path.write_bytes(torch_ao.torchscript(fx.symbolic_trace(model))))",
+    "torchscript": "save(lambda path: path.write_bytes(torch_ao.torchscript(traced)))",
     "onnx": "save(lambda path: onnx_export.export(model, path))",
 }
 PROGRAM = """
@@ -38,8 +37,10 @@ from utils.training import checkpoints, loop
 
 folder = Path(sys.argv[1])
 target, source = folder / "target", folder / "source.pt"
-RUN = {"study": "s", "model": "m", "method": "ptq", "dtype": "int8", "backend": "b", "device": "cpu", "seed": 0}
+RUN = {"study": "s", "model": "m", "method": "ptq", "dtype": "int8", "backend": "b"}
+RUN |= {"device": "cpu", "seed": 0}
 model = nn.Sequential(nn.Conv2d(3, 40, 5), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(40, 2))
+traced = fx.symbolic_trace(model)
 model.architecture = "none"
 data = SimpleNamespace(describe=dict)
 
@@ -55,7 +56,7 @@ with cli.reporting("program"):
 
 
 def run(folder, limit, writer):
-    """Run one of WRITERS in another process, in which no file may have more than `limit` bytes if that is not 0."""
+    """Run one of WRITERS in a process whose files are limited to `limit` bytes; 0 is no limit."""
     command = [sys.executable, "-c", PROGRAM, folder, str(limit), writer]
     return subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, timeout=120)
 
@@ -69,21 +70,19 @@ def contents(folder):
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_file_that_does_not_fit_is_told_in_a_line(name, tmp_path):
+def test_a_file_that_does_not_fit_is_reported_in_one_line(name, tmp_path):
     (tmp_path / "target").write_bytes(b"old")
     (tmp_path / "source.pt").write_bytes(b"weights")
     before = contents(tmp_path)
     done = run(tmp_path, LIMIT, WRITERS[name])
     assert done.returncode == 2, done.stderr
-    assert (
-        done.stderr.startswith("error: program: cannot write ")
-        and len(done.stderr.splitlines()) == 1
-    )
+    assert done.stderr.startswith("error: program: cannot write ")
+    assert len(done.stderr.splitlines()) == 1
     assert "File too large" in done.stderr and str(tmp_path) in done.stderr
     assert contents(tmp_path).items() >= before.items() and not list(tmp_path.rglob(".*.tmp"))
 
 
-def test_the_same_writers_write_where_there_is_room(tmp_path):
+def test_the_same_writers_succeed_without_a_limit(tmp_path):
     (tmp_path / "source.pt").write_bytes(b"weights")
     writers = [
         f"target = folder / {name!r}; {writer}" for name, writer in WRITERS.items() if name != "run"
@@ -95,8 +94,8 @@ def test_the_same_writers_write_where_there_is_room(tmp_path):
 
 
 def test_equal_networks_make_equal_files(tmp_path):
-    """No temporary name and no time gets into a checkpoint or TorchScript."""
-    program = "for each in model.parameters(): nn.init.constant_(each, 0.5)\n"
+    """Checkpoints and TorchScript contain neither temporary names nor times."""
+    program = "for weight in model.parameters(): nn.init.constant_(weight, 0.5)\n"
     program += "\n".join(
         f"target = folder / {name!r}; {WRITERS[name]}" for name in ("checkpoint", "torchscript")
     )
@@ -104,45 +103,38 @@ def test_equal_networks_make_equal_files(tmp_path):
         (tmp_path / name).mkdir()
         assert run(tmp_path / name, 0, program).returncode == 0
         time.sleep(1.1)
-    assert contents(tmp_path / "one") == contents(tmp_path / "another") and contents(
-        tmp_path / "one"
-    )
+    assert contents(tmp_path / "one")
+    assert contents(tmp_path / "one") == contents(tmp_path / "another")
 
 
 def disk(folder, options="size=64k"):
-    """Return the words that go before a command to run it with an empty disk at `folder`; None if mounting is not allowed."""
-    mounted = [
-        "unshare",
-        "-rm",
-        "sh",
-        "-c",
-        f'mount -t tmpfs -o {options} none "{folder}" && "$@"',
-        "sh",
-    ]
-    allowed = (
-        shutil.which("unshare")
-        and subprocess.run([*mounted, "true"], capture_output=True).returncode == 0
-    )
-    return mounted if allowed else None
+    """Return the prefix of a command that runs with an empty disk mounted at `folder`.
+
+    None if mounting is not allowed here.
+    """
+    mount = f'mount -t tmpfs -o {options} none "{folder}" && "$@"'
+    prefix = ["unshare", "-rm", "sh", "-c", mount, "sh"]
+    if shutil.which("unshare") is None:
+        return None
+    allowed = subprocess.run([*prefix, "true"], capture_output=True).returncode == 0
+    return prefix if allowed else None
 
 
-def test_a_read_only_disk_is_told_in_a_line(tmp_path):
+def test_a_read_only_disk_is_reported_in_one_line(tmp_path):
     words = disk(tmp_path, "ro")
     if words is None:
         pytest.skip("mounting a disk is not allowed here")
     command = [*words, sys.executable, "-c", PROGRAM, tmp_path, "0", WRITERS["text"]]
     done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2, done.stderr
-    assert (
-        f"cannot write {tmp_path}/target: Read-only file system. Give a folder that you may write to."
-        in done.stderr
-    )
+    expected = f"cannot write {tmp_path}/target: Read-only file system."
+    assert f"{expected} Give a folder that you may write to." in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace", "write"])
-def test_a_disk_with_errors_is_told_and_keeps_what_was_there(call, tmp_path, monkeypatch):
-    """The system says EIO when the data are flushed, moved or written."""
+def test_a_disk_with_errors_is_reported_and_keeps_the_old_file(call, tmp_path, monkeypatch):
+    """The system raises EIO when the data is flushed, moved or written."""
     paths.write_text(tmp_path / "target", "old")
 
     def broken(*_, **__):
@@ -159,12 +151,11 @@ def test_a_disk_with_errors_is_told_and_keeps_what_was_there(call, tmp_path, mon
     ):
         paths.write_text(tmp_path / "target", "new")
     monkeypatch.undo()
-    assert [path.name for path in tmp_path.iterdir()] == ["target"] and (
-        tmp_path / "target"
-    ).read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+    assert (tmp_path / "target").read_text() == "old"
 
 
-def test_a_full_disk_is_told_in_a_line(tmp_path):
+def test_a_full_disk_is_reported_in_one_line(tmp_path):
     words = disk(tmp_path)
     if words is None:
         pytest.skip("mounting a small disk is not allowed here")
@@ -178,26 +169,12 @@ def test_a_full_disk_is_told_in_a_line(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-def test_a_log_on_a_full_disk_is_no_traceback(tmp_path):
+def test_a_log_on_a_full_disk_gives_no_traceback():
+    program = "from utils import cli\nwith cli.reporting('program'):\n"
+    program += "    print('x' * 100_000, flush=True)"
     with Path("/dev/full").open("w") as full:
-        command = [
-            sys.executable,
-            "models/alexnet_fp32.py",
-            "--results",
-            tmp_path,
-            "--checkpoints",
-            tmp_path,
-            "--data",
-            tmp_path,
-        ]
-        program = f"from utils import cli\nwith cli.reporting('program'):\n    print('x' * 100_000, flush=True)\n{command!r}"
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            cwd=paths.ROOT,
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        pipes = dict(stdout=full, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run([sys.executable, "-c", program], cwd=paths.ROOT, **pipes)
     assert done.returncode != 0 and "Traceback" not in done.stderr
     assert done.stderr.startswith(
         "error: program: cannot write the output: No space left on device."
@@ -222,7 +199,7 @@ def test_nobody_listens_to_the_output():
 # ---- folders
 
 
-def test_a_file_in_the_way_of_a_folder_is_told(tmp_path):
+def test_a_file_in_the_way_of_a_folder_is_reported(tmp_path):
     (tmp_path / "results").write_text("no folder")
     with pytest.raises(UserError, match=r"cannot write .*runs.*Move what is in the way"):
         paths.write_text(tmp_path / "results" / "runs" / "a.json", "x")
@@ -232,7 +209,7 @@ def test_a_file_in_the_way_of_a_folder_is_told(tmp_path):
     assert not list(tmp_path.rglob(".*.tmp"))
 
 
-def test_a_path_that_is_too_long_is_told_in_short(tmp_path):
+def test_a_path_that_is_too_long_is_shortened_in_the_message(tmp_path):
     with pytest.raises(UserError, match=r"File name too long\. Give a shorter path") as told:
         paths.write_text(tmp_path.joinpath(*["folder"] * 800) / "a.json", "x")
     assert len(str(told.value)) < 400
@@ -240,7 +217,7 @@ def test_a_path_that_is_too_long_is_told_in_short(tmp_path):
 
 @pytest.mark.parametrize("option", ["--results", "--checkpoints"])
 def test_folders_are_tried_before_the_work(option, tmp_path):
-    """A study whose folder cannot be written to stops its script before an image is decoded."""
+    """If a study's folder cannot be written to, its script ends before it decodes an image."""
     (tmp_path / "blocked").mkdir()
     (tmp_path / "blocked" / "drawn_smoke").write_text("a file where the study's folder should be")
     folders = {
@@ -267,7 +244,7 @@ def test_images_in_a_folder_without_a_name_are_refused():
         cli.parse("", Run("alexnet", "fp32", "fp32"), ["--data", ""])
 
 
-# ---- what killed runs leave
+# ---- leftovers of killed runs
 
 
 KILLED = """
@@ -280,13 +257,13 @@ with paths.atomic(Path(sys.argv[1])) as temporary:
 """
 
 
-def test_the_next_run_removes_what_a_killed_one_left(tmp_path):
+def test_the_next_run_removes_the_leftovers_of_a_killed_one(tmp_path):
     target = tmp_path / "runs" / "a.json"
     for _ in range(2):
         done = subprocess.run([sys.executable, "-c", KILLED, target], cwd=paths.ROOT)
         assert done.returncode == -signal.SIGKILL
     assert len(list(tmp_path.rglob(".a.json.*.tmp"))) == 2
-    with paths.atomic(target) as ours:  # of a process that lives
+    with paths.atomic(target) as ours:  # of a live process
         other = target.with_name(f".a.json.elsewhere.{2**22 + 1}.abc.tmp")  # of another machine
         other.touch()
         paths.probe(tmp_path)
@@ -299,7 +276,7 @@ def test_the_next_run_removes_what_a_killed_one_left(tmp_path):
 
 IMPORTS = """
 import os, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background processes ignore it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it
 sys.path.insert(0, {folder!r})
 from utils import cli
 from utils.catalog import Run
@@ -326,11 +303,11 @@ def test_the_hook_for_exceptions_is_left_alone():
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_let_a_script_tidy_up(number, status, tmp_path):
+def test_signals_let_a_script_clean_up(number, status, tmp_path):
     program = f"""
 import os, signal, time
 from pathlib import Path
-signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background processes ignore it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it
 from utils import cli
 with cli.reporting("program"):
     try:

@@ -1,4 +1,4 @@
-"""A process is killed at every moment that matters to the disk: nothing is torn, and the same work again ends the same."""
+"""Kill a process around every disk operation: no file is torn, and a rerun ends the same."""
 
 import itertools
 import os
@@ -15,13 +15,14 @@ from utils import checksums, paths, results
 from utils.errors import UserError
 from utils.training import checkpoints, loop
 
-MOMENTS = (
+# The process is killed before and after each of these calls.
+CALLS = (
     (os, "fsync"),
     (os, "replace"),
     (os, "rename"),
     (os, "unlink"),
     (tempfile, "mkstemp"),
-)  # before and after each
+)
 DATA = SimpleNamespace(describe=dict)
 
 
@@ -33,7 +34,10 @@ def model():
 
 
 def work(folder):
-    """Write one of everything, as a run does: state to resume, weights, cached values, results, and all of it a second time."""
+    """Write one of everything that a run writes, and write it a second time.
+
+    That is: state to resume, weights, cached values and results.
+    """
     for value in (b"first", b"second"):
         paths.probe(folder)
         loop.Resume(folder / "a.resume", "f").write({"weight": torch.zeros(3)})
@@ -43,7 +47,7 @@ def work(folder):
 
 
 def forked(body):
-    """Run `body` in a fork of this process; returns the status of `os.waitpid`."""
+    """Run `body` in a fork of this process; return the status from `os.waitpid`."""
     if (child := os.fork()) == 0:
         try:
             body()
@@ -54,7 +58,7 @@ def forked(body):
 
 
 def kill_at(number):
-    """Make this process kill itself at the moment `number`, from 0."""
+    """Make this process kill itself at moment `number`, counted from 0."""
     moments = itertools.count()
 
     def tick():
@@ -70,12 +74,12 @@ def kill_at(number):
 
         return call
 
-    for module, name in MOMENTS:
+    for module, name in CALLS:
         setattr(module, name, deadly(getattr(module, name)))
 
 
 def contents(folder):
-    """The bytes of all files but locks. An archive of NumPy holds the time of day: its arrays count."""
+    """Bytes of all files except locks; empty for NumPy archives, which contain the time of day."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
     return {
         path.relative_to(folder): b"" if path.suffix == ".npz" else path.read_bytes()
@@ -84,7 +88,7 @@ def contents(folder):
 
 
 def check_whole(folder):
-    """Read everything that is there as its readers do; none may be torn."""
+    """Read every file as its reader does; none may be torn."""
     for path in folder.rglob("*"):
         if path.suffix == ".pt":
             checkpoints.read(path)
@@ -97,7 +101,7 @@ def check_whole(folder):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_killed_at_every_write_nothing_is_torn_and_the_same_work_ends_the_same(tmp_path):
+def test_killed_at_every_write_no_file_is_torn_and_a_rerun_ends_the_same(tmp_path):
     assert forked(lambda: work(tmp_path / "whole")) == 0
     expected = contents(tmp_path / "whole")
     assert len(expected) == 9, sorted(expected)

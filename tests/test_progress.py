@@ -1,4 +1,4 @@
-"""Progress in a log: plain lines, not too many of them."""
+"""Progress in a log: plain lines, not too many."""
 
 from utils import progress
 
@@ -24,7 +24,7 @@ def test_short_work_prints_nothing(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_terminal_obeys_no_name(capsys):
-    """ESC ] 0 changes a window's title, U+202E the direction of what follows, and U+DCFF is half a character."""
+def test_control_characters_do_not_reach_the_terminal(capsys):
+    """ESC ] 0 changes the window's title, U+202E the text direction; U+DCFF is a surrogate."""
     progress.say("line\nanother\tTür \x1b]0;title\x07 \u202e \udcff")
     assert capsys.readouterr().out == "line\nanother\tTür ?]0;title? ? ?\n"

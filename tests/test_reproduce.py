@@ -1,4 +1,4 @@
-"""The runner of the study: its order, its estimate, its reasons, and whole runs of it over tiny stand-ins for the scripts."""
+"""The runner of the study: its parts, and whole runs over tiny stand-ins for the scripts."""
 
 import argparse
 import json
@@ -23,7 +23,7 @@ from utils.cli import Options
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ("alexnet", "resnet18", "mobilenetv3")
-# Two kinds are enough, and keep these tests true whatever scripts the study gains.
+# Two kinds of scripts are enough, so these tests stay valid when the study gains scripts.
 BACKENDS = {
     "native": Backend("native", (("fp32", "fp32"),), ("cpu", "cuda")),
     "fbgemm": Backend("torch_ao", (("ptq", "int8"),)),
@@ -35,10 +35,11 @@ import runpy, signal, sys, types
 from pathlib import Path
 
 sys.path.insert(0, {str(ROOT)!r})
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in the background, as tests may
-sys.modules["torch"] = None  # no stand-in needs it, and neither does the runner
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it
+sys.modules["torch"] = None  # neither the stand-ins nor the runner need it
 source = types.SimpleNamespace(study="drawn", digest={DIGEST!r})
-sys.modules["utils.data.loading"] = types.SimpleNamespace(open_source=lambda options: source, find=lambda options: None)
+loading = types.SimpleNamespace(open_source=lambda options: source, find=lambda options: None)
+sys.modules["utils.data.loading"] = loading
 from utils import catalog, paths
 from utils.catalog import Backend
 
@@ -49,7 +50,7 @@ runpy.run_path({str(ROOT / "reproduce.py")!r}, run_name="__main__")
 
 
 class Home:
-    """A folder with a stand-in for every script, each of which prints a line and notes its own command."""
+    """A folder with a stand-in for every script; it prints a line and logs its command."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -61,41 +62,31 @@ class Home:
         path = self.folder / "code" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         head = "import os, signal, sys, time\nfrom pathlib import Path\n"
-        head += "with open('ran.txt', 'a') as file:\n    print(Path(__file__).stem, *sys.argv[1:], file=file)\n"
+        head += "with open('ran.txt', 'a') as file:\n"
+        head += "    print(Path(__file__).stem, *sys.argv[1:], file=file)\n"
         path.write_text(head + f"print('hello from {name}')\n" + body)
 
     def start(self, *options, **how):
-        command = [
-            sys.executable,
-            "-c",
-            DRIVER,
-            "--results",
-            "out",
-            "--checkpoints",
-            "weights",
-            *options,
-        ]
+        folders = ("--results", "out", "--checkpoints", "weights")
+        command = [sys.executable, "-c", DRIVER, *folders, *options]
         how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | how
         return subprocess.Popen(
             command, cwd=self.folder, text=True, env=os.environ | {"PYTHONUNBUFFERED": ""}, **how
         )
 
     def run(self, *options):
-        """Exit status, stdout, stderr, and the table as {"alexnet_fp32 native": what happened}."""
+        """Exit status, stdout, stderr, and the table as {"alexnet_fp32 native": outcome}."""
         process = self.start(*options)
         out, err = process.communicate(timeout=60)
         return process.returncode, out, err, table(out)
 
     def ran(self):
         path = self.folder / "ran.txt"
-        return (
-            [re.match(r"\S+( --backend \w+)?", line)[0] for line in path.read_text().splitlines()]
-            if path.exists()
-            else []
-        )
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [re.match(r"\S+( --backend \w+)?", line)[0] for line in lines]
 
     def record(self, run, backend, batch_sizes=cli.BATCH_SIZES, simulated=False, **changed):
-        """Results as the real scripts leave them, as far as the runner reads them; `changed` replaces facts of that name."""
+        """Write the part of a real record that the runner reads, with the facts in `changed`."""
         options = Options((backend,), threads=cli.cpu_count(), results=self.folder / "out")
         said = results.describe(run, "drawn", backend, options) | {"simulated": simulated}
         code = {run.script: environment.syntax_sha256(paths.ROOT / run.script)}
@@ -145,11 +136,11 @@ def home(tmp_path, monkeypatch):
     return Home(tmp_path)
 
 
-# --- its parts
+# ---- its parts
 
 
 def asked(**changes):
-    """What `reproduce.parse` gives without options, changed."""
+    """Return what `reproduce.parse` gives without options, with `changes`."""
     everything = dict(
         models=MODELS,
         methods=reproduce.METHODS,
@@ -167,14 +158,14 @@ def planned(**changes):
 
 
 @pytest.mark.parametrize("methods", [reproduce.METHODS, ("fp32", reproduce.METHODS[-1])])
-def test_every_baseline_comes_before_what_needs_it(methods):
+def test_every_baseline_comes_before_the_jobs_that_need_it(methods):
     jobs = planned(methods=methods)
     assert {run.method for run, _ in jobs} == set(methods)
     for number, (run, _) in enumerate(jobs):
         assert run.method == "fp32" or (run.baseline, "native") in jobs[:number]
 
 
-def test_the_plan_is_everything_once_or_what_was_asked_for():
+def test_the_plan_has_every_requested_job_once():
     jobs = planned()
     assert len(set(jobs)) == len(jobs) == sum(len(run.backends_on("cpu")) for run in catalog.runs())
     part = planned(
@@ -183,7 +174,7 @@ def test_the_plan_is_everything_once_or_what_was_asked_for():
     assert part == [(Run("resnet18", "ptq", "int8"), "x86")]
 
 
-def test_more_seeds_are_of_fp32_and_int8_alone():
+def test_more_seeds_are_only_for_fp32_and_int8():
     first = reproduce.plan(asked())
     jobs = reproduce.plan(asked(seed=7, more_seeds=[8, 7, 9]))
     assert [(job.run, job.backend) for job in jobs if job.options.seed == 7] == [
@@ -211,7 +202,7 @@ def test_int8_on_the_engines_of_the_headline_is_timed_longer_with_the_first_seed
     assert {job.options.timing for job in jobs if job not in quoted} == {timing}
 
 
-def test_a_gpu_is_given_what_can_run_there_and_the_rest_is_named(capsys):
+def test_a_gpu_gets_the_engines_that_run_there_and_the_others_are_named(capsys):
     jobs = planned(device="cuda")
     assert {backend for _, backend in jobs} == {
         "native",
@@ -256,7 +247,7 @@ def test_the_exit_status_decides_whether_an_engine_is_missing_not_the_words(home
     assert rows["alexnet_ptq_int8 x86"] == "left out: status 69"
 
 
-def test_the_estimate_is_by_kind_where_one_has_finished():
+def test_the_estimate_is_by_kind_if_one_has_finished():
     fp32, int8, fp16 = ("fp32", "fp32"), ("ptq", "int8"), ("ptq", "fp16")
     finished = [(fp32, 100.0), (fp32, 300.0), (int8, 20.0)]
     assert reproduce.seconds_left([fp32], finished) == 200  # (100 + 300) / 2
@@ -269,7 +260,7 @@ def test_the_estimate_is_by_kind_where_one_has_finished():
     assert reproduce.seconds_left([fp32, int8], []) is None
 
 
-def test_the_headers_estimate_what_will_be_run(monkeypatch, capsys):
+def test_the_headers_estimate_the_jobs_that_will_run(monkeypatch, capsys):
     clock, seconds = (
         [0.0],
         {"resnet18_fp32": 600, "alexnet_fp32": 60, "ptq_int8": 84, "ptq_int16": 9},
@@ -290,8 +281,8 @@ def test_the_headers_estimate_what_will_be_run(monkeypatch, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert [line.partition("] ")[0] for line in printed if line] == [
         "[1/7",
-        "[2/7, about 50 min left",  # five without the one that is there, 600 s each
-        "[3/7, about 30 min left",  # three without AlexNet's; what failed after 60 s says nothing
+        "[2/7, about 50 min left",  # five, without the one that is done, 600 s each
+        "[3/7, about 30 min left",  # three without AlexNet's; its failure after 60 s does not count
         "[6/7, about 7 min left",  # (600 + 84) / 2 for INT16, and 84
         "[7/7, about 84 s left",
     ]
@@ -333,11 +324,11 @@ frame #0: deep in C++"""
         (-6, "a warning\nterminate called", "killed by signal 6, after: terminate called"),
     ],
 )
-def test_the_reason_of_a_failure(status, stderr, expected):
+def test_the_reason_for_a_failure(status, stderr, expected):
     assert reproduce.reason(status, stderr.splitlines()) == expected
 
 
-# --- whole runs
+# ---- whole runs
 
 
 def test_it_runs_baselines_first_and_says_what_ran(home):
@@ -355,15 +346,14 @@ def test_it_runs_baselines_first_and_says_what_ran(home):
     assert out.count("hello from models/alexnet_fp32.py") == 1
     headers = [line for line in out.splitlines() if line.startswith("[")]
     folders = f"--results {home.folder}/out --checkpoints {home.folder}/weights"
-    assert (
-        headers[0] == f"[1/6] python models/alexnet_fp32.py --threads 1 {folders}"
-    )  # in the catalog's order
+    first = f"[1/6] python models/alexnet_fp32.py --threads 1 {folders}"
+    assert headers[0] == first  # in the catalog's order
     assert re.match(r"\[2/6, about \d+ s left\] python models/resnet18_fp32.py", headers[1])
     assert len(headers) == 6
-    assert "study:" not in out  # the headers are what a log needs
+    assert "study:" not in out  # a log needs only the headers
 
 
-def test_it_goes_on_after_a_failure_but_not_without_a_baseline(home):
+def test_it_continues_after_a_failure_but_not_without_a_baseline(home):
     home.script(
         "models/alexnet_fp32.py", "sys.exit('error: models/alexnet_fp32.py: the disk is full')"
     )
@@ -387,7 +377,7 @@ def test_it_goes_on_after_a_failure_but_not_without_a_baseline(home):
     }
     assert out.splitlines()[-1] == "ran 3, failed 4, not run 2"
     assert not any("alexnet_ptq" in line for line in home.ran())
-    assert "the disk is full" in out.partition("[2/9")[0]  # passed on when it was said
+    assert "the disk is full" in out.partition("[2/9")[0]  # passed on at once
     assert err == ""
 
 
@@ -408,7 +398,7 @@ def test_a_baseline_that_fails_with_one_seed_stops_no_other_seed(home):
     assert status == 1
 
 
-def test_one_failure_is_enough_for_the_status(home):
+def test_one_failure_decides_the_status(home):
     home.script("quantization/ptq/alexnet_ptq_int8.py", "os._exit(3 if 'x86' in sys.argv else 0)")
     status, out, _, rows = home.run("--models", "alexnet")
     assert status == 1
@@ -416,7 +406,7 @@ def test_one_failure_is_enough_for_the_status(home):
     assert out.splitlines()[-1] == "ran 2, failed 1"
 
 
-def test_what_is_there_is_skipped(home):
+def test_finished_jobs_are_skipped(home):
     baseline, quantized = Run("alexnet", "fp32", "fp32"), Run("alexnet", "ptq", "int8")
     home.record(baseline, "native")
     home.record(quantized, "fbgemm")
@@ -448,7 +438,7 @@ def test_what_is_there_is_skipped(home):
     ],
     ids=str,
 )
-def test_what_was_measured_differently_is_not_skipped(home, changed):
+def test_a_job_measured_differently_is_not_skipped(home, changed):
     home.record(Run("alexnet", "fp32", "fp32"), "native")
     home.record(Run("alexnet", "ptq", "int8"), "fbgemm", **changed)
     *_, rows = home.run("--models", "alexnet", "--backends", "native", "fbgemm")
@@ -481,7 +471,7 @@ def test_a_simulated_run_is_skipped_without_times(home):
     )
 
 
-def test_a_damaged_result_is_told_in_a_line_and_measured_again(home):
+def test_a_damaged_result_is_reported_and_measured_again(home):
     home.record(Run("alexnet", "fp32", "fp32"), "native")
     (path,) = (home.folder / "out/drawn/runs").iterdir()
     path.write_text("{")
@@ -525,7 +515,7 @@ except KeyboardInterrupt:
     assert err.startswith("error: interrupted") and len(err.splitlines()) == 1
 
 
-def test_sigterm_takes_the_script_along(home):
+def test_sigterm_also_ends_the_script(home):
     body = """
 sys.path.insert(0, ROOT)
 from utils import cli
@@ -556,22 +546,22 @@ def test_a_terminal_gets_a_bar_below_the_lines(home):
     try:
         while block := os.read(ours, 65536):
             seen += block
-    except OSError:  # how Linux says that the other side is closed
+    except OSError:  # on Linux: the other side is closed
         pass
     os.close(ours)
     assert process.wait(timeout=30) == 0
     text = seen.decode()
     assert "study: 1/3" in text and re.search(r"study: 2/3 [^\r]*about \d+ s left", text)
-    assert "jobs/s" not in text.partition("[1/3]")[2]  # tqdm's own estimate
+    assert "jobs/s" not in text.partition("[1/3]")[2]  # tqdm's estimate
     lines = [line.rpartition("\r")[2] for line in text.replace("\r\n", "\n").split("\n")]
-    assert "hello from models/alexnet_fp32.py" in lines  # on a line of its own
+    assert "hello from models/alexnet_fp32.py" in lines  # on a separate line
     assert lines[-2] == "ran 3"
 
 
-# --- the command line
+# ---- the command line
 
 
-def test_list_prints_a_command_a_line_fp32_first(tmp_path):
+def test_list_prints_one_command_per_line_fp32_first(tmp_path):
     options = (
         "--list",
         "--batch-sizes",
@@ -611,8 +601,8 @@ def test_list_prints_a_command_a_line_fp32_first(tmp_path):
 
 @pytest.mark.skipif(shutil.which("parallel") is None, reason="GNU parallel is not installed")
 def test_gnu_parallel_and_an_array_of_slurm_run_the_list(home):
-    """Baselines, then the others two at a time; and each line by itself, as a task of an array has it."""
-    home.run("--list")  # warms nothing up: it must leave nothing behind
+    """Baselines, then the others two at a time; also a single line, as in a task of an array."""
+    home.run("--list")  # must leave nothing behind
     listed = home.run("--list", "--threads", "1")[1]
     environ = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     (home.folder / "jobs").write_text(
@@ -637,7 +627,7 @@ def test_gnu_parallel_and_an_array_of_slurm_run_the_list(home):
     assert home.ran()[-1] == "alexnet_ptq_int8 --backend x86"
 
 
-def test_list_prints_paths_that_hold_anywhere_and_gives_init_to_the_baselines_alone(tmp_path):
+def test_list_prints_absolute_paths_and_gives_init_only_to_the_baselines(tmp_path):
     for name in ("w/resnet18.pth", "pets/cat/1.jpg", "pets/dog/1.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -650,10 +640,8 @@ def test_list_prints_paths_that_hold_anywhere_and_gives_init_to_the_baselines_al
         check=True,
     )
     first, *rest = done.stdout.splitlines()
-    assert (
-        first
-        == f"python {ROOT}/models/resnet18_fp32.py --data {tmp_path}/pets --init {tmp_path}/w/resnet18.pth"
-    )
+    options = f"--data {tmp_path}/pets --init {tmp_path}/w/resnet18.pth"
+    assert first == f"python {ROOT}/models/resnet18_fp32.py {options}"
     assert rest and all(f"--data {tmp_path}/pets" in line and "--init" not in line for line in rest)
 
 
@@ -672,9 +660,10 @@ def test_list_prints_paths_that_hold_anywhere_and_gives_init_to_the_baselines_al
         (("--batch-sizes", "0"), "'0'"),
     ],
 )
-def test_a_mistake_is_answered_in_one_line_without_torch(options, named, tmp_path):
+def test_a_mistake_is_reported_in_one_line_without_torch(options, named, tmp_path):
     code = (
-        f"import runpy, sys; sys.argv[0] = 'x'; sys.path.insert(0, {str(ROOT)!r}); sys.modules['torch'] = None; "
+        f"import runpy, sys; sys.argv[0] = 'x'; sys.path.insert(0, {str(ROOT)!r}); "
+        "sys.modules['torch'] = None; "
         f"runpy.run_path({str(ROOT / 'reproduce.py')!r}, run_name='__main__')"
     )
     done = subprocess.run(
@@ -686,12 +675,11 @@ def test_a_mistake_is_answered_in_one_line_without_torch(options, named, tmp_pat
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and named in done.stderr
-    assert (
-        len(done.stderr.splitlines()) <= 2
-    )  # one, but two about data: what is wrong, and what was expected
+    # Errors in the data take a second line for the expected layout.
+    assert len(done.stderr.splitlines()) <= 2
 
 
-def test_a_reader_that_goes_away_is_no_traceback():
+def test_a_reader_that_goes_away_causes_no_traceback():
     ours, theirs = os.pipe()
     os.close(ours)
     done = subprocess.run(
@@ -708,10 +696,10 @@ def test_a_reader_that_goes_away_is_no_traceback():
     ("cats_and_dogs", False, True), ("cats_and_dogs_1a2b3c4d", False, True),
     ("drawn", False, False), ("cats_and_dogs", True, False),
 ])  # fmt: skip
-def test_a_study_of_the_dissertations_images_ends_beside_the_committed_one(
+def test_a_study_of_the_dissertations_images_ends_next_to_the_committed_one(
     study, smoke, shown, tmp_path, monkeypatch, capfd
 ):
-    """Only of its images, not of a smoke run, and not beside itself."""
+    """Other images, smoke runs and the committed study itself are not compared."""
     write_run(tmp_path / "committed", "alexnet", "fp32", "fp32", "native")
     write_run(tmp_path / "mine", "alexnet", "fp32", "fp32", "native", study=study)
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "committed")

@@ -1,4 +1,4 @@
-"""Files that are read only as they were written: cached values behind their SHA-256, and artifacts, whose hash is noted."""
+"""Files with a checksum: cached values store theirs, artifacts have theirs noted in memory."""
 
 import hashlib
 from pathlib import Path
@@ -10,14 +10,17 @@ _noted: dict[Path, str] = {}  # SHA-256 of files that this process wrote or trus
 
 
 def write(path: Path, content: bytes | memoryview) -> None:
-    """Write `content` atomically, with a first line that holds its SHA-256 in hexadecimal."""
+    """Write `content` atomically, after a line with its SHA-256 in hexadecimal."""
     with paths.atomic(path) as temporary, temporary.open("wb") as file:
         file.write(hashlib.sha256(content).hexdigest().encode() + b"\n")
         file.write(content)
 
 
 def read(path: Path) -> bytes | None:
-    """Return what was written to `path`; None if the file is missing, or damaged, which is said in a line."""
+    """Return the content that `write` stored in `path`; None if it is missing or damaged.
+
+    Prints a line if it is damaged.
+    """
     try:
         digest, _, content = path.read_bytes().partition(b"\n")
     except (FileNotFoundError, NotADirectoryError):
@@ -35,11 +38,15 @@ def note(path: Path) -> str:
 
 
 def check(path: Path) -> None:
-    """Raise `UserError` if the file at `path` is not the one that was noted. Most formats of artifacts can run code."""
+    """Raise `UserError` if the file at `path` changed since `note`.
+
+    Most formats of artifacts can run code, so a replaced file must not be loaded.
+    """
     noted = _noted.get(path.resolve())
     if noted is not None and noted != sha256_of(path):
         raise UserError(
-            f"{path} was replaced while this run used it. Run it again when nothing else writes to that folder."
+            f"{path} was replaced while this run used it. "
+            "Run it again when nothing else writes to that folder."
         )
 
 

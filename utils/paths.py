@@ -1,4 +1,4 @@
-"""Folders of the repository, and writing of files of which no reader ever sees half."""
+"""Folders of the repository, and atomic writing of files: no reader ever sees half a file."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 FIGURES = ROOT / "figures"
 CHECKPOINTS = ROOT / "checkpoints"
-# What a disk, its settings or a mistaken path can cause, and what the user can do about it.
+# Errors of a disk, its settings or a mistaken path, and what the user can do about them.
 ADVICE = {
     errno.ENOSPC: "Make room, then run the same command again",
     errno.EDQUOT: "Make room, then run the same command again",
@@ -29,7 +29,10 @@ SHOWN = 200  # characters of a path in a message
 
 
 def disk_error(error: OSError, path: Path | None = None) -> UserError | None:
-    """Say in one line why `path`, or else the file that `error` names, could not be used; None if that is no disk's fault."""
+    """Turn the error of a disk into one line with advice; None for errors of another kind.
+
+    The line names `path`, by default the file that `error` names.
+    """
     if error.errno not in ADVICE:
         return None
     name = str(path or error.filename or "the output")
@@ -40,13 +43,13 @@ def disk_error(error: OSError, path: Path | None = None) -> UserError | None:
 
 @contextmanager
 def atomic(path: Path):
-    """Yield a temporary path beside `path`, and move its file to `path` if the block succeeds.
+    """Yield a temporary path next to `path`, and move its file to `path` if the block succeeds.
 
     A crash, a full disk or Ctrl-C leaves the old file (or none), never half a file: `os.replace` is
-    atomic within one file system, and the temporary file is flushed to disk first. If the process is
-    killed, `sweep` finds the temporary file. Raises `UserError` if the disk refuses.
+    atomic within one file system, and the temporary file is flushed to disk first. If the process
+    is killed, `sweep` removes the temporary file later. Raises `UserError` if the disk refuses.
     """
-    import tempfile  # also imports random and shutil, which `--help` does not need
+    import tempfile  # slow to import, and not needed for `--help`
 
     path, temporary = Path(path), None
     try:
@@ -76,9 +79,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def probe(folder: Path) -> None:
-    """Make `folder`, write to it, and remove the temporary files that killed processes left in it.
+    """Make `folder`, write to it, and remove the temporary files of killed processes.
 
-    Raises `UserError` if the disk refuses. Called before work of hours, whose results go there.
+    Raises `UserError` if the disk refuses. Call it before hours of work whose results go there.
     """
     with atomic(folder / ".probe") as temporary:
         temporary.write_bytes(bytes(4096))
@@ -87,9 +90,9 @@ def probe(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files of `atomic` in `folder`, at any depth, whose processes have died.
+    """Remove the temporary files of dead processes from `folder`, at any depth.
 
-    Those of other machines stay: whether their processes live cannot be seen from here.
+    Files of other machines stay, because this machine cannot see whether their processes live.
     """
     import psutil
 
@@ -105,7 +108,7 @@ def sweep(folder: Path) -> None:
 
 
 def _host() -> str:
-    """Name of this machine, short enough for the name of a file."""
+    """Name of this machine, short enough for a file name."""
     import platform
 
     return platform.node()[:32] or "here"

@@ -1,6 +1,6 @@
 """Progress of long work: a bar with an ETA on a terminal, plain lines in a log.
 
-tqdm is imported by the functions that draw, because `--help` draws nothing.
+The functions that draw import tqdm, because `--help` draws nothing.
 """
 
 import sys
@@ -13,9 +13,9 @@ LOG_EVERY_S = 15.0
 
 
 def say(text: str) -> None:
-    """Print one line now, above any bar that is being drawn.
+    """Print one line now, above any bar on the terminal.
 
-    If several processes train together, only the first prints.
+    If several processes train together, only the first one prints.
     """
     if environment.group()[0] > 0:
         return
@@ -29,8 +29,8 @@ class Bar:
     """Count `total` steps of the work `what`; use it as a context manager and call `step`.
 
     On a terminal this is a tqdm bar that clears itself. Anywhere else (a log file, CI) it prints a
-    plain line at most every `LOG_EVERY_S` seconds, so a log stays readable and work of a few
-    seconds prints nothing.
+    plain line at most every `LOG_EVERY_S` seconds, so logs stay readable and work of a few seconds
+    prints nothing.
     """
 
     def __init__(self, what: str, total: int, unit: str = "it"):
@@ -62,6 +62,5 @@ class Bar:
         elif (now := time.monotonic()) - self.last >= LOG_EVERY_S:
             self.last = now
             left = (now - self.started) / self.done * (self.total - self.done)
-            say(
-                f"{self.what}: {self.done}/{self.total} {self.unit}, {left:.0f} s left{', ' + note if note else ''}"
-            )
+            line = f"{self.what}: {self.done}/{self.total} {self.unit}, {left:.0f} s left"
+            say(f"{line}, {note}" if note else line)

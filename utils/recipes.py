@@ -35,9 +35,13 @@ class Rule:
 
 
 def one_of(*values: object) -> Rule:
-    """Allow only `values`."""
+    """Allow only `values`, not numbers of another type that equal one."""
     *first, last = map(repr, values)
-    return Rule(lambda value: value in values, f"{', '.join(first)} or {last}" if first else last)
+
+    def allows(value: object) -> bool:
+        return any(type(value) is type(legal) and value == legal for legal in values)
+
+    return Rule(allows, f"{', '.join(first)} or {last}" if first else last)
 
 
 def whole(low: int) -> Rule:
@@ -84,7 +88,8 @@ class Recipe:
     def __new__(cls, *positional, **given):
         fields = {field.name: field for field in dataclasses.fields(cls)}
         if positional:
-            raise RecipeError(f"{cls.__name__}: name each field, such as {next(iter(fields))}=...")
+            example = f"such as {next(iter(fields))}=..." if fields else "of which there are none"
+            raise RecipeError(f"{cls.__name__}: name each field, {example}")
         for name in given:
             if name not in fields:
                 near = difflib.get_close_matches(name, fields, 1)
@@ -97,6 +102,10 @@ class Recipe:
                     f"{cls.__name__} needs {name}: give {field.metadata['rule'].words}."
                 )
         return super().__new__(cls)
+
+    def __getnewargs_ex__(self):
+        """Return the arguments with which `copy` and `pickle` call `__new__`."""
+        return (), vars(self)
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

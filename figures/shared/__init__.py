@@ -1,1 +1,1 @@
-"""What several figure scripts share; no module here is a script."""
+"""Modules that several figure scripts share; none of them is a script."""

@@ -1,4 +1,4 @@
-"""The tables of quantization/ablation.py, as its figures read them. No torch."""
+"""Tables of quantization/ablation.py, as its figures read them. No torch."""
 
 if __name__ == "__main__":
     import no_script  # noqa: F401
@@ -8,13 +8,13 @@ import pandas as pd
 from utils import catalog
 from utils.errors import UserError
 
-KINDS = ("tool", "stacked", "trained", "alone", "varied")
-NAMES = {"model": catalog.MODELS, "backend": catalog.BACKENDS, "kind": KINDS}
-TEXTS = (*NAMES, "rung", "layer")
+STEP_KINDS = ("tool", "stacked", "trained", "alone", "varied")
+VALUES = {"model": catalog.MODELS, "backend": catalog.BACKENDS, "kind": STEP_KINDS}
+TEXTS = (*VALUES, "rung", "layer")  # columns that do not hold numbers; a rung is a step
 
 
 def read(args, name="ablation.csv"):
-    """Read a table of the study's ladder; an empty frame if there is none.
+    """Read a table of the study's ablation; an empty frame if there is none.
 
     Raises `UserError` if it is damaged.
     """
@@ -23,10 +23,9 @@ def read(args, name="ablation.csv"):
         return pd.DataFrame()
     try:
         frame = pd.read_csv(path)
-        frame = frame.astype(
-            {column: float for column in frame if column not in TEXTS} | {"place": int}
-        )
-        known = all(set(frame[column]) <= set(values) for column, values in NAMES.items())
+        numbers = {column: float for column in frame if column not in TEXTS}
+        frame = frame.astype(numbers | {"place": int})
+        known = all(set(frame[column]) <= set(values) for column, values in VALUES.items())
         if not known or frame["rung"].hasnans or frame.duplicated().any():
             raise ValueError
     except (ValueError, KeyError, OSError):
@@ -35,7 +34,7 @@ def read(args, name="ablation.csv"):
 
 
 def groups(args, name="ablation.csv"):
-    """List (model, backend, rows in the order of the rungs) of all ablations of the study.
+    """List (model, backend, rows in the order of the steps) of the study's ablations.
 
     Raises `UserError` if there is none.
     """
@@ -43,13 +42,11 @@ def groups(args, name="ablation.csv"):
     if frame.empty:
         raise UserError(f"study {args.study} has no {name} yet; run quantization/ablation.py.")
     parts = dict(list(frame.sort_values("place", kind="stable").groupby(["model", "backend"])))
-    order = sorted(
-        parts,
-        key=lambda key: (list(catalog.MODELS).index(key[0]), list(catalog.BACKENDS).index(key[1])),
-    )
+    models, backends = list(catalog.MODELS), list(catalog.BACKENDS)
+    order = sorted(parts, key=lambda key: (models.index(key[0]), backends.index(key[1])))
     return [(*key, parts[key]) for key in order]
 
 
 def heading(model, backend):
-    """Title of a ladder's panel."""
+    """Title of a panel."""
     return f"{catalog.MODELS[model].label}, {backend}"

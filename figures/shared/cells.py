@@ -1,4 +1,4 @@
-"""Cells of a table: numbers as strings, empty where there is no number. No torch."""
+"""Cells of a table: numbers as strings, empty if there is no number. No torch."""
 
 if __name__ == "__main__":
     import no_script  # noqa: F401
@@ -10,10 +10,11 @@ import pandas as pd
 from utils import caveats
 
 RATIO, POINTS, MS = "{:.3f}", "{:+.2f}", "{:.2f}"
+ACTIVE = re.compile(r"([|]|<(?=[a-zA-Z/!]))")  # would end a cell or begin HTML
 
 
 def number(value: float, form: str = "{:.2f}") -> str:
-    """Format a number, one that rounds to zero without a minus; nothing where there is none."""
+    """Format a number; empty if it is missing, without a minus if it rounds to zero."""
     if pd.isna(value):
         return ""
     text = form.format(value)
@@ -34,11 +35,11 @@ def with_interval(
     frame: pd.DataFrame, column: str, form: str, scale: float = 1, bounds: str = ""
 ) -> pd.Series:
     """Format `column` with its interval in `bounds`_ci_low and _high: "96.10 [95.16, 96.86]"."""
-    low, high = (
-        text(scale * frame[f"{bounds or column}_ci_{end}"], form) for end in ("low", "high")
-    )
-    both = text(scale * frame[column], form) + " [" + low + ", " + high + "]"
-    return both.where(frame[column].notna(), "")
+    name = bounds or column
+    low = text(scale * frame[f"{name}_ci_low"], form)
+    high = text(scale * frame[f"{name}_ci_high"], form)
+    cells = text(scale * frame[column], form) + " [" + low + ", " + high + "]"
+    return cells.where(frame[column].notna(), "")
 
 
 def p_value(column: pd.Series) -> pd.Series:
@@ -47,7 +48,7 @@ def p_value(column: pd.Series) -> pd.Series:
 
 
 def latency(frame: pd.DataFrame, name: str) -> dict[str, pd.Series]:
-    """Format the latency, under `name`, and the speed-ups over both FP32 references."""
+    """Format the latency, under `name`, and the speed-ups over eager and over the fastest FP32."""
     return {
         name: with_interval(frame, "latency_ms_p50", MS, bounds="latency_ms"),
         "x eager FP32": with_interval(frame, "speedup_vs_eager_fp32", RATIO),
@@ -57,8 +58,8 @@ def latency(frame: pd.DataFrame, name: str) -> dict[str, pd.Series]:
 
 
 def notes(frame: pd.DataFrame) -> pd.Series:
-    """Caveats of each row, in the words that `caveats.MEANING` explains."""
-    return pd.Series(["; ".join(words) for words in caveats_of(frame)], frame.index, dtype=str)
+    """Caveats of each row, as keys of `caveats.MEANING` joined by semicolons."""
+    return pd.Series(["; ".join(row) for row in caveats_of(frame)], frame.index, dtype=str)
 
 
 def caveats_of(frame: pd.DataFrame) -> list[list[str]]:
@@ -67,26 +68,27 @@ def caveats_of(frame: pd.DataFrame) -> list[list[str]]:
 
 
 def plain(row: dict) -> dict:
-    """Replace what pandas puts into empty cells by None."""
+    """Replace the missing values of pandas by None."""
     return {name: None if pd.isna(value) else value for name, value in row.items()}
 
 
 def numeric(column: pd.Series) -> bool:
-    """Whether a column of strings begins with numbers, and so is aligned to the right."""
+    """Whether the strings of a column begin with numbers, so that it is aligned to the right."""
     filled = column[column != ""]
     return len(filled) > 0 and bool(filled.str.match(r"[-+<]?\d").all())
 
 
-ACTIVE = re.compile(r"([|]|<(?=[a-zA-Z/!]))")  # what would end a cell or begin HTML
-
-
 def markdown(table: pd.DataFrame) -> str:
-    """Format a frame of strings as a Markdown table whose columns line up as plain text too."""
+    """Format a frame of strings as a Markdown table that also lines up as plain text."""
     columns = []
     for name in table.columns:
         texts = [ACTIVE.sub(r"\\\1", cell) for cell in (name, *table[name])]
-        right, width = numeric(table[name]), max(2, *map(len, texts))
-        rule = "-" * (width - 1) + (":" if right else "-")
-        cells = [cell.rjust(width) if right else cell.ljust(width) for cell in texts]
+        width = max(2, *map(len, texts))
+        if numeric(table[name]):
+            cells = [cell.rjust(width) for cell in texts]
+            rule = "-" * (width - 1) + ":"
+        else:
+            cells = [cell.ljust(width) for cell in texts]
+            rule = "-" * width
         columns.append([cells[0], rule, *cells[1:]])
     return "\n".join(f"| {' | '.join(row)} |" for row in zip(*columns, strict=True))

@@ -19,17 +19,28 @@ from utils.errors import UserError
 
 PAIRS = (("qat", "ptq"), ("qat", "control"), ("ptq", "control"))
 GAIN = (
-    "Accuracy of the first minus that of the second, in points, on the same images (paired bootstrap interval). The control is "
-    "FP32 fine-tuned as QAT is: it shows what more training alone gives. p: exact McNemar test, Holm-adjusted over this table."
+    "Accuracy of the first minus accuracy of the second, in points, on the same images (paired "
+    "bootstrap interval). The control is FP32 fine-tuned like QAT: it shows what additional "
+    "training alone gains. p: exact McNemar test, Holm-adjusted over this table."
+)
+PUBLISHED = (
+    "Verdicts on the {rows} rows of the dissertation's tables: {counts}. Points: ours minus "
+    "published; reproduced: the interval contains 0; {other}: the published figure does not "
+    "measure what the row names, see the reason. The interval is for independent shares "
+    "(Newcombe), the published one on the number of images that its script counted (2,000 in most "
+    "rows). It covers the choice of test images, but neither another training nor the number of "
+    "rows. Much of a difference comes from how well the FP32 network was trained; the reason says "
+    "what quantization itself changed in ours. x: times faster than eager FP32 on a CPU, ours at "
+    "the smallest timed batch size. GPU figures are not compared."
 )
 
 
 def gain(frame: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    """Compare QAT, PTQ and the control in pairs, as far as they were run.
+    """Compare QAT, PTQ and the control in pairs, if they were run.
 
-    `frame` has one row for each run of one model. Both sides have the same deployment, seed and
-    device. They answered the same images, so the interval is a paired one, made from the logits
-    and labels in `folder`.
+    `frame` has one row per run of one model. Both sides have the same deployment, seed and device.
+    They answered the same images, so the interval is paired; it is computed from the logits and
+    labels in `folder`.
     """
     key = ["dtype", "backend", "device", "seed"]
     names = frame.set_index(["method", *key])["run"].to_dict()
@@ -37,27 +48,20 @@ def gain(frame: pd.DataFrame, folder: Path) -> pd.DataFrame:
     rows = []
     for _, row in quantized.iterrows():
         same = row["device"], row["seed"]
-        sides = {
-            method: names.get((method, row["dtype"], row["backend"], *same))
-            for method in ("ptq", "qat")
-        }
+        deployed = row["dtype"], row["backend"], *same
+        sides = {method: names.get((method, *deployed)) for method in ("ptq", "qat")}
         sides["control"] = names.get(("control", "fp32", "native", *same))
-        for pair in PAIRS:
-            if all(sides[side] for side in pair):
-                difference = " minus ".join(catalog.METHODS[side].label for side in pair)
-                first, second = (folder / f"{sides[side]}.npz" for side in pair)
-                rows.append(
-                    {
-                        "variant": row["deployed"],
-                        "difference": difference,
-                        **decisions(first, second),
-                    }
-                )
+        for first, second in PAIRS:
+            if sides[first] and sides[second]:
+                labels = (catalog.METHODS[method].label for method in (first, second))
+                described = {"variant": row["deployed"], "difference": " minus ".join(labels)}
+                files = (folder / f"{sides[method]}.npz" for method in (first, second))
+                rows.append(described | decisions(*files))
     return gain_cells(pd.DataFrame(rows)) if rows else pd.DataFrame()
 
 
 def gain_cells(differences: pd.DataFrame) -> pd.DataFrame:
-    """Format the differences, their p-values adjusted for the number of tests."""
+    """Format the differences, with p-values adjusted for the number of tests."""
     return pd.DataFrame({
         "variant": differences["variant"],
         "difference": differences["difference"],
@@ -71,31 +75,24 @@ def gain_cells(differences: pd.DataFrame) -> pd.DataFrame:
 
 
 def decisions(first: Path, second: Path) -> dict:
-    """Accuracy of two runs, and how the decisions of the first compare with those of the second."""
+    """Accuracy of two runs, and the decisions of the first against the second."""
     (logits, y), (other, other_y) = runs.answers(first), runs.answers(second)
     if not np.array_equal(y, other_y):
         raise UserError(
-            f"{first.name} and {second.name} are about other test images; run the older one's script again."
+            f"{first.name} and {second.name} are about other test images; run the older one's "
+            "script again."
         )
     right, other_right = logits.argmax(1) == y, other.argmax(1) == y
     return {"first": right.mean(), "second": other_right.mean()} | stats.against(right, other_right)
 
 
 def against_published(one: pd.DataFrame) -> tuple[str, pd.DataFrame]:
-    """Note and cells of the table with a row for each of the dissertation's rows."""
+    """Note and cells of the table with the dissertation's rows."""
     cells = pd.DataFrame(
         [beside(row, published.match(row, one)) for _, row in published.load().iterrows()]
     )
     counts = ", ".join(f"{n} {verdict}" for verdict, n in Counter(cells["verdict"]).most_common())
-    note = (
-        f"Verdicts on the {len(cells)} rows of the dissertation's tables: {counts}. Points: ours minus published; reproduced: "
-        f"the interval contains 0; {published.ELSE}: the published figure is not of what the row names, see the reason. The "
-        "interval is of independent shares (Newcombe), the published one of as many images as its script counted (2,000 in most "
-        "rows); it covers the choice of test images, but neither another training nor the number of rows. Much of a difference "
-        "comes from how well the FP32 network was trained; the reason says what quantization itself changed in ours. x: times "
-        "faster than eager FP32 on a CPU, ours at the smallest batch size timed. Figures of a GPU are not compared."
-    )
-    return note, cells
+    return PUBLISHED.format(rows=len(cells), counts=counts, other=published.ELSE), cells
 
 
 def beside(row: pd.Series, ours: pd.Series | None) -> dict[str, str]:
@@ -117,13 +114,19 @@ def beside(row: pd.Series, ours: pd.Series | None) -> dict[str, str]:
     if ours is None:
         return cells
     points, low, high = difference(ours, row["accuracy_pct"], row["images"])
-    verdict = "higher here" if low > 0 else "lower here" if high < 0 else "reproduced"
+    verdict = "reproduced"
+    if row["measured"] == published.ELSE:
+        verdict = published.ELSE
+    elif low > 0:
+        verdict = "higher here"
+    elif high < 0:
+        verdict = "lower here"
     timed = pd.notna(row["cpu_speedup"]) and ours["device"] == "cpu"
     return cells | {
         "ours": ours["series"],
         "ours %": number(100 * ours["accuracy"]),
         "points": f"{points:+.2f} [{low:+.2f}, {high:+.2f}]",
-        "verdict": published.ELSE if row["measured"] == published.ELSE else verdict,
+        "verdict": verdict,
         "ours x": number(ours["speedup_vs_eager_fp32"], RATIO) if timed else "",
         "ours MiB": number(ours["size_mb"]) if pd.notna(row["size_mb"]) else "",
     }
@@ -135,43 +138,38 @@ def label(row: pd.Series, *more: str) -> str:
 
 
 def difference(ours: pd.Series, published_pct: float, images: int) -> tuple[float, float, float]:
-    """Subtract an accuracy published of `images` from ours, in points, with the interval of the difference.
+    """Difference of our accuracy and a published one in points, with its interval.
 
-    Some published accuracies are no whole number of images: the interval is of the nearest one.
+    The published accuracy is on `images` images. Not every one is a whole number of them: the
+    interval is for the nearest whole number.
     """
     n = int(ours["n_test"])
     theirs = round(published_pct / 100 * images)
     low, high = stats.newcombe(round(ours["accuracy"] * n), n, theirs, images)
-    points = round(100 * ours["accuracy"] - published_pct, 6) + 0.0  # the sum makes 0 of -0
+    points = round(100 * ours["accuracy"] - published_pct, 6) + 0.0  # adding 0 turns -0 into 0
     return points, 100 * low, 100 * high
 
 
 def remarks(row: pd.Series, ours: pd.Series | None) -> list[str]:
     """List what this study can say about a published row.
 
-    Caveats on the speed count only where a speed was published.
+    Caveats about the speed only count if a speed was published.
     """
     if ours is None:
-        variant = label(row, row["backend_here"])
-        reason = (
-            "TensorRT needs an NVIDIA GPU"
-            if row["backend_here"] == "tensorrt"
-            else f"{variant} is not in this study"
-        )
+        reason = f"{label(row, row['backend_here'])} is not in this study"
+        if row["backend_here"] == "tensorrt":
+            reason = "TensorRT needs an NVIDIA GPU"
         return [f"not run: {reason}"]
+    said = []
+    if ours["method"] == "fp32":
+        said.append("ours: all variants of a model start from one FP32 network")
+    if pd.notna(ours["verdict"]):
+        points = 100 * ours["accuracy_difference"]
+        said.append(f"ours: {points:+.2f} points to its FP32 ({ours['verdict']})")
     speeds = row.filter(regex="latency|throughput|speedup").dropna().index
-    fast = pd.notna(row["cpu_speedup"])
-    says = {
-        "ours: all of a model start from one FP32 network": ours["method"] == "fp32",
-        f"ours: {100 * ours['accuracy_difference']:+.2f} points to its FP32 ({ours['verdict']})": pd.notna(
-            ours["verdict"]
-        ),
-        "the published speed is a GPU's": len(speeds) > 0 and speeds.str.startswith("gpu").all(),
-    }
-    known = {"simulated": "no speed, as simulated"}
-    notes = [
-        words for words in caveats.of(plain(ours.to_dict())) if fast or words in caveats.ACCURACY
-    ]
-    return [text for text, true in says.items() if true] + [
-        f"ours: {known.get(words, words)}" for words in notes
-    ]
+    if len(speeds) and speeds.str.startswith("gpu").all():
+        said.append("the published speed is a GPU's")
+    for caveat in caveats.of(plain(ours.to_dict())):
+        if pd.notna(row["cpu_speedup"]) or caveat in caveats.ACCURACY:
+            said.append(f"ours: {'no speed, as simulated' if caveat == 'simulated' else caveat}")
+    return said

@@ -9,26 +9,19 @@ import numpy as np
 import pandas as pd
 
 from utils import catalog, results, studies
+from utils.columns import COLUMNS
 from utils.errors import UserError
 
-RUN = ["model", "method", "dtype", "backend", "device", "seed"]  # columns that tell runs apart
-ORDER = RUN[:4]
-DEPLOYED = ORDER[1:]  # what models have in common
+RUN = ["model", "method", "dtype", "backend", "device", "seed"]  # columns that identify a run
+ORDER = ["model", "method", "dtype", "backend"]
+DEPLOYED = ["method", "dtype", "backend"]  # columns that models have in common
 TIMING = [
-    name
-    for section, names in results.SECTIONS
-    if section == "timing"
-    for name in names
-    if name != "threads"
+    column.name for column in COLUMNS if column.section == "timing" and column.name != "threads"
 ]
-TEXTS = (
-    "study",
-    "negative_class",
-    "positive_class",
-)  # read as they are: a class may be called "NA" or "1"
-TYPES = dict.fromkeys(TEXTS, str) | {
-    "batch_size": "Int64"
-}  # which is empty where nothing was timed
+# Columns that are read literally, because a class may be called "NA" or "1".
+TEXTS = ("study", "negative_class", "positive_class")
+# An empty batch size means that nothing was timed.
+TYPES = dict.fromkeys(TEXTS, str) | {"batch_size": "Int64"}
 NAMES = {
     "model": catalog.MODELS,
     "method": catalog.METHODS,
@@ -40,35 +33,31 @@ NAMES = {
 def read(path: Path) -> pd.DataFrame:
     """Read results.csv in the catalog's order and add columns.
 
-    `series` is a label, "INT8 PTQ fbgemm", and `deployment` the same without the method. `processor`
-    is `cpu`, with its instruction sets where one name stands for several processors;
-    `fp32_processor` is that of the FP32 run that a row is compared with.
+    `series` is a label, such as "INT8 PTQ fbgemm", and `deployment` is the same without the method.
+    `processor` is `cpu`, followed by the instruction sets if several processors share one name;
+    `fp32_processor` is the processor of the FP32 run that a row is compared with.
     """
     frame = _table(path)
     for column in ("model", "method"):
         frame[column] = pd.Categorical(frame[column], list(NAMES[column]), ordered=True)
     dtype = frame["dtype"].map(_labels(catalog.FORMATS))
     method = frame["method"].astype(str).map(_labels(catalog.METHODS) | {"fp32": ""})
-    unsaid = frame["simulated"] & (frame["backend"] != "simulated")
-    suffix = unsaid.map({True: " (simulated)", False: ""}) + frame["device"].map(
-        {"cuda": " on GPU"}
-    ).fillna("")
-    frame["series"] = (dtype + " " + method + " " + frame["backend"]).str.split().str.join(
-        " "
-    ) + suffix
+    suffix = _suffix(frame)
+    words = dtype + " " + method + " " + frame["backend"]
+    frame["series"] = words.str.split().str.join(" ") + suffix
     frame["deployment"] = dtype + " " + frame["backend"] + suffix
     frame["processor"] = processor_of_each(frame)
-    baselines = frame[frame["method"] == "fp32"].drop_duplicates(["model", "device", "seed"])
-    processor = baselines.set_index(["model", "device", "seed"])["processor"].to_dict()
+    columns = ["model", "device", "seed"]
+    baselines = frame[frame["method"] == "fp32"].drop_duplicates(columns)
+    processor = baselines.set_index(columns)["processor"].to_dict()
     keys = zip(frame["model"], frame["device"], frame["seed"], strict=True)
-    frame["fp32_processor"] = pd.Series(
-        [processor.get(key) for key in keys], frame.index, dtype=object
-    )
+    of_baseline = [processor.get(key) for key in keys]
+    frame["fp32_processor"] = pd.Series(of_baseline, frame.index, dtype=object)
     return frame.sort_values(ORDER, kind="stable")
 
 
 def processor_of_each(frame: pd.DataFrame) -> pd.Series:
-    """Name the processor of each row; clouds call different ones by the same name."""
+    """Name the processor of each row; clouds give different processors the same name."""
     isa = frame["isa"].astype(object).fillna("")
     several = isa.groupby(frame["cpu"]).transform("nunique") > 1
     return frame["cpu"].where(~several, frame["cpu"] + " with " + isa)
@@ -79,59 +68,64 @@ def _labels(entries: dict) -> dict[str, str]:
     return {name: entry.label for name, entry in entries.items()}
 
 
+def _suffix(frame: pd.DataFrame) -> pd.Series:
+    """Mark the labels of simulated runs, if their backend does not say so, and of GPU runs."""
+    unsaid = frame["simulated"] & (frame["backend"] != "simulated")
+    simulated = unsaid.map({True: " (simulated)", False: ""})
+    return simulated + frame["device"].map({"cuda": " on GPU"}).fillna("")
+
+
 def _table(path: Path) -> pd.DataFrame:
-    """Read results.csv; raise `UserError` where it is missing, damaged or of another version."""
+    """Read results.csv; raises `UserError` if it is missing, damaged or of another version."""
     if not path.exists():
-        studies = (
-            ", ".join(sorted(table.parent.name for table in path.parents[1].glob("*/results.csv")))
-            or "none yet"
-        )
+        studies = sorted(table.parent.name for table in path.parents[1].glob("*/results.csv"))
         raise UserError(
-            f"there is no {path}. Run the scripts first, or give --study; studies there: {studies}."
+            f"there is no {path}. Run the scripts first, or give --study; studies there: "
+            f"{', '.join(studies) or 'none yet'}."
         )
     again = "any script of the study rebuilds it."
     try:
-        frame = pd.read_csv(path, dtype=TYPES, na_values=dict.fromkeys(set(results.COLUMNS) - set(TEXTS), ""),
-            keep_default_na=False)  # fmt: skip
+        frame = pd.read_csv(
+            path,
+            dtype=TYPES,
+            na_values=dict.fromkeys(set(results.COLUMNS) - set(TEXTS), ""),
+            keep_default_na=False,
+        )
     except (ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{path} is damaged ({reason}); {again}") from None
     missing = [name for name in results.COLUMNS if name not in frame]
     if missing:
-        raise UserError(
-            f"{path} lacks the columns {', '.join(missing[:3])}{', ...' * (len(missing) > 3)}; {again}"
-        )
+        names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise UserError(f"{path} lacks the columns {names}; {again}")
     if frame.empty:
         raise UserError(f"{path} holds no runs yet.")
     for column, known in NAMES.items():
         unknown = sorted(set(frame[column].astype(str)) - set(known))
         if unknown:
             raise UserError(
-                f"{path} names the {column} {', '.join(unknown)}, which utils/catalog.py does not have."
+                f"{path} names the {column} {', '.join(unknown)}, which utils/catalog.py does not "
+                "have."
             )
     return frame
 
 
 def one_batch(frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """Select one row for each variant: of the lowest seed, on all threads, at the smallest batch size; return that too.
+    """Select one row per variant, of its lowest seed; also return the batch size.
 
-    A run that was only timed at others keeps a row, with empty times.
+    The rows are timed on all threads at the smallest batch size. A run that was only timed in other
+    ways keeps a row, with empty times.
     """
     one, batch = of_all_seeds(frame)
     return first_seed(one), batch
 
 
 def of_all_seeds(frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """Select one row for each run, as `one_batch` does for the lowest seeds."""
+    """Select one row per run, as `one_batch` does for the lowest seeds."""
     batch = frame["batch_size"].min()
-    timed = frame["threads"].eq(frame["threads"].max()) & frame["batch_size"].eq(batch).fillna(
-        False
-    )
-    frame = (
-        frame.assign(timed=timed)
-        .sort_values("timed", ascending=False, kind="stable")
-        .drop_duplicates(RUN)
-    )
+    smallest = frame["batch_size"].eq(batch).fillna(False)
+    frame = frame.assign(timed=frame["threads"].eq(frame["threads"].max()) & smallest)
+    frame = frame.sort_values("timed", ascending=False, kind="stable").drop_duplicates(RUN)
     empty = {name: frame[name].where(frame["timed"]) for name in frame.columns.intersection(TIMING)}
     return frame.assign(**empty).drop(columns="timed").sort_values(ORDER, kind="stable"), batch
 
@@ -143,43 +137,39 @@ def first_seed(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def usual(frame: pd.DataFrame) -> pd.DataFrame:
-    """Select one run for each model, method and format, of the lowest seed, so that models are shown on the same backend.
+    """Select one run per model, method and format, with one backend for all models.
 
-    It is the backend on which most models ran; of several, the fastest (`speed`), or the next in the catalog.
+    It is the run of the lowest seed on the backend that most models ran on; if there are several,
+    on the fastest (see `speed`), or the first in the catalog.
     """
     one, _ = one_batch(frame)
-    kinds = zip(one["model"], one["method"], one["dtype"], strict=True)
-    order = [
-        (*catalog.Run(*kind).backends, name).index(name)
-        for kind, name in zip(kinds, one["backend"], strict=True)
-    ]
+    order = []
+    for model, method, dtype, backend in one[ORDER].itertuples(index=False):
+        backends = (*catalog.Run(model, method, dtype).backends, backend)
+        order.append(backends.index(backend))
     models = one.groupby(DEPLOYED, observed=True)["model"].transform("nunique")
     one = one.assign(models=-models, slowness=-speed(one), order=order)
-    one = one.sort_values(["models", "slowness", "order"], kind="stable").drop_duplicates(
-        ["model", "method", "dtype"]
-    )
+    one = one.sort_values(["models", "slowness", "order"], kind="stable")
+    one = one.drop_duplicates(["model", "method", "dtype"])
     return one.drop(columns=["models", "slowness", "order"]).sort_values(ORDER, kind="stable")
 
 
 def speed(one: pd.DataFrame) -> pd.Series:
-    """Mean logarithm of the speed-up over the fastest FP32 of all runs of a row's method, format and backend.
+    """Mean log speed-up over the fastest FP32, per method, format and backend.
 
-    Where a run of a method and format was not timed, as simulated ones are not, all its backends count as equally fast.
+    If a run of a method and format was not timed, as with simulated runs, all backends of this
+    method and format count as equally fast.
     """
     ratios = np.log(one["speedup_vs_best_fp32"])
     timed = ratios.notna().groupby([one["method"], one["dtype"]], observed=True).transform("all")
-    return (
-        ratios.groupby([one[name] for name in DEPLOYED], observed=True)
-        .transform("mean")
-        .where(timed, 0.0)
-    )
+    deployed = [one[name] for name in DEPLOYED]
+    return ratios.groupby(deployed, observed=True).transform("mean").where(timed, 0.0)
 
 
 def quantized(frame: pd.DataFrame) -> pd.DataFrame:
     """Select the rows whose method quantizes."""
-    return frame[
-        frame["method"].isin([name for name, method in catalog.METHODS.items() if method.quantizes])
-    ]
+    quantizing = [name for name, method in catalog.METHODS.items() if method.quantizes]
+    return frame[frame["method"].isin(quantizing)]
 
 
 def present(frame: pd.DataFrame) -> list[str]:
@@ -188,8 +178,8 @@ def present(frame: pd.DataFrame) -> list[str]:
 
 
 def labels(frame: pd.DataFrame, column: str = "series") -> list[str]:
-    """List the rows of a dot plot: all that any model was run with, so that gaps show."""
-    return list(frame.sort_values(["method", "dtype", "backend"], kind="stable")[column].unique())
+    """List the rows of a dot plot: every variant of any model, so that gaps show."""
+    return list(frame.sort_values(DEPLOYED, kind="stable")[column].unique())
 
 
 def classes(frame: pd.DataFrame) -> tuple[str, str]:
@@ -198,12 +188,12 @@ def classes(frame: pd.DataFrame) -> tuple[str, str]:
 
 
 def is_dissertations(frame: pd.DataFrame) -> bool:
-    """Whether the rows are of the dissertation's data set, whose figures compare with them."""
+    """Whether the study uses the dissertation's data set, so that their figures compare."""
     return studies.is_dissertations(frame["study"].iloc[0])
 
 
 def setting(frame: pd.DataFrame) -> str:
-    """Say on which images, processors and threads the rows were measured."""
+    """Name the images, processors and threads of the measurements."""
     row, threads = frame.iloc[0], frame["threads"].max()
     images = "drawn images" if row["study"].startswith("drawn") else row["study"].replace("_", " ")
     number = "1 thread" if threads == 1 else f"{threads} threads"
@@ -211,8 +201,11 @@ def setting(frame: pd.DataFrame) -> str:
 
 
 def processors(frame: pd.DataFrame) -> str:
-    """Name the processor of the rows; where there are several, each with its number of runs."""
+    """Name the processor of the rows; several processors with their numbers of runs."""
     runs = frame.drop_duplicates([*RUN, "processor"]).groupby("processor", sort=False).size()
     if len(runs) < 2:
         return "".join(runs.index) or "unknown processor"
-    return ", ".join(f"{cpu} ({number} run{'s' * (number > 1)})" for cpu, number in runs.items())
+    return ", ".join(
+        f"{cpu} ({number} run)" if number == 1 else f"{cpu} ({number} runs)"
+        for cpu, number in runs.items()
+    )

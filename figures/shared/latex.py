@@ -1,4 +1,4 @@
-"""Tables as LaTeX: rules of booktabs in a longtable, which breaks over pages. No torch."""
+"""Tables as LaTeX: booktabs rules in a longtable, which breaks across pages. No torch."""
 
 if __name__ == "__main__":
     import no_script  # noqa: F401
@@ -12,33 +12,27 @@ from figures.shared.cells import numeric
 
 SPECIAL = {character: f"\\{character}" for character in "&%$#_{}"}
 SPECIAL |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-SPECIAL |= {
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-}  # other characters in TeX's default font encoding
-LONG = 32  # characters of a cell beyond which its column is a paragraph, broken into lines
-PORTRAIT = 100  # characters of a row that fit on an upright page
+# TeX's default font encoding has other characters in these places.
+SPECIAL |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+LONG = 32  # a column with longer cells, in characters, becomes a paragraph that breaks into lines
+PORTRAIT = 100  # characters of a row that fit on a portrait page
 
 
 def table(frame: pd.DataFrame, title: str, note: str, label: str) -> str:
-    """Format a frame of strings for \\input; a wide one is small and on a landscape page."""
+    """Format a frame of strings for \\input; a wide table is small and on a landscape page."""
     widths = {name: max(map(len, (*name.split(), *frame[name]))) for name in frame}
-    wide = sum(min(width, LONG) + 2 for width in widths.values()) > PORTRAIT
-    size, begin, end = (
-        (r"\tiny", "begin{landscape}", "end{landscape}")
-        if wide
-        else (r"\footnotesize", "begingroup", "endgroup")
-    )
-    names = " & ".join(
-        stacked(name, width, "r" if numeric(frame[name]) else "l") for name, width in widths.items()
-    )
+    size, begin, end = r"\footnotesize", "begingroup", "endgroup"
+    if sum(min(width, LONG) + 2 for width in widths.values()) > PORTRAIT:
+        size, begin, end = r"\tiny", "begin{landscape}", "end{landscape}"
+    kinds = "".join(kind(frame[name], width) for name, width in widths.items())
+    sides = {name: "r" if numeric(frame[name]) else "l" for name in frame}
+    names = " & ".join(stacked(name, width, sides[name]) for name, width in widths.items())
     between = "\n\\addlinespace\n" if max(widths.values()) > LONG else "\n"
     head = rf"\toprule {names} \\ \midrule"
     lines = [
         r"% needs \usepackage{array, booktabs, longtable, pdflscape}",
         rf"\{begin}{size}\setlength{{\tabcolsep}}{{2pt}}",
-        rf"\begin{{longtable}}{{@{{}}{''.join(kind(frame[name], width) for name, width in widths.items())}@{{}}}}",
+        rf"\begin{{longtable}}{{@{{}}{kinds}@{{}}}}",
         rf"\caption[{escape(title)}]{{{escape(title)}. {escape(note)}}} \label{{{label}}} \\",
         rf"{head} \endfirsthead",
         rf"{head} \endhead",
@@ -51,7 +45,7 @@ def table(frame: pd.DataFrame, title: str, note: str, label: str) -> str:
 
 
 def kind(column: pd.Series, width: int) -> str:
-    """Column specification: a paragraph for long texts, right for numbers, else left."""
+    """Column specification: a paragraph for long texts, right for numbers, otherwise left."""
     if width > LONG:
         return r">{\raggedright\arraybackslash}p{45mm}"
     return "r" if numeric(column) else "l"
@@ -63,7 +57,7 @@ def row(cells) -> str:
 
 
 def stacked(name: str, width: int, side: str) -> str:
-    """Break a column's name into lines no wider than its cells."""
+    """Break a column's name into lines that are not wider than its cells."""
     lines = r"\\".join(escape(line) for line in textwrap.wrap(name, width))
     return rf"\shortstack[{side}]{{{lines}}}"
 

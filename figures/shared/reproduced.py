@@ -1,4 +1,4 @@
-"""A study beside another one of the same experiments, row by row: what was reproduced, and what differs around it. No torch."""
+"""Two studies of the same experiments: what is reproduced, and what differs. No torch."""
 
 if __name__ == "__main__":
     import no_script  # noqa: F401
@@ -14,15 +14,25 @@ from figures.shared.cells import POINTS, RATIO, number, text
 from utils import catalog, stats
 from utils.errors import UserError
 
-SAME_SIZE = 0.01  # files whose sizes differ by at most this share count as equally large
-SETTINGS = {  # columns whose differences are named, and what they are called
-    "data_sha256": "images", "n_test": "test images", "torch": "torch", "processor": "processor", "threads": "threads",
-    "batch_size": "batch size", "protocol": "timing protocol", "tier": "timing", "git_commit": "commit",
-}  # fmt: skip
+SAME_SIZE = 0.01  # files count as equally large if their sizes differ by at most this share
+SETTINGS = {  # columns whose differences are named, and their names in the text
+    "data_sha256": "images",
+    "n_test": "test images",
+    "torch": "torch",
+    "processor": "processor",
+    "threads": "threads",
+    "batch_size": "batch size",
+    "protocol": "timing protocol",
+    "tier": "timing",
+    "git_commit": "commit",
+}
+HASHES = ("data_sha256", "git_commit")
+HASH_DIGITS = 10  # enough to tell hashes apart
 NOTE = (
-    "Here: {here}; there: {there}. Runs in both: {both}. Inside the intervals: accuracy {accuracy}, points to FP32 {points}, "
-    "speed-up over eager FP32 {speed}; size {size}. Inside: the 95 % interval of the difference, or of the ratio of speed-ups, "
-    "holds no difference (MOVER, from the intervals of both); about one of twenty is outside by chance. Sizes: within "
+    "Here: {here}; there: {there}. Runs in both: {both}. Inside the intervals: accuracy "
+    "{accuracy}, points to FP32 {points}, speed-up over eager FP32 {speed}; size {size}. Inside: "
+    "the 95 % interval of the difference, or of the ratio of speed-ups, contains no difference "
+    "(MOVER, from the intervals of both); about one of twenty is outside by chance. Sizes: within "
     "{same:.0%}. {only}What differs: {differs}."
 )
 
@@ -31,7 +41,7 @@ class Quantity(NamedTuple):
     """A number of a run that is compared by its interval."""
 
     column: str  # its bounds are `column`_ci_low and _ci_high
-    less: str  # the outcome where it is smaller here
+    less: str  # the outcome if it is smaller here
     more: str
     ratio: bool = False  # compared by the ratio, not the difference
 
@@ -39,12 +49,13 @@ class Quantity(NamedTuple):
 ACCURACY = Quantity("accuracy", "accuracy lower", "accuracy higher")
 POINTS_TO_FP32 = Quantity("accuracy_difference", "loses more", "loses less")
 SPEED = Quantity("speedup_vs_eager_fp32", "gains less speed", "gains more speed", ratio=True)
+QUANTITIES = (ACCURACY, POINTS_TO_FP32, SPEED)
 
 
 def beside(
     here: pd.DataFrame, there: pd.DataFrame, name: str, other: str
 ) -> tuple[str, pd.DataFrame]:
-    """Note and cells of the table that compares the study `here`, called `name`, with that `there`.
+    """Note and cells of the table that compares study `name` (`here`) with `other` (`there`).
 
     Both are frames of `frames.read`. Raises `UserError` if they have no run in common.
     """
@@ -52,30 +63,40 @@ def beside(
     both = ours.merge(theirs, on=frames.RUN, suffixes=("", "_there"))
     if both.empty:
         raise UserError(
-            f"{name} and {other} have no run in common: none of the same model, method, format, engine and seed."
+            f"{name} and {other} have no run in common: none has the same model, method, format, "
+            "engine and seed."
         )
     rows = both.to_dict("records")
+    compared_rows = {quantity: [compared(row, quantity) for row in rows] for quantity in QUANTITIES}
+    differences = {
+        quantity: pd.Series([cell for cell, _ in pairs], dtype=str)
+        for quantity, pairs in compared_rows.items()
+    }
     outcomes = {
-        quantity: [compared(row, quantity) for row in rows]
-        for quantity in (ACCURACY, POINTS_TO_FP32, SPEED)
+        quantity: [outcome for _, outcome in pairs] for quantity, pairs in compared_rows.items()
     }
     sizes = [size_outcome(row) for row in rows]
-    cells = table(both, outcomes, sizes)
-    inside = {key: counted([outcome for _, outcome in outcomes[q]]) for key, q in
-              (("accuracy", ACCURACY), ("points", POINTS_TO_FP32), ("speed", SPEED))}  # fmt: skip
-    only = "".join(missing(ours, theirs, where) for where in ("here", "there"))
     note = NOTE.format(
-        here=name, there=other, both=len(both), size=counted(sizes), same=SAME_SIZE, only=only,
-        differs="; ".join(differences(here, there)) or "nothing that results.csv tells", **inside,
-    )  # fmt: skip
-    return note, cells
+        here=name,
+        there=other,
+        both=len(both),
+        accuracy=counted(outcomes[ACCURACY]),
+        points=counted(outcomes[POINTS_TO_FP32]),
+        speed=counted(outcomes[SPEED]),
+        size=counted(sizes),
+        same=SAME_SIZE,
+        only=missing(ours, theirs, "here") + missing(theirs, ours, "there"),
+        differs="; ".join(setting_differences(here, there)) or "nothing that results.csv tells",
+    )
+    words = summaries([*outcomes.values(), sizes])
+    return note, table(both, words, differences)
 
 
 def compared(row: dict, quantity: Quantity) -> tuple[str, str | None]:
-    """The difference or ratio of a quantity with its interval, as a cell, and its outcome.
+    """Difference or ratio of a quantity with its interval, as a cell, and its outcome.
 
-    The outcome is "" where the interval holds no difference, else which way it differs; None where
-    one of the two runs lacks the number.
+    The outcome is "" if the interval contains no difference, otherwise the direction of the
+    difference; None if a run lacks the number.
     """
     sides = []
     for suffix in ("", "_there"):
@@ -84,47 +105,47 @@ def compared(row: dict, quantity: Quantity) -> tuple[str, str | None]:
             return "", None
         sides.append(np.log(values) if quantity.ratio else np.array(values))
     ends = np.array([sides[0][0] - sides[1][0], *stats.difference(*sides)])
-    ends = np.exp(ends) if quantity.ratio else 100 * ends
-    neutral = 1 if quantity.ratio else 0
-    outcome = quantity.more if ends[1] > neutral else quantity.less if ends[2] < neutral else ""
-    middle, low, high = (number(end, RATIO if quantity.ratio else POINTS) for end in ends)
+    if quantity.ratio:
+        ends, neutral, form = np.exp(ends), 1, RATIO
+    else:
+        ends, neutral, form = 100 * ends, 0, POINTS
+    outcome = ""
+    if ends[1] > neutral:
+        outcome = quantity.more
+    elif ends[2] < neutral:
+        outcome = quantity.less
+    middle, low, high = (number(end, form) for end in ends)
     return f"{middle} [{low}, {high}]", outcome
 
 
 def size_outcome(row: dict) -> str | None:
-    """The outcome for the size of the file; None where it is not known."""
+    """Outcome for the size of the file; None if a size is unknown."""
     ours, theirs = row["size_mb"], row["size_mb_there"]
     if pd.isna(ours) or pd.isna(theirs):
         return None
-    return (
-        ""
-        if abs(ours - theirs) <= SAME_SIZE * theirs
-        else "larger file"
-        if ours > theirs
-        else "smaller file"
-    )
+    if abs(ours - theirs) <= SAME_SIZE * theirs:
+        return ""
+    return "larger file" if ours > theirs else "smaller file"
 
 
 def counted(outcomes: list[str | None]) -> str:
-    """Say how many outcomes are inside, of those that could be compared."""
+    """Count the outcomes inside their intervals, of all that could be compared."""
     known = [outcome for outcome in outcomes if outcome is not None]
     return f"{known.count('')} of {len(known)}"
 
 
-def table(both: pd.DataFrame, outcomes: dict, sizes: list[str | None]) -> pd.DataFrame:
+def summaries(columns: list[list[str | None]]) -> list[str]:
+    """Summarize each run in words from its outcome for each quantity."""
+    return ["; ".join(filter(None, row)) or "reproduced" for row in zip(*columns, strict=True)]
+
+
+def table(both: pd.DataFrame, words: list[str], differences: dict) -> pd.DataFrame:
     """Cells of the table."""
-    words = zip(
-        *([outcome for _, outcome in each] for each in outcomes.values()), sizes, strict=True
-    )
-    differences = {
-        quantity: pd.Series([cell for cell, _ in each], dtype=str)
-        for quantity, each in outcomes.items()
-    }
     seed = ", seed " + both["seed"].astype(str) if both["seed"].nunique() > 1 else ""
     return pd.DataFrame({
         "model": [catalog.MODELS[model].label for model in both["model"]],
         "variant": both["series"] + seed,
-        "outcome": ["; ".join(filter(None, each)) or "reproduced" for each in words],
+        "outcome": words,
         "accuracy %": text(100 * both["accuracy"]),
         "there %": text(100 * both["accuracy_there"]),
         "difference": differences[ACCURACY],
@@ -139,41 +160,37 @@ def table(both: pd.DataFrame, outcomes: dict, sizes: list[str | None]) -> pd.Dat
     })  # fmt: skip
 
 
-def missing(ours: pd.DataFrame, theirs: pd.DataFrame, where: str) -> str:
-    """Say which runs are only `where`, "here" or "there"; nothing if none is."""
-    frame, others = (ours, theirs) if where == "here" else (theirs, ours)
-    keys, known = (
-        pd.MultiIndex.from_frame(each[frames.RUN].astype(str)) for each in (frame, others)
-    )
+def missing(frame: pd.DataFrame, others: pd.DataFrame, where: str) -> str:
+    """Name the runs that only `frame` has, which is `where`; empty if there is none."""
+    keys = pd.MultiIndex.from_frame(frame[frames.RUN].astype(str))
+    known = pd.MultiIndex.from_frame(others[frames.RUN].astype(str))
     alone = frame[~keys.isin(known)]
     if alone.empty:
         return ""
     seed = " of seed " + alone["seed"].astype(str) if frame["seed"].nunique() > 1 else ""
-    labels = (
-        alone["model"]
-        .astype(str)
-        .map({name: model.label for name, model in catalog.MODELS.items()})
-    )
-    names = labels + " " + alone["series"] + seed
+    labels = {name: model.label for name, model in catalog.MODELS.items()}
+    names = alone["model"].astype(str).map(labels) + " " + alone["series"] + seed
     more = f" and {len(alone) - 3} more" if len(alone) > 3 else ""
     return f"Only {where}: {', '.join(names.head(3))}{more}. "
 
 
-def differences(here: pd.DataFrame, there: pd.DataFrame) -> Iterator[str]:
-    """Yield the settings in which two studies differ, "torch 2.13.0 here, 2.7.0 there"."""
+def setting_differences(here: pd.DataFrame, there: pd.DataFrame) -> Iterator[str]:
+    """Yield the settings that differ between two studies: "torch 2.13.0 here, 2.7.0 there"."""
     both = pd.concat([here, there], keys=["here", "there"])
-    both["processor"] = frames.processor_of_each(
-        both
-    )  # by both, because clouds call different ones by the same name
-    here, there = both.loc["here"], both.loc["there"]
+    # Both studies together, because clouds give different processors the same name.
+    both["processor"] = frames.processor_of_each(both)
     for column, label in SETTINGS.items():
-        ours, theirs = (
-            sorted(frame[column].dropna().astype(str).unique()) for frame in (here, there)
-        )
+        ours, theirs = (values_of(both.loc[side], column) for side in ("here", "there"))
         if ours != theirs:
-            short = 10 if column in ("data_sha256", "git_commit") else None  # enough of a hash
-            sides = [
-                " and ".join(value[:short] for value in side) or "unknown"
-                for side in (ours, theirs)
-            ]
-            yield f"{label} {sides[0]} here, {sides[1]} there"
+            yield f"{label} {listed(ours, column)} here, {listed(theirs, column)} there"
+
+
+def values_of(frame: pd.DataFrame, column: str) -> list[str]:
+    """Sorted different values of a column, as text."""
+    return sorted(frame[column].dropna().astype(str).unique())
+
+
+def listed(values: list[str], column: str) -> str:
+    """Join the values of a setting, hashes shortened."""
+    length = HASH_DIGITS if column in HASHES else None
+    return " and ".join(value[:length] for value in values) or "unknown"

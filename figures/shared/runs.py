@@ -1,4 +1,4 @@
-"""Files of single runs: the JSON with everything, and the answers beside it. No torch."""
+"""Files of single runs: the JSON with everything, and the answers next to it. No torch."""
 
 if __name__ == "__main__":
     import no_script  # noqa: F401
@@ -15,16 +15,16 @@ from utils.errors import UserError
 
 
 def path(args: argparse.Namespace, row: pd.Series, ending: str = "json") -> Path:
-    """Path of the JSON of a row's run, or with "npz" of its answers."""
+    """Path of the JSON of a row's run; with "npz", path of its answers."""
     return args.results / args.study / "runs" / f"{results.run_id(row)}.{ending}"
 
 
 def record(path: Path, *sections: str) -> dict:
-    """Read a run's JSON; raise `UserError` where it is missing, damaged or lacks a section."""
+    """Read a run's JSON; raises `UserError` if it is missing, damaged or lacks a section."""
     try:
         content = results.read(path)
         complete = all(section in content for section in sections)
-    except (OSError, AttributeError):  # no such file, or JSON that is no object
+    except (OSError, AttributeError):  # the file is missing, or its JSON is not an object
         complete = False
     if not complete:
         raise UserError(f"{path} is missing or damaged; run its script again.")

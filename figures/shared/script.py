@@ -1,4 +1,4 @@
-"""The command line that all figure scripts share, and how their errors end. No torch."""
+"""Command line and error handling of all figure scripts. No torch."""
 
 if __name__ == "__main__":
     import no_script  # noqa: F401
@@ -13,29 +13,36 @@ import pandas as pd
 from figures.shared import frames
 from utils import cli, paths
 
-Make = Callable[
-    [pd.DataFrame, argparse.Namespace], None
-]  # draws a figure, or writes tables or the report
+# Draws a figure, or writes the tables or the report.
+Make = Callable[[pd.DataFrame, argparse.Namespace], None]
+Options = Callable[[argparse.ArgumentParser], None]
 
 
-def run(
-    make: Make,
-    doc: str,
-    add_options: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
-) -> None:
-    """Run a figure script; what the user can mend ends it with one line, as `cli.reporting` says.
+def no_options(parser: argparse.ArgumentParser) -> None:
+    """Add nothing to the common options."""
 
-    `add_options(parser)` declares what only this script understands.
+
+def standalone_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option of the report, which figures/all.py also accepts."""
+    parser.add_argument(
+        "--standalone",
+        action="store_true",
+        help="embed the figures in report.html instead of linking to the PNGs next to it",
+    )
+
+
+def run(make: Make, doc: str, add_options: Options = no_options) -> None:
+    """Run a figure script; an error of the user ends it with one line (see `cli.reporting`).
+
+    `add_options(parser)` adds the options that only this script has.
     """
     with cli.reporting(f"figures/{Path(sys.argv[0]).name}"):
         args = parse(doc, add_options)
         make(read(args), args)
 
 
-def parse(
-    doc: str, add_options: Callable[[argparse.ArgumentParser], None] = lambda parser: None
-) -> argparse.Namespace:
-    """Parse the command line; `out` is None where it was not given."""
+def parse(doc: str, add_options: Options = no_options) -> argparse.Namespace:
+    """Parse the command line; `out` is None if it was not given."""
     parser = cli.Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--study", default="drawn", help="folder in --results to read (default: %(default)s)"
@@ -47,7 +54,8 @@ def parse(
         "--out",
         type=Path,
         metavar="DIR",
-        help="folder to write to (default: figures/STUDY/, for tables the study's folder in --results)",
+        help="folder to write to (default: figures/STUDY/; for tables, the study's folder in "
+        "--results)",
     )
     add_options(parser)
     args = parser.parse_args()
@@ -62,10 +70,10 @@ def read(args: argparse.Namespace) -> pd.DataFrame:
 
 
 def figures_folder(args: argparse.Namespace) -> Path:
-    """Folder of the study's figures and its report."""
+    """Folder for the figures and the report of the study."""
     return args.out or paths.FIGURES / args.study
 
 
 def tables_folder(args: argparse.Namespace) -> Path:
-    """Folder of the study's tables."""
+    """Folder for the tables of the study."""
     return args.out or args.results / args.study

@@ -1,8 +1,8 @@
-"""How figures look: colour = number format, marker = model, filled or hollow = method.
+"""Look of the figures: colour = number format, marker = model, filled or hollow = method.
 
 The colours differ in lightness (see utils/catalog.py), so a figure printed in grey keeps its
-meaning; the darker three are told apart with any kind of colour vision. Every marker has a black
-edge. No torch.
+meaning. The three darker ones can be told apart with any kind of colour vision. Every marker has a
+black edge. No torch.
 """
 
 if __name__ == "__main__":
@@ -32,63 +32,58 @@ from matplotlib.transforms import Bbox
 from figures.shared import frames, script
 from utils import catalog, paths
 
-OUTLINE = [
-    Stroke(linewidth=2.2, foreground="0.25"),
-    withStroke(linewidth=0),
-]  # light lines stay visible in grey
-BESIDE = dict(
+# Keeps light lines visible in grey.
+OUTLINE = [Stroke(linewidth=2.2, foreground="0.25"), withStroke(linewidth=0)]
+LEGEND_BESIDE = dict(
     fontsize=6.5, loc="center left", bbox_to_anchor=(1.02, 0.5), handlelength=4, title_fontsize=7
-)  # of a legend
-OFFSETS = [
-    (x, y) for far in (9, 16, 23, 30) for y in (far, -far) for x in (0, -16, 16, -32, 32)
-]  # of texts, in points
+)
+LEGEND_BELOW = dict(loc="outside lower center", frameon=False)
+# Places of a text around its point, in points of print; near ones come first.
+OFFSETS = [(x, y) for far in (9, 16, 23, 30) for y in (far, -far) for x in (0, -16, 16, -32, 32)]
+# The same data give the same bytes.
 METADATA = {
     "png": {"Software": None},
     "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
-}  # same data, same bytes
+}
 
 sns.set_theme(
     context="paper",
     style="whitegrid",
     rc={"axes.edgecolor": "0.3", "pdf.fonttype": 42, "savefig.dpi": 200},
 )
-plt.rcParams["pdf.compression"] = (
-    0  # by the zlib of the system, of which there are several: the bytes would depend on it
-)
+# Compressed bytes would depend on the system's zlib, of which there are several.
+plt.rcParams["pdf.compression"] = 0
 
 
 @dataclass(frozen=True)
 class Dots:
-    """Marks of a dot plot: one for each run, in the row that `by` names."""
+    """Marks of a dot plot: one per run, in the row that `by` names."""
 
     column: str  # their values
     interval: str = ""  # bars from column INTERVAL_low to INTERVAL_high
     scale: float = 1  # of values and bars
     by: str = "series"  # column with the name of the row
-    shift: float = 0  # rows that they lie below the middle of theirs
-    look: dict = field(default_factory=dict)  # changes to `look`
+    shift: float = 0  # distance below the middle of the row, in rows
+    look: dict = field(default_factory=dict)  # changes to the function `look`
 
 
-# ---- what stands for what
+# ---- colours, markers and legends
 
 
 def colour(row: pd.Series) -> str:
-    """Colour of a run: that of its number format."""
+    """Colour of a run, which shows its number format."""
     return catalog.FORMATS[row["dtype"]].colour
 
 
 def filled(row: pd.Series) -> bool:
-    """Whether the marks of a run are filled: that depends on its method."""
+    """Whether the marks of a run are filled, which shows its method."""
     return catalog.METHODS[row["method"]].filled
 
 
 def methods(filled: bool) -> str:
-    """Labels of the quantizing methods whose marks are filled, or of those whose marks are not."""
-    return ", ".join(
-        method.label
-        for method in catalog.METHODS.values()
-        if method.quantizes and method.filled == filled
-    )
+    """Labels of the quantizing methods with filled or with hollow marks."""
+    quantizing = [method for method in catalog.METHODS.values() if method.quantizes]
+    return ", ".join(method.label for method in quantizing if method.filled == filled)
 
 
 def look(row: pd.Series) -> dict:
@@ -103,17 +98,13 @@ def look(row: pd.Series) -> dict:
 
 
 def legend(frame: pd.DataFrame, *more: Line2D) -> list[Line2D]:
-    """Legend entries for colours, filled and hollow marks, and what stands in `more`."""
-    handles = [Line2D([], [], ls="", marker="D", mfc=dtype.colour, mec="black", label=dtype.label)
-               for name, dtype in catalog.FORMATS.items() if name in set(frame["dtype"])]  # fmt: skip
-    fills = {
-        f"filled: {methods(filled=True)}, FP32": "0.7",
-        f"hollow: {methods(filled=False)}": "white",
-    }
-    handles += [
-        Line2D([], [], ls="", marker="D", mfc=fill, mec="black", label=text)
-        for text, fill in fills.items()
-    ]
+    """Legend entries for colours, filled and hollow marks, and `more`."""
+    formats = [dtype for name, dtype in catalog.FORMATS.items() if name in set(frame["dtype"])]
+    fills = {dtype.label: dtype.colour for dtype in formats}
+    fills[f"filled: {methods(filled=True)}, FP32"] = "0.7"
+    fills[f"hollow: {methods(filled=False)}"] = "white"
+    diamond = dict(ls="", marker="D", mec="black")
+    handles = [Line2D([], [], mfc=fill, label=text, **diamond) for text, fill in fills.items()]
     return [*handles, *more]
 
 
@@ -123,26 +114,25 @@ def legend(frame: pd.DataFrame, *more: Line2D) -> list[Line2D]:
 def panels(
     frame: pd.DataFrame, rows: list[str], width: float = 1.9
 ) -> tuple[plt.Figure, list[tuple[plt.Axes, str, pd.DataFrame]]]:
-    """Make an empty dot plot for each model; return it with the model's part of the frame."""
+    """Make an empty dot plot per model; return each with the model's part of the frame."""
     models = frames.present(frame)
     size = (2.2 + width * len(models), 1.3 + 0.27 * max(4, len(rows)))
     figure, grid = plt.subplots(
         1, len(models), figsize=size, sharey=True, squeeze=False, layout="constrained"
     )
+    parts = []
     for axes, model in zip(grid[0], models, strict=True):
         axes.set_title(catalog.MODELS[model].label, fontsize=9)
         axes.set(yticks=range(len(rows)), ylim=(len(rows) - 0.5, -0.5))
+        parts.append((axes, model, frame[frame["model"] == model]))
     grid[0][0].set_yticklabels(rows)
-    return figure, [
-        (axes, model, frame[frame["model"] == model])
-        for axes, model in zip(grid[0], models, strict=True)
-    ]
+    return figure, parts
 
 
 def dots(axes: plt.Axes, runs: pd.DataFrame, rows: list[str], marks: Dots) -> None:
-    """Draw a model's runs into a dot plot; seeds of one row lie side by side.
+    """Draw a model's runs into a dot plot, with the seeds of one row side by side.
 
-    A star says that something else was running while a time was taken.
+    A star marks a time that was taken while something else was running.
     """
     timing = marks.column in frames.TIMING
     if timing:
@@ -150,36 +140,31 @@ def dots(axes: plt.Axes, runs: pd.DataFrame, rows: list[str], marks: Dots) -> No
     for place, name in enumerate(rows):
         drawn = runs[runs[marks.by] == name].dropna(subset=marks.column)
         for n, (_, row) in enumerate(drawn.iterrows()):
-            x, y = (
-                marks.scale * row[marks.column],
-                place + marks.shift + 0.12 * (n - (len(drawn) - 1) / 2),
-            )
-            low, high = (
-                marks.scale * row[f"{marks.interval}_{end}"] if marks.interval else x
-                for end in ("low", "high")
-            )
+            x = marks.scale * row[marks.column]
+            y = place + marks.shift + 0.12 * (n - (len(drawn) - 1) / 2)
+            high = x
             if marks.interval:
-                axes.errorbar(
-                    x, y, xerr=[[max(0, x - low)], [max(0, high - x)]], ecolor="0.4", capsize=2
-                )
+                low = marks.scale * row[f"{marks.interval}_low"]
+                high = marks.scale * row[f"{marks.interval}_high"]
+                ends = [[max(0, x - low)], [max(0, high - x)]]
+                axes.errorbar(x, y, xerr=ends, ecolor="0.4", capsize=2)
             axes.plot(x, y, ls="", zorder=3, **look(row) | marks.look)
             if timing and pd.notna(row["contended"]) and row["contended"]:
-                axes.annotate(
-                    "*", (max(x, high), y), (4, -3), textcoords="offset points", fontsize=9
-                )
+                star = (max(x, high), y)
+                axes.annotate("*", star, (4, -3), textcoords="offset points", fontsize=9)
 
 
 def gaps(
-    axes: plt.Axes, runs: pd.DataFrame, rows: list[str], marks: Dots, prefix: str = ""
+    axes: plt.Axes, runs: pd.DataFrame, rows: list[str], marks: Dots, form: str = "{}"
 ) -> None:
-    """Write "not run" in rows that a model lacks, and "not timed" where its runs lack a value."""
-    size = 5.5 if marks.shift else 7
+    """Write "not run" or "not timed", in `form`, in a model's rows without runs or values."""
+    look = dict(ha="center", va="center", color="0.4", fontsize=5.5 if marks.shift else 7)
     for place, name in enumerate(rows):
         same = runs[runs[marks.by] == name]
         if name and same[marks.column].isna().all():
-            text, at = "not run" if same.empty else "not timed", axes.get_yaxis_transform()
-            axes.text(0.5, place + marks.shift, f"{prefix}{text}", transform=at, ha="center", va="center", color="0.4",
-                fontsize=size)  # fmt: skip
+            text = form.format("not run" if same.empty else "not timed")
+            middle = dict(transform=axes.get_yaxis_transform())
+            axes.text(0.5, place + marks.shift, text, **middle, **look)
 
 
 def baseline(axes: plt.Axes, runs: pd.DataFrame, marks: Dots) -> None:
@@ -189,10 +174,10 @@ def baseline(axes: plt.Axes, runs: pd.DataFrame, marks: Dots) -> None:
 
 
 def sizes(figure: plt.Figure, names: dict[int, str]) -> None:
-    """Add a legend below a figure for marks of different sizes: size in points -> what it means."""
+    """Add a legend below a figure for marks of several sizes: size in points -> meaning."""
     grey = dict(ls="", marker="o", mfc="0.8", mec="black")
     handles = [Line2D([], [], ms=size, label=name, **grey) for size, name in names.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=7.5, frameon=False)
+    figure.legend(handles=handles, ncols=2, fontsize=7.5, **LEGEND_BELOW)
 
 
 def contended(frame: pd.DataFrame) -> str:
@@ -200,61 +185,68 @@ def contended(frame: pd.DataFrame) -> str:
     return "; *: something else was running" if frame["contended"].eq(True).any() else ""
 
 
+def missing(axes: plt.Axes, names: list[str], runs: pd.DataFrame, place: dict) -> None:
+    """Write into a panel the series in `names` that a model's runs lack."""
+    absent = [name for name in names if name not in set(runs["series"])]
+    text = "not run: " + ", ".join(absent) if absent else ""
+    axes.text(s=text, transform=axes.transAxes, ha="right", fontsize=6, color="0.4", **place)
+
+
 # ---- texts, axes and small panels
 
 
 def annotate(axes: plt.Axes, points: Iterable[tuple[float, float, str]]) -> None:
-    """Write a text beside each point (x, y, text), clear of points and other texts, as long as there is room.
+    """Write texts next to points (x, y, text), clear of all points and of each other.
 
-    Points that come first get theirs first; a text without room is left out.
-    The layout must be done: positions are those of the finished figure.
+    Earlier points get their text first; a text without room is left out. The layout must be done,
+    because positions are positions in the finished figure.
     """
     points = list(points)
     at = axes.transData.transform([point[:2] for point in points])
     taken = [Bbox.from_extents(*(xy - 6), *(xy + 6)) for xy in at]
     line = dict(arrowstyle="-", lw=0.4, color="0.5", shrinkA=0, shrinkB=3)
+    look = dict(textcoords="offset points", fontsize=6, ha="center", va="center", zorder=4)
     for x, y, text in points:
         for offset in OFFSETS:
-            label = axes.annotate(text, (x, y), offset, textcoords="offset points", fontsize=6, ha="center", va="center",
-                                  arrowprops=line, zorder=4)  # fmt: skip
+            label = axes.annotate(text, (x, y), offset, arrowprops=line, **look)
             label.update_positions(axes.figure.canvas.get_renderer())
             box = Text.get_window_extent(label).padded(1)
-            inside = (
-                axes.bbox.containsx(box.x0)
-                and axes.bbox.containsx(box.x1)
-                and axes.bbox.containsy(box.y0)
-            )
-            if inside and axes.bbox.containsy(box.y1) and not box.count_overlaps(taken):
+            if inside(axes.bbox, box) and not box.count_overlaps(taken):
                 taken.append(box)
                 break
             label.remove()
 
 
+def inside(outer: Bbox, inner: Bbox) -> bool:
+    """Whether one box lies within another one."""
+    across = outer.containsx(inner.x0) and outer.containsx(inner.x1)
+    return across and outer.containsy(inner.y0) and outer.containsy(inner.y1)
+
+
 def log_scale(axis: Axis) -> None:
-    """Make an axis logarithmic, with as many plain numbers as it is long enough for."""
+    """Make an axis logarithmic, with plain numbers as densely as its length allows."""
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     low, high = axis.get_view_interval()
     box = axis.axes.get_window_extent()
     inches = (box.width if axis.axis_name == "x" else box.height) / axis.axes.figure.dpi
-    dense = math.log10(high / low) / inches  # decades an inch
-    steps = (
-        (1, 1.5, 2, 3, 5, 7)
-        if dense < 0.5
-        else (1, 2, 5)
-        if dense < 1.1
-        else (1, 3)
-        if dense < 1.6
-        else (1,)
-    )
-    axis.set_major_locator(LogLocator(subs=steps))
+    axis.set_major_locator(LogLocator(subs=ticks(math.log10(high / low) / inches)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_locator(NullLocator())
+
+
+def ticks(decades_per_inch: float) -> tuple[float, ...]:
+    """Choose the numbers to show in each decade of a logarithmic axis."""
+    if decades_per_inch < 0.5:
+        return (1, 1.5, 2, 3, 5, 7)
+    if decades_per_inch < 1.1:
+        return (1, 2, 5)
+    return (1, 3) if decades_per_inch < 1.6 else (1,)
 
 
 def grid(
     frame: pd.DataFrame, cell: float, columns: int = 8
 ) -> tuple[plt.Figure, list[tuple[plt.Axes, pd.Series]]]:
-    """Make a block of small square panels for each model, one a series; return those of runs.
+    """Make a block of small square panels per model, one per series; return those of runs.
 
     The others say "not run".
     """
@@ -276,28 +268,25 @@ def grid(
             if name in runs.index:
                 used.append((axes, runs.loc[name]))
             else:
-                axes.text(
-                    0.5,
-                    0.5,
-                    "not run",
-                    transform=axes.transAxes,
-                    ha="center",
-                    va="center",
-                    color="0.4",
-                    fontsize=6,
-                )
+                not_run(axes, va="center", fontsize=6)
         for axes in block[len(rows) :]:
             axes.set_axis_off()
     return figure, used
+
+
+def not_run(axes: plt.Axes, **look) -> None:
+    """Write "not run" into the middle of an empty panel."""
+    axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center", color="0.4", **look)
 
 
 # ---- the whole figure
 
 
 def shaded(axes: plt.Axes, table: np.ndarray, **shades) -> QuadMesh:
-    """Draw a table of numbers (rows, columns) as shaded cells, the first row on top, whose centres are 0, 1, ...
+    """Draw a table of numbers as shaded cells with centres 0, 1, ... and the first row on top.
 
-    They are areas: as a picture, which a PDF holds in print resolution, 80 tables of 2 x 2 cells took 5.6 MB.
+    The cells are areas. As pictures, which a PDF holds in print resolution, 80 tables of 2 x 2
+    cells took 5.6 MB.
     """
     cells = axes.pcolormesh(table, shading="nearest", edgecolors="face", linewidth=0.1, **shades)
     axes.invert_yaxis()
@@ -306,17 +295,17 @@ def shaded(axes: plt.Axes, table: np.ndarray, **shades) -> QuadMesh:
 
 
 def literal(text: str) -> str:
-    """Return `text` so that Matplotlib draws it as it is: what stands between two $ would be set as mathematics."""
+    """Escape `text` for Matplotlib, which would set text between two $ as mathematics."""
     return text.replace("$", r"\$")
 
 
 def title(frame: pd.DataFrame, text: str) -> str:
-    """Add to a title on which images and which processors the rows were measured."""
+    """Add the images and processors of the measurements to a title."""
     return f"{text}\n{textwrap.fill(frames.setting(frame), 110)}"
 
 
 def save(figure: plt.Figure, args: argparse.Namespace, name: str) -> None:
-    """Write NAME.png and NAME.pdf, the same bytes for the same data, and say where."""
+    """Write NAME.png and NAME.pdf, with the same bytes for the same data, and print the paths."""
     for kind, metadata in METADATA.items():
         path = script.figures_folder(args) / f"{name}.{kind}"
         with paths.atomic(path) as temporary:

@@ -1,6 +1,6 @@
 """Benchmark of image loading: the cache against torchvision's ImageFolder.
 
-ImageFolder's loader gets one process for each of our threads.
+ImageFolder's loader has as many processes as the cache has threads.
 """
 
 import itertools
@@ -19,9 +19,9 @@ from models.resnet18_fp32 import RECIPE
 from utils.data import augmentation
 
 BATCH = 32
-EPOCHS = 5  # in a turn of ours; one would end before the processor's caches are ours again
-AUGMENT = RECIPE["pretrained"]["augment"]
-# One affine resampling, as in ours: flips, rotations, and the enlargement that a crop causes.
+EPOCHS = 5  # per turn of the cache; a single one would end before the CPU's caches are warm
+AUGMENT = RECIPE.pretrained.augment.describe()
+# One affine resampling, as in `augment`: flips, rotations, and the enlargement by a crop.
 AUGMENTED = [
     transforms.RandomHorizontalFlip(),
     transforms.RandomAffine(
@@ -63,7 +63,7 @@ def consume(batches) -> None:
 
 
 def image_folder(root: Path, augmenting: list) -> DataLoader:
-    """Build the loader that users of torchvision would write."""
+    """Build the loader that a user of torchvision would write."""
     steps = [
         transforms.Resize((224, 224)),
         *augmenting,
@@ -82,13 +82,13 @@ def image_folder(root: Path, augmenting: list) -> DataLoader:
 
 
 def second_epoch(loader: DataLoader) -> paired.Turn:
-    """A turn of one epoch after the first, when the loader's processes are running already."""
+    """A turn of one later epoch, when the loader's processes are already running."""
     consume(loader)
     return paired.turn(lambda: consume(loader))
 
 
 def first_pass(root: Path, folder: Path) -> paired.Turn:
-    """A turn from the files to the last batch of the first epoch, without a cache to start from."""
+    """A turn from the files to the last batch of the first epoch, without an existing cache."""
     directory = folder / "first"
     work = paired.turn(lambda: consume(pictures.cached(root, directory).shuffled(BATCH, 0)))
 

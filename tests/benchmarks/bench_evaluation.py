@@ -1,6 +1,6 @@
-"""Benchmark of evaluation on test images: its cost beyond the forward passes."""
+"""Benchmark of an evaluation on test images: its cost beyond the forward passes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import paired
@@ -11,29 +11,22 @@ from utils.data.dataset import Split
 from utils.timing.worker import EVAL_BATCH, Worker
 from utils.training import checkpoints
 
-IMAGES = {"resnet18": 64, "mobilenetv3": 512}  # so that each takes seconds
+IMAGES = {"resnet18": 64, "mobilenetv3": 512}  # enough for seconds of work
 
 
 def evaluation(settings: paired.Settings) -> Iterator[paired.Row]:
-    """Time an evaluation against its forward passes alone, in the same process.
+    """Time an evaluation against its forward passes alone, with the same worker process.
 
-    The evaluation loads images from the cache, gets logits from another process and computes
-    metrics. The forward passes run on a batch that this process holds, once for each batch of the
-    evaluation.
+    The evaluation loads images from the cache, gets logits from the worker and computes metrics.
+    The forward passes run on one batch that the worker holds, once per batch of the evaluation.
     """
     few = pictures.prepared(settings, 2 * EVAL_BATCH)
     for name, count in IMAGES.items():
         count = EVAL_BATCH if settings.smoke else count
-        split = Split(
-            few.images,
-            few.labels,
-            few.names,
-            np.resize(np.random.default_rng(0).permutation(len(few)), count),
-        )
-        path = settings.folder / f"{name}.pt"
-        checkpoints.save(
-            path, name, architectures.build(name), pictures.as_data(split), {"fingerprint": name}
-        )
+        index = np.resize(np.random.default_rng(0).permutation(len(few)), count)
+        split = Split(few.images, few.labels, few.names, index)
+        path, model = settings.folder / f"{name}.pt", architectures.build(name)
+        checkpoints.save(path, name, model, pictures.as_data(split), {"fingerprint": name})
         with Worker("native", path, "cpu", paired.THREADS) as worker:
             worker.call("hold", split, EVAL_BATCH)
             worker.call("time", 2)  # the first runs are slower
@@ -42,8 +35,8 @@ def evaluation(settings: paired.Settings) -> Iterator[paired.Row]:
             yield paired.cost(what, full, forward, 1.1, 1 if settings.smoke else 8)
 
 
-def whole(worker: Worker, split: Split):
-    """Make a call that does everything a script does with its test images."""
+def whole(worker: Worker, split: Split) -> Callable[[], None]:
+    """Make a call that evaluates a network on its test images, as a script does."""
 
     def work() -> None:
         logits = worker.call("logits", split, EVAL_BATCH)
@@ -56,4 +49,5 @@ def whole(worker: Worker, split: Split):
 
 
 def passes(worker: Worker, count: int) -> paired.Turn:
+    """Make a turn of `count` forward passes on the batch that the worker holds."""
     return lambda: [sum(worker.call("time", count))]

@@ -1,4 +1,4 @@
-"""Benchmark of --help: its time over that of a Python that does nothing."""
+"""Benchmark of --help: its time relative to a Python that does nothing."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from utils import paths
 
 
 def help(settings: paired.Settings) -> Iterator[paired.Row]:
-    """Time one of the scripts, which are alike, and the one that runs them all."""
+    """Time one script, since all are alike, and reproduce.py."""
     for script in ("models/resnet18_fp32.py", "reproduce.py"):
         what = f"{script} --help, over python -c pass"
         yield paired.cost(

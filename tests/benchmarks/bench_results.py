@@ -8,19 +8,20 @@ import paired
 from tests.records import record
 from utils import results
 
-FEW, MANY = 100, {1_000: 5, 10_000: 2}  # runs, and for MANY the rounds, which take a minute or two
+FEW = 100  # runs
+MANY = {1_000: 5, 10_000: 2}  # numbers of runs, and rounds for each, which take a minute or two
 BATCHES = (1, 8, 16, 32, 64)
-# For each batch size and side: about 50 KB of JSON per run, 10,000 of which fit on a disk.
+# Samples per batch size and side. They make 50 KB of JSON per run; 10,000 runs fit on a disk.
 ROUNDS, RUNS = 56, 10
 
 
 def results_csv(settings: paired.Settings) -> Iterator[paired.Row]:
-    """Time `rebuild` per run, for many runs against few; all JSON files have the same length."""
+    """Time `rebuild` per run, for many runs against few, with JSON files of the same length."""
     few, many = (2, {4: 1, 8: 1}) if settings.smoke else (FEW, MANY)
     small = study(settings.folder / "few", few)
     for count, rounds in many.items():
         large = study(settings.folder / str(count), count)
-        what = f"results.csv of {count} runs, time of each over that of {few}"
+        what = f"results.csv of {count} runs, time per run relative to {few} runs"
         yield paired.cost(what, rebuilds(large, count, 1), rebuilds(small, few, 3), 1.3, rounds)
 
 
@@ -43,6 +44,6 @@ def study(folder: Path, count: int) -> Path:
 
 
 def rebuilds(folder: Path, count: int, times: int) -> paired.Turn:
-    """A turn of `times` rebuilds, which returns seconds per run."""
+    """Make a turn of `times` rebuilds, which returns seconds per run."""
     turn = paired.turn(lambda: results.rebuild(folder), times)
     return lambda: [seconds / count for seconds in turn()]

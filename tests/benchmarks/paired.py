@@ -1,4 +1,4 @@
-"""Time two pieces of work in alternating turns, and show their ratio as a row of the table."""
+"""Time two pieces of work in alternating turns, and print their ratio as a row of a table."""
 
 import time
 from collections.abc import Callable
@@ -10,50 +10,44 @@ from scipy import stats
 
 from utils import cli
 from utils.timing import rounds
+from utils.timing.rounds import Turn
 
 THREADS = cli.cpu_count()
 WHAT, RATIO, GOAL = 88, 22, 7  # widths of the columns
 HEAD = f"{'what':{WHAT}} {'ratio [95 % interval]':{RATIO}} {'goal':{GOAL}} met"
 
-Turn = Callable[[], list[float]]  # does a side's work at least once; returns seconds for each time
-
 
 @dataclass(frozen=True)
 class Settings:
-    """Resources of a benchmark.
+    """The options of a benchmark."""
 
-    `folder` is for its files. `data` has the images to use, or is None for drawn ones. `smoke` asks
-    for the least possible work. `init` is the path of weights, with {model} for the model.
-    """
-
-    folder: Path
-    data: Path | None
-    smoke: bool
-    init: str | None = None
+    folder: Path  # for temporary files
+    data: Path | None  # folder of images; None for drawn images
+    smoke: bool  # do as little work as possible
+    init: str | None = None  # path of weights, with {model} in place of the model's name
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table.
-
-    `sign` says whether the ratio should be at least (">=") or at most ("<=") `goal`, if there is one.
-    """
+    """A line of the table: a ratio with its interval, and its goal."""
 
     what: str
     ratio: float
     low: float
     high: float
-    sign: str = ">="
+    sign: str = ">="  # the ratio should be at least (>=) or at most (<=) the goal
     goal: float | None = None
 
     @property
     def met(self) -> str:
         """Whether the whole interval meets the goal: yes, no or unclear."""
-        reached = [
-            value >= self.goal if self.sign == ">=" else value <= self.goal
-            for value in (self.low, self.high)
-        ]
-        return "yes" if all(reached) else "unclear" if any(reached) else "no"
+        if self.sign == ">=":
+            reached = [self.low >= self.goal, self.high >= self.goal]
+        else:
+            reached = [self.low <= self.goal, self.high <= self.goal]
+        if all(reached):
+            return "yes"
+        return "unclear" if any(reached) else "no"
 
     def __str__(self) -> str:
         ratio = f"{self.ratio:.2f} [{self.low:.2f}, {self.high:.2f}]"
@@ -63,7 +57,7 @@ class Row:
 
 
 def turn(work: Callable[[], object], times: int = 1) -> Turn:
-    """A turn that repeats `work` a number of `times`."""
+    """Make a turn that repeats `work` a number of `times`."""
     return lambda: [seconds(work) for _ in range(times)]
 
 
@@ -73,14 +67,14 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def faster(what: str, ours: Turn, reference: Turn, goal: float, count: int) -> Row:
-    """Row for how many times faster we are than the reference, at least `goal`."""
-    return _row(what, reference, ours, ">=", goal, count)
+def faster(what: str, ours: Turn, other: Turn, goal: float, count: int) -> Row:
+    """Make the row for the time of `other` over our time, which should be at least `goal`."""
+    return _row(what, other, ours, ">=", goal, count)
 
 
-def cost(what: str, ours: Turn, reference: Turn, goal: float, count: int) -> Row:
-    """Row for our time over that of the reference, at most `goal`."""
-    return _row(what, ours, reference, "<=", goal, count)
+def cost(what: str, ours: Turn, other: Turn, goal: float, count: int) -> Row:
+    """Make the row for our time over the time of `other`, which should be at most `goal`."""
+    return _row(what, ours, other, "<=", goal, count)
 
 
 def _row(what: str, above: Turn, below: Turn, sign: str, goal: float, count: int) -> Row:
@@ -90,7 +84,7 @@ def _row(what: str, above: Turn, below: Turn, sign: str, goal: float, count: int
 
 
 def interval(ratios: np.ndarray) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the median of `ratios` (n,), from a fixed seed."""
+    """Return the 95 % bootstrap interval of the median of `ratios` (n,), with a fixed seed."""
     if np.ptp(ratios) == 0:
         return float(ratios[0]), float(ratios[0])
     how = dict(method="percentile", rng=np.random.default_rng(0), n_resamples=2000)

@@ -11,22 +11,22 @@ import numpy as np
 from paired import Settings
 from PIL import Image
 
+from utils import architectures
 from utils.data import cache, decoding, layouts, loading, synthetic
 from utils.data.dataset import Data, Split
 from utils.errors import UserError
-from utils.training import architectures
 
-# Repairs a torchvision that was built for another torch, before its datasets are imported.
+# Repair a torchvision that was built for another torch before importing its datasets.
 architectures.torchvision_models()
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-PHOTOGRAPH = (500, 375)  # pixels of the usual image of Kaggle's cats and dogs
+PHOTOGRAPH = (500, 375)  # usual size of Kaggle's cats and dogs, in pixels
 
 
 def files(settings: Settings, count: int) -> Path:
     """Write `count` // 2 images into each of two class folders, and return their root.
 
-    Every loader of images can read them.
+    Any image loader can read them.
     """
     root = settings.folder / "pictures"
     images = _taken(settings.data, count // 2) if settings.data else _synthetic(count)
@@ -45,21 +45,22 @@ def _synthetic(count: int) -> Iterator[tuple[int, str, bytes]]:
         yield label, ".jpg", stream.getvalue()
 
 
-def _taken(folder: Path, each: int) -> Iterator[tuple[int, str, bytes]]:
+def _taken(folder: Path, wanted: int) -> Iterator[tuple[int, str, bytes]]:
     images = layouts.find(folder).images
     for label in (0, 1):
-        chosen = list(islice(_usable(image for image in images if image.label == label), each))
-        if len(chosen) < each:
+        chosen = list(islice(_usable(image for image in images if image.label == label), wanted))
+        if len(chosen) < wanted:
             raise UserError(
-                f"--data {folder}: too few images. Give a folder with at least {each} readable ones of each class."
+                f"--data {folder}: too few images. "
+                f"Give a folder with at least {wanted} readable ones of each class."
             )
         yield from chosen
 
 
 def _usable(images: Iterator[layouts.Image]) -> Iterator[tuple[int, str, bytes]]:
-    """Yield the images that torchvision can read, too.
+    """Yield the images that torchvision can read as well.
 
-    It ignores unknown suffixes and stops at a broken image.
+    It ignores unknown suffixes and fails on a broken image.
     """
     for image in images:
         content = image.path.read_bytes()

@@ -1,12 +1,12 @@
-"""Benchmark this code against plain counterparts, each in one run that alternates the two.
+"""Benchmark this code against plain counterparts, in rounds that alternate between the two.
 
     python tests/benchmarks/run.py --data PATH
     python tests/benchmarks/run.py help results_csv
 
 Each row is a ratio with a bootstrap interval over its rounds. Its goal is met ("yes") or missed
-("no") if the whole interval says so. Nothing here is a test: on a busy machine a time proves
-nothing. Without --data, the images are drawn. The networks of `engines` have random weights, or
-those of --init.
+("no") if the whole interval is on that side of the goal, and "unclear" otherwise. These are not
+tests, because times on a busy machine prove nothing. Without --data, the images are drawn. The
+networks of `engines` have random weights, or the weights of --init.
 """
 
 import argparse
@@ -44,18 +44,18 @@ def parse() -> argparse.Namespace:
         help=f"benchmarks to run (default: all): {' '.join(BENCHMARKS)}",
     )
     parser.add_argument(
-        "--data", type=Path, metavar="PATH", help="folder of images; default: drawn ones"
+        "--data", type=Path, metavar="PATH", help="folder of images (default: drawn images)"
     )
     parser.add_argument(
         "--init",
         metavar="FILE",
-        help="weights for `engines`; {model} in its name stands for the model",
+        help="weights for `engines`; {model} in the name is replaced by the model",
     )
     parser.add_argument("--list", action="store_true", help="print the names and measure nothing")
     parser.add_argument(
         "--smoke",
         action="store_true",
-        help="do as little as possible: checks that each works, measures nothing",
+        help="do as little as possible, to check that all benchmarks work",
     )
     args = parser.parse_intermixed_args()
     for name in args.names:
@@ -70,10 +70,9 @@ def main(args: argparse.Namespace) -> None:
     if args.list:
         print("\n".join(BENCHMARKS))
         return
-    os.environ.setdefault(
-        "TORCH_CPP_LOG_LEVEL", "ERROR"
-    )  # it warns of quantize_per_tensor at every start
-    import paired  # imports NumPy and scipy: only after --help has answered
+    # torch warns of quantize_per_tensor at every start.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    import paired  # imports NumPy and scipy, which --help does not need
 
     print(paired.HEAD, flush=True)
     for name in args.names or BENCHMARKS:

@@ -31,7 +31,7 @@ def draws(n):
 
 @pytest.fixture
 def marked():
-    """Two images in which every pixel differs from the others and nothing is symmetrical."""
+    """Two images without symmetry, whose pixels all differ."""
     return torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
@@ -66,10 +66,8 @@ def test_small_rotation_moves_a_mark_along_a_circle():
     image[:, :, 32, 52] = 1  # 20 to the right of the centre
     spot = augmented(image, 1, 30, 0, 1.0, 0.9, 0, 0)[0, 0]
     weight = spot / spot.sum()
-    row, column = (
-        (weight.sum(1) * torch.arange(65)).sum() - 32,
-        (weight.sum(0) * torch.arange(65)).sum() - 32,
-    )
+    row = (weight.sum(1) * torch.arange(65)).sum() - 32
+    column = (weight.sum(0) * torch.arange(65)).sum() - 32
     assert column.item() == pytest.approx(20 * math.cos(math.radians(30)), abs=0.2)
     assert abs(row.item()) == pytest.approx(20 * math.sin(math.radians(30)), abs=0.2)
 
@@ -81,7 +79,7 @@ def test_smallest_crop_reaches_each_corner(marked, right, down):
     enlarged = torch.nn.functional.interpolate(
         corner, scale_factor=2, mode="bilinear", align_corners=False
     )
-    # pixels of the border are interpolated with neighbours outside the corner
+    # Border pixels are interpolated with neighbours outside the corner.
     assert torch.allclose(result[:, :, 1:-1, 1:-1], enlarged[:, :, 1:-1, 1:-1], atol=1e-4)
 
 
@@ -93,10 +91,9 @@ def test_pixels_stay_in_the_range_of_their_image(marked):
     images = (0.3 + 0.4 * marked[:1]).expand(50, -1, -1, -1)
     result = augment(images, draws(len(images)), crop=0.6, degrees=45)
     assert result.shape == images.shape
-    assert (
-        images.min() - 1e-5 <= result.min() and result.max() <= images.max() + 1e-5
-    )  # nothing is filled with black
-    assert len({image.sum().item() for image in result}) == 50  # each image has its random numbers
+    assert result.min() >= images.min() - 1e-5  # nothing is filled with black
+    assert result.max() <= images.max() + 1e-5
+    assert len({image.sum().item() for image in result}) == 50  # random numbers differ per image
 
 
 def test_a_smaller_size_is_the_same_image_with_fewer_pixels(marked):

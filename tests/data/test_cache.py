@@ -1,4 +1,4 @@
-"""A cache is complete or absent, whatever happens to it, and found by all that decides its pixels."""
+"""A cache is complete or absent, and keyed by everything that decides its pixels."""
 
 import errno
 import hashlib
@@ -32,13 +32,13 @@ JPEG = encoded(noise(3, 200, 200))
 
 @pytest.fixture
 def pets(tmp_path):
-    """A data set of 10 images; its files are old enough to rely on their time stamps."""
+    """A data set of 10 images whose files are old enough for their time stamps to be trusted."""
     root = tmp_path / "pets"
     for kind in ("cat", "dog"):
         (root / kind).mkdir(parents=True)
         for number in range(5):
             file = root / kind / f"{number}.jpg"
-            file.write_bytes(encoded(noise(number + 10 * (kind == "dog"))))
+            file.write_bytes(encoded(noise(number if kind == "cat" else number + 10)))
             os.utime(file, (1_600_000_000, 1_600_000_000))
     return root
 
@@ -84,9 +84,8 @@ def test_images_and_files_that_are_too_large_are_broken(pets, tmp_path):
 
 
 def test_decompression_bombs_are_broken_and_nothing_warns(pets, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(
-        Image, "MAX_IMAGE_PIXELS", 1000
-    )  # Pillow warns above this and raises above its double
+    # Pillow warns above this, and raises an exception above twice this.
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     (pets / "cat" / "9.jpg").write_bytes(encoded(noise(1, 60, 50)))
     (pets / "dog" / "9.jpg").write_bytes(
         encoded(noise(1), exif=b"Exif\x00\x00II*\x00\x08\x00\x00\x00\xff\xff\x12\x01")
@@ -132,7 +131,7 @@ def test_round_trip(pets, tmp_path, monkeypatch, capsys):
         "9 images (cat 4, dog 5), 2 broken and skipped: cat/1.jpg (empty file), cat/2a.jpg ("
     )
     assert line.endswith("; 1 other file ignored")
-    stored = np.load(result.images.filename)  # a file like any other
+    stored = np.load(result.images.filename)
     assert np.array_equal(stored, result.images)
 
     no_decoding(monkeypatch)
@@ -266,7 +265,7 @@ def test_file_that_vanishes_or_changes_meanwhile(pets, tmp_path, monkeypatch):
         cache.open_folder(folder, tmp_path / "cache")
 
 
-def test_name_of_invalid_utf8(pets, tmp_path):
+def test_name_that_is_not_utf8(pets, tmp_path):
     try:
         (pets / "cat" / os.fsdecode(b"\xff.jpg")).touch()
     except OSError:
@@ -449,10 +448,9 @@ def test_killed_while_building(pets, tmp_path):
     assert process.returncode == -9, errors
     directory = tmp_path / "cache"
     [left] = directory.glob("*.building")
-    shutil.copytree(
-        left, directory / "0123456789abcdef.building"
-    )  # from the build of another data set
-    shutil.copytree(left, directory / "fedcba9876543210.building")  # being built now
+    # One from the build of another data set, and one that is being built now.
+    shutil.copytree(left, directory / "0123456789abcdef.building")
+    shutil.copytree(left, directory / "fedcba9876543210.building")
     with FileLock(directory / "fedcba9876543210.lock"):
         result = opened(pets, directory)
     check_pixels(result, pets)
@@ -547,7 +545,7 @@ def test_error_in_drawing_leaves_nothing(tmp_path, monkeypatch):
     assert [file.suffix for file in tmp_path.iterdir()] == [".lock"]
 
 
-# ---- what a cache is found by
+# ---- the key of a cache
 
 
 def changed_code(monkeypatch, module):
@@ -555,7 +553,7 @@ def changed_code(monkeypatch, module):
     plain = environment.code_of
 
     def code_of(*names):
-        changed = {path: "0" * 64 for path in plain(module)} if module in names else {}
+        changed = dict.fromkeys(plain(module), "0" * 64) if module in names else {}
         return plain(*names) | changed
 
     monkeypatch.setattr(environment, "code_of", code_of)
@@ -642,7 +640,7 @@ def test_the_code_that_makes_the_pixels_counts(module):
 
 
 def test_the_identity_of_the_data_does_not_change(tmp_path, monkeypatch):
-    """Committed records name their data by this digest. These two are from before the keys above."""
+    """Committed records name their data by this digest, so new code must give the same one."""
     monkeypatch.setattr(PIL, "__version__", "12.0.0")
     counts = {"train": 1700, "val": 300, "test": 1000}
     digest = "d2268015afef6d1af387f8f11e1cf98a7d83993a4c62ac5518263305ea791543"

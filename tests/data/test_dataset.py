@@ -1,4 +1,4 @@
-"""Batches, epochs and calibration images of a split; what results say about their data."""
+"""Batches, epochs and calibration images of a split; the data section of a record."""
 
 import pickle
 
@@ -12,7 +12,7 @@ from utils.data.dataset import Split
 
 
 def numbers(images):
-    """Return which images of a `numbered_split` a normalised batch holds."""
+    """Return the numbers of the images in a normalised batch of a `numbered_split`."""
     red = images[:, 0, 0, 0] * STD[0] + MEAN[0]
     return [round(value) for value in (255 * red).tolist()]
 
@@ -117,7 +117,7 @@ def test_calibration_images_are_a_fixed_sample_in_equal_parts(tmp_path):
     assert torch.equal(images, train.calibration(20))
 
 
-def test_sample_is_chosen_by_name_and_not_by_place(tmp_path):
+def test_sample_is_chosen_by_name_not_by_position(tmp_path):
     split = numbered_split(tmp_path / "a", np.arange(40) % 2)
     order = np.random.default_rng(0).permutation(40)
     names = tuple(f"elsewhere/{split.names[i]}" for i in order)
@@ -134,7 +134,7 @@ def test_sample_fills_up_with_the_larger_class_up_to_the_whole_split(tmp_path):
     assert abs(np.diff(np.bincount(split.sample(5).y)).item()) == 1
 
 
-def test_ranks_see_together_what_one_process_sees(tmp_path):
+def test_all_ranks_together_see_the_batches_of_one_process(tmp_path):
     split = numbered_split(tmp_path, np.arange(40) % 2)
     augmentation = dict(crop=0.7, degrees=15)
     shards = [epoch(split, 3, augmentation=augmentation, part=(rank, 2)) for rank in range(2)]

@@ -15,15 +15,12 @@ RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 25
 
 
 def at(pixels, x, y):
-    """Return the pixel at the fractions x of the width and y of the height."""
+    """Return the pixel at fraction x of the width and fraction y of the height."""
     return tuple(int(value) for value in pixels[round(y * 223), round(x * 223)])
 
 
 def near(pixel, colour, tolerance=6):
     return max(abs(a - b) for a, b in zip(pixel, colour, strict=True)) <= tolerance
-
-
-# ---- decode
 
 
 @pytest.mark.parametrize("size", [(40, 30), (500, 375), (224, 224), (1, 1), (300, 100)])
@@ -44,7 +41,7 @@ def test_suffix_does_not_matter(tmp_path, kind):
     assert near(at(decoding.decode(tmp_path / "1.jpg"), 0.5, 0.5), RED)
 
 
-# Corners (x, y) of the upright image at which EXIF puts the ends of the first stored row.
+# For each EXIF value: corners (x, y) of the upright image at the ends of the first stored row.
 CORNERS = {
     1: ((0, 0), (1, 0)),
     2: ((1, 0), (0, 0)),
@@ -176,7 +173,7 @@ def test_broken_files(data, reason):
         decoding.decode(data)
     assert reason in str(caught.value)
     assert 0 < len(str(caught.value)) <= 100
-    assert "0x" not in str(caught.value)  # an object's address would differ between runs
+    assert "0x" not in str(caught.value)  # an object's address, which would differ between runs
 
 
 def test_missing_file_is_not_a_broken_image(tmp_path):

@@ -1,4 +1,4 @@
-"""Every layout that `layouts.find` accepts, and its message for each that it refuses.
+"""Every layout that `layouts.find` accepts, and the message for each one that it refuses.
 
 `find` opens no image, so empty files stand in for them.
 """
@@ -27,7 +27,7 @@ def labelled(folder):
 
 
 def refused(path, classes=None):
-    """Return the message of the UserError that `find` raises, checked for its length."""
+    """Return the message of the UserError that `find` raises: at most two lines."""
     with pytest.raises(UserError) as caught:
         layouts.find(path, classes)
     assert len(str(caught.value).splitlines()) <= 2
@@ -71,7 +71,7 @@ def test_kaggle_cat_and_dog(tmp_path, doubled):
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("classes", [None, ("Dogs", "cat")])
 def test_the_dissertations_download(tmp_path, inside, classes):
-    """The folders of Kaggle's d4rklucif3r/cat-and-dogs, given by the outer or the inner folder."""
+    """The folders of Kaggle's d4rklucif3r/cat-and-dogs; --data is the outer or inner folder."""
     names = [
         "training_set/cats/cat.1.jpg",
         "training_set/dogs/dog.1.jpg",
@@ -87,7 +87,7 @@ def test_the_dissertations_download(tmp_path, inside, classes):
     assert (folder.classes, folder.ignored) == (("cat", "dog"), 2)
 
 
-def test_stray_folder_beside_the_splits_is_ignored(tmp_path):
+def test_stray_folder_next_to_the_splits_is_ignored(tmp_path):
     names = [
         f"{split}/{kind}s/{kind}.1.jpg"
         for split in ("training_set", "test_set")
@@ -168,7 +168,7 @@ def test_split_aliases(tmp_path, split, alias):
     assert (folder.layout, folder.study) == ("split and class folders", "pets")
 
 
-def test_folder_above_the_root_is_no_split(tmp_path):
+def test_folder_above_the_root_is_not_a_split(tmp_path):
     root = tree(tmp_path / "test" / "pets", "cat/1.jpg", "dog/1.jpg")
     assert {image.split for image in layouts.find(root).images} == {None}
 
@@ -178,7 +178,7 @@ def test_innermost_split_counts(tmp_path):
     assert {image.split for image in layouts.find(tree(tmp_path, *names)).images} == {"train"}
 
 
-def test_class_folders_beside_a_test_folder_are_for_training(tmp_path):
+def test_class_folders_next_to_a_test_folder_are_for_training(tmp_path):
     folder = layouts.find(
         tree(tmp_path, "cat/1.jpg", "dog/1.jpg", "test/cat/1.jpg", "test/dog/1.jpg")
     )
@@ -194,7 +194,7 @@ def test_other_classes_keep_their_names_in_lower_case(tmp_path):
 # ---- folder names before file names
 
 
-def test_file_names_count_where_one_folder_holds_all(tmp_path):
+def test_file_names_count_if_one_folder_holds_all(tmp_path):
     folder = layouts.find(
         tree(tmp_path, "images/cat_1.jpg", "images/Dog12.png", "images/readme.txt")
     )
@@ -302,7 +302,7 @@ def test_choosing_the_only_classes_changes_nothing(tmp_path):
     assert layouts.find(root, ("dog", "cat")) == layouts.find(root)
 
 
-def test_splits_are_those_of_the_chosen_classes(tmp_path):
+def test_only_the_splits_of_the_chosen_classes_count(tmp_path):
     tree(
         tmp_path / "zoo",
         "cat/1.jpg",
@@ -521,7 +521,7 @@ def test_unreadable_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["\x1b[31mdog", "dog\nerror: all is lost", "dog\u202egod"])
-def test_a_class_that_would_command_a_terminal_is_refused(tmp_path, name):
+def test_a_class_name_with_control_characters_is_refused(tmp_path, name):
     message = refused(tree(tmp_path, "cat/1.jpg", f"{name}/1.jpg"))
     assert (
         "characters that cannot be printed. Rename its folder" in message
@@ -529,12 +529,12 @@ def test_a_class_that_would_command_a_terminal_is_refused(tmp_path, name):
     )
 
 
-def test_folders_without_end_are_refused(tmp_path):
-    """No more of them than can be removed again: pytest removes its folders by recursion."""
+def test_folders_nested_too_deep_are_refused(tmp_path):
+    """Only so deep that pytest, which removes its folders recursively, can remove them."""
     tree(
         tmp_path, "cat/1.jpg", "dog/1.jpg", "/".join(["folder"] * (layouts.DEEPEST + 50)) + "/1.jpg"
     )
-    assert "more than 100 folders in one another" in refused(tmp_path)
+    assert "more than 100 nested folders" in refused(tmp_path)
 
 
 def test_a_folder_linked_into_itself_many_times_is_read_once(tmp_path):
@@ -544,6 +544,6 @@ def test_a_folder_linked_into_itself_many_times_is_read_once(tmp_path):
     assert len(layouts.find(tmp_path).images) == 2
 
 
-def test_a_third_class_beside_files_named_by_class_is_named(tmp_path):
+def test_a_third_class_next_to_files_named_by_class_is_named(tmp_path):
     message = refused(tree(tmp_path, "cat.1.jpg", "dog.1.jpg", "bird.1.jpg"))
     assert "found 3 classes: bird (1 image), cat (1 image), dog (1 image)" in message

@@ -1,4 +1,4 @@
-"""From the command line to the images of a study: its name, its lines, its errors."""
+"""From the command line to the images of a study: its name, its output, its errors."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ PETS = [f"{kind}/{kind}.{n}.png" for kind in ("cat", "dog") for n in range(10)]
 
 
 def folder_of(root, *names, seed=0):
-    """Write images of noise `names` into `root`; return `root`."""
+    """Write noise images with these `names` below `root`; return `root`."""
     generator = np.random.default_rng(seed)
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def options_for(tmp_path, folder=None, **changes):
 
 
 def write_run(folder, study, digest):
-    """Write what `study_name` reads of a run on the images `digest`."""
+    """Write a run on the images `digest`, with everything that `study_name` reads."""
     content = record() | {"format": results.FORMAT}
     content["provenance"] |= {"data_sha256": digest}
     path = folder / study / "runs" / f"{results.run_id(content['run'])}.json"
@@ -88,7 +88,7 @@ def test_smoke_run_takes_a_few_images_of_each_part(tmp_path, monkeypatch):
     assert all(part.names[i].startswith(name) for name, part in parts.items() for i in part.index)
 
 
-def test_source_has_the_images_of_load(tmp_path):
+def test_source_has_the_images_of_load_images(tmp_path):
     options = options_for(tmp_path, folder_of(tmp_path / "pets", *PETS))
     source, images = loading.open_source(options), loading.load_images(options)
     assert (source.study, source.classes, source.digest) == (
@@ -159,7 +159,7 @@ def test_damaged_run_does_not_count(tmp_path):
     assert study_name("pets", B, tmp_path) == "pets"
 
 
-def test_load_of_other_images_gets_a_study_by_itself(tmp_path, capsys):
+def test_other_images_get_a_separate_study(tmp_path, capsys):
     first = loading.open_source(options_for(tmp_path, folder_of(tmp_path / "a" / "pets", *PETS)))
     write_run(tmp_path / "results", "pets", first.digest)
     options = options_for(tmp_path, folder_of(tmp_path / "b" / "pets", *PETS, seed=1))
@@ -254,7 +254,7 @@ def without_torch(tmp_path, folder):
         (["cat/1.png", *PETS[10:]], (), "the train part has 7 usable images and not both classes."),
     ],
 )
-def test_bad_data_are_refused_without_torch(tmp_path, names, empty, message):
+def test_bad_data_is_refused_without_torch(tmp_path, names, empty, message):
     root = folder_of(tmp_path / "images", *names)
     for name in empty:
         (root / name).write_bytes(b"")
@@ -263,17 +263,14 @@ def test_bad_data_are_refused_without_torch(tmp_path, names, empty, message):
     assert all(line.startswith("error: ") and message in line for line in lines), lines
 
 
-def test_good_data_are_opened_without_torch(tmp_path):
-    assert without_torch(tmp_path, folder_of(tmp_path / "pets", *PETS)) == [
-        "imported: torch"
-    ]  # by `load_images`
+def test_good_data_is_opened_without_torch(tmp_path):
+    lines = without_torch(tmp_path, folder_of(tmp_path / "pets", *PETS))
+    assert lines == ["imported: torch"]  # by `load_images`
 
 
 def test_part_without_one_of_the_classes_is_refused(tmp_path):
-    names = [
-        *(f"dog/dog.{n}.png" for n in range(10)),
-        "cat/cat.1.png",
-    ]  # the only cat goes to the test part
+    names = [f"dog/dog.{n}.png" for n in range(10)]
+    names.append("cat/cat.1.png")  # the only cat goes to the test part
     with pytest.raises(UserError, match="the train part has 7 usable images and not both classes"):
         loading.load_images(options_for(tmp_path, folder_of(tmp_path / "pets", *names)))
 
@@ -318,12 +315,8 @@ def test_failed_download_says_why_and_what_to_do(monkeypatch, installed, reason)
 def test_kaggle_downloads_the_dissertations_data_set(tmp_path, monkeypatch):
     names = [f"dataset/{part}/{kind}s/{kind}.{n}.png" for part in ("training_set", "test_set")
              for kind in ("cat", "dog") for n in range(10)]  # fmt: skip
-    root, asked = (
-        folder_of(
-            tmp_path / "versions" / "1", *names, "dataset/single_prediction/cat_or_dog_1.png"
-        ),
-        [],
-    )
+    single = "dataset/single_prediction/cat_or_dog_1.png"
+    root, asked = folder_of(tmp_path / "versions" / "1", *names, single), []
 
     def dataset_download(name):
         asked.append(name)
@@ -342,7 +335,7 @@ def test_kaggle_downloads_the_dissertations_data_set(tmp_path, monkeypatch):
     }
 
 
-def test_names_that_are_no_utf8_are_read(tmp_path):
+def test_names_that_are_not_utf8_are_read(tmp_path):
     folder = folder_of(tmp_path / "pets", *PETS)
     for number, path in enumerate(sorted(folder.rglob("*.*"))):
         path.rename(path.with_name(f"{number}\udcff{path.suffix}"))
@@ -352,7 +345,7 @@ def test_names_that_are_no_utf8_are_read(tmp_path):
 
 @pytest.mark.parametrize("smoke", [False, True])
 @pytest.mark.parametrize("count", [1, 2])
-def test_too_few_images_are_told_in_a_line(tmp_path, count, smoke):
+def test_too_few_images_are_reported_in_one_line(tmp_path, count, smoke):
     folder = folder_of(tmp_path / "pets", *PETS[:count], *PETS[10 : 10 + count])
     with pytest.raises(UserError, match="Give at least 3 different images of each class"):
         loading.load_images(options_for(tmp_path, folder, smoke=smoke))

@@ -24,9 +24,8 @@ def split(names=NAMES, labels=LABELS, splits=None, hashes=None):
 
 def count(names):
     """Return the numbers of cats and dogs."""
-    return sum(name.startswith("cat") for name in names), sum(
-        name.startswith("dog") for name in names
-    )
+    cats = sum(name.startswith("cat") for name in names)
+    return cats, sum(name.startswith("dog") for name in names)
 
 
 def test_without_folders_a_share_of_each_class_tests_and_validates():
@@ -60,11 +59,9 @@ def test_names_of_folders_do_not_matter(folder):
     assert split(renamed) == split()
 
 
-def test_classes_with_the_same_file_names_are_split_alike():
-    names, labels = (
-        [f"{kind}/{n}.jpg" for kind in ("Cat", "Dog") for n in range(20)],
-        [0] * 20 + [1] * 20,
-    )
+def test_classes_with_the_same_file_names_are_split_the_same_way():
+    names = [f"{kind}/{n}.jpg" for kind in ("Cat", "Dog") for n in range(20)]
+    labels = [0] * 20 + [1] * 20
     test = partition.split(names, labels, [None] * 40, names)["test"]
     assert np.array_equal(test[:4] + 20, test[4:])
     assert len(test) == 8
@@ -97,7 +94,7 @@ def test_validation_folder_is_respected():
     assert not parts["val"] & parts["test"]
 
 
-def test_three_folders_are_taken_as_they_are():
+def test_three_folders_stay_as_they_are():
     splits = [("train", "train", "val", "test")[n % 4] for n in range(100)]
     parts = split(splits=splits)
     for part in ("train", "val", "test"):
@@ -108,8 +105,8 @@ def test_copies_of_test_images_are_left_out_of_training_and_validation(capsys):
     splits = [("train", "train", "val", "test")[n % 4] for n in range(100)]
     hashes = [str(n) for n in range(100)]
     hashes[0] = hashes[4] = hashes[3]  # two training images with the bytes of a test image
-    hashes[2] = hashes[7]  # a validation image with those of another
-    hashes[8] = hashes[9]  # copies within the training images do no harm
+    hashes[2] = hashes[7]  # a validation image with the bytes of another test image
+    hashes[8] = hashes[9]  # copies within the training images are allowed
     parts = split(splits=splits, hashes=hashes)
     assert not parts["train"] & {"cat.0.jpg", "cat.4.jpg"} and "cat.2.jpg" not in parts["val"]
     assert [len(parts[part]) for part in ("train", "val", "test")] == [48, 24, 25]
@@ -118,7 +115,7 @@ def test_copies_of_test_images_are_left_out_of_training_and_validation(capsys):
     assert "data: 1 image is a copy of test images and left out of val\n" in said
 
 
-def test_copies_are_left_out_where_there_is_no_test_folder():
+def test_copies_are_left_out_without_a_test_folder():
     plain = split()
     twin = next(iter(sorted(plain["test"])))
     other = next(iter(sorted(plain["train"])))

@@ -1,4 +1,4 @@
-"""The drawn cats and dogs: reproducible, and told apart by nothing simpler than shapes."""
+"""Synthetic cats and dogs: reproducible, and only their shapes distinguish the classes."""
 
 import hashlib
 import subprocess
@@ -18,7 +18,7 @@ def digest(seed: int, index: int) -> str:
     return hashlib.sha256(draw(seed, index)[0].tobytes()).hexdigest()
 
 
-def pictures(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+def images_and_labels(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return images, uint8 (count, 224, 224, 3), and labels, int64 (count,)."""
     drawn = [draw(seed, index) for index in range(count)]
     return np.stack([image for image, _ in drawn]), np.array([label for _, label in drawn])
@@ -26,7 +26,7 @@ def pictures(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def simple_views() -> dict[str, np.ndarray]:
-    """Colours and coarse pixels of pictures, float32 (1000, n), and labels, int64 (1000,)."""
+    """Colours and coarse pixels of images, float32 (1000, n), and labels, int64 (1000,)."""
     drawn = [draw(3, index) for index in range(TRAIN + TEST)]
     fine = np.stack(
         [np.asarray(Image.fromarray(image).reduce(8), dtype=np.float32) for image, _ in drawn]
@@ -49,7 +49,7 @@ def linear_accuracy(features: np.ndarray, labels: np.ndarray, ridge: float) -> f
 
 
 @pytest.mark.parametrize("index", [0, 1, 7, 1234])
-def test_picture_and_label(index):
+def test_image_and_label(index):
     image, label = draw(0, index)
     assert image.shape == (SIZE, SIZE, 3)
     assert image.dtype == np.uint8
@@ -65,7 +65,7 @@ def test_same_in_another_process():
     other = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    here = [digest(5, i) for i in reversed(range(12))]  # the order does not matter either
+    here = [digest(5, i) for i in reversed(range(12))]  # in another order, which must not matter
     assert other.stdout.split() == here[::-1]
 
 
@@ -78,7 +78,7 @@ def test_global_random_state_is_neither_used_nor_changed():
     assert digest(0, 3) == before
 
 
-def test_every_seed_and_index_gives_a_different_picture():
+def test_every_seed_and_index_gives_a_different_image():
     assert len({digest(seed, index) for seed in range(5) for index in range(8)}) == 40
 
 
@@ -95,13 +95,10 @@ def test_small_network_learns_the_class():
     torch.manual_seed(0)
 
     def tensors(seed: int, count: int):
-        images, labels = pictures(seed, count)
-        halves = images.reshape(count, SIZE // 2, 2, SIZE // 2, 2, 3).mean(
-            axis=(2, 4), dtype=np.float32
-        )
-        return torch.from_numpy(halves).permute(
-            0, 3, 1, 2
-        ).contiguous() / 128 - 1, torch.from_numpy(labels)
+        images, labels = images_and_labels(seed, count)
+        blocks = images.reshape(count, SIZE // 2, 2, SIZE // 2, 2, 3)
+        halves = torch.from_numpy(blocks.mean(axis=(2, 4), dtype=np.float32))
+        return halves.permute(0, 3, 1, 2).contiguous() / 128 - 1, torch.from_numpy(labels)
 
     layers, wide = [], 3
     for width in (16, 32, 64, 96, 128):

@@ -7,9 +7,9 @@ from figures.shared import cells
 from utils import caveats
 
 ROW = dict(
-    study="pets", tier="quick", method="ptq", backend="fbgemm", simulated=False, latency_ms_p50=5.0, contended=False,
-    native_fp16=None, isa="avx2 avx512f", cpu="a", n_test=2000, accuracy=0.96, accuracy_difference=-0.01, margin=0.005,
-    tn=960, fp=40, fn=40, tp=960,
+    study="pets", tier="quick", method="ptq", backend="fbgemm", simulated=False, latency_ms_p50=5.0,
+    contended=False, native_fp16=None, isa="avx2 avx512f", cpu="a", n_test=2000, accuracy=0.96,
+    accuracy_difference=-0.01, margin=0.005, tn=960, fp=40, fn=40, tp=960,
 )  # fmt: skip
 
 
@@ -18,7 +18,7 @@ ROW = dict(
     [
         (dict(), []),
         (dict(study="pets_smoke"), ["smoke"]),
-        (dict(study="pets_smoke_1a2b3c4d"), ["smoke"]),  # of other images than an earlier smoke run
+        (dict(study="pets_smoke_1a2b3c4d"), ["smoke"]),  # an earlier smoke run has other images
         (dict(tier="smoke"), ["smoke"]),
         (dict(study="no_smoke_without_fire"), []),
         (dict(tier="brief", contended=True), ["brief", "contended"]),
@@ -36,12 +36,12 @@ ROW = dict(
         (dict(n_test=401, tn=200, fp=0, fn=0, tp=201), []),
         (dict(n_test=200, margin=None, tn=100, fp=0, fn=0, tp=100), []),
         (dict(accuracy=0.5, accuracy_difference=None), ["FP32 at chance"]),
-        (dict(accuracy=0.5, accuracy_difference=-0.4), []),  # FP32 was right in 90 %
-        (
+        (dict(accuracy=0.5, accuracy_difference=-0.4), []),  # FP32 has 90 %
+        (  # 90 % are negative
             dict(accuracy=0.91, accuracy_difference=0.0, tn=1800, fp=0, fn=180, tp=20),
             ["FP32 at chance"],
-        ),  # 90 % are negative
-        (dict(accuracy=0.5, tn=None), []),  # of a network before conversion
+        ),
+        (dict(accuracy=0.5, tn=None), []),  # a network before conversion
     ],
 )
 def test_the_caveats_of_a_row(changes, words):
@@ -50,13 +50,11 @@ def test_the_caveats_of_a_row(changes, words):
 
 def test_every_caveat_is_explained_once_and_in_order():
     said = caveats.explained(["too few images", "contended", "contended", ""], 0.005)
-    assert said == [
-        caveats.MEANING["contended"],
-        caveats.MEANING["too few images"].format(fewest=401),
-    ]
+    too_few = caveats.MEANING["too few images"].format(fewest=401)
+    assert said == [caveats.MEANING["contended"], too_few]
     assert set(caveats.ACCURACY) < set(caveats.MEANING)
 
 
-def test_what_pandas_puts_into_empty_cells_becomes_none():
+def test_missing_values_of_pandas_become_none():
     row = dict(a=float("nan"), b=pd.NA, c=0, d="", e=False, f=None)
     assert cells.plain(row) == dict(a=None, b=None, c=0, d="", e=False, f=None)

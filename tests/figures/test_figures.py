@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from records import write_ladder, write_run
+from records import write_ablation, write_run
 
 from figures import (
     accuracy_vs_latency,
@@ -31,10 +31,16 @@ SCRIPTS = sorted(
     if "style.save(" in path.read_text(encoding="utf-8")
 )
 RUNS = [
-    ("resnet18", "fp32", "fp32", "native"), ("resnet18", "control", "fp32", "native"), ("resnet18", "ptq", "int8", "fbgemm"),
-    ("resnet18", "ptq", "int16", "simulated"), ("resnet18", "qat", "int8", "fbgemm"), ("resnet18", "qat", "int8", "qnnpack"),
-    ("mobilenetv3", "fp32", "fp32", "native"), ("mobilenetv3", "ptq", "int8", "fbgemm"), ("mobilenetv3", "ptq", "fp16", "half"),
-]  # fmt: skip
+    ("resnet18", "fp32", "fp32", "native"),
+    ("resnet18", "control", "fp32", "native"),
+    ("resnet18", "ptq", "int8", "fbgemm"),
+    ("resnet18", "ptq", "int16", "simulated"),
+    ("resnet18", "qat", "int8", "fbgemm"),
+    ("resnet18", "qat", "int8", "qnnpack"),
+    ("mobilenetv3", "fp32", "fp32", "native"),
+    ("mobilenetv3", "ptq", "int8", "fbgemm"),
+    ("mobilenetv3", "ptq", "fp16", "half"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +54,7 @@ def folder(tmp_path_factory):
     for run in RUNS[-3:-1]:
         write_run(folder, *run, study="drawn", threads=(2,))
     for study in ("cats_and_dogs", "drawn"):
-        write_ladder(folder, study)
+        write_ablation(folder, study)
     write_run(folder, *RUNS[0], study="only_fp32")
     write_run(folder, *RUNS[3], study="only_simulated")
     return folder
@@ -61,7 +67,7 @@ def draw(folder, name, study, out):
 
 
 def texts(monkeypatch, folder, name, study, out):
-    """All texts of a figure, as it is saved."""
+    """All texts of a figure when it is saved."""
     saved = []
     monkeypatch.setattr(style, "save", lambda figure, args, name: saved.append(figure))
     args = argparse.Namespace(results=folder, study=study, out=out)
@@ -82,7 +88,7 @@ def frame_of(folder, study="cats_and_dogs"):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_figure_is_a_picture_and_a_page(folder, tmp_path, name):
-    """That both are the same each time is shown for the committed study, in test_study.py."""
+    """test_study.py shows for the committed studies that both are the same each time."""
     files = draw(folder, name, "cats_and_dogs", tmp_path)
     assert set(files) == {f"{name}.png", f"{name}.pdf"}
     assert files[f"{name}.png"].startswith(b"\x89PNG") and files[f"{name}.pdf"].startswith(b"%PDF")
@@ -98,7 +104,7 @@ def test_two_runs_of_one_model_are_enough(folder, tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "study", "message"),
     [
-        ("published_vs_reproduced", "drawn", "the published figures are of cats_and_dogs"),
+        ("published_vs_reproduced", "drawn", "the published figures are about cats_and_dogs"),
         ("ptq_vs_qat", "only_fp32", "study only_fp32 has no quantized runs"),
         ("throughput", "only_simulated", "study only_simulated has no timed runs"),
         ("accuracy_vs_latency", "only_simulated", "study only_simulated has no timed runs"),
@@ -108,16 +114,17 @@ def test_two_runs_of_one_model_are_enough(folder, tmp_path, name):
         (
             "method_vs_engine",
             "only_fp32",
-            "study only_fp32 has no run whose method was computed in exact arithmetic",
+            "study only_fp32 has no run whose network was executed on exact integers",
         ),
         ("engines", "only_simulated", "study only_simulated has no search of the fastest FP32"),
-        ("ablation", "only_fp32", r"study only_fp32 has no ladder\.csv"),
-        ("ablation_layers", "only_fp32", r"study only_fp32 has no ladder_layers\.csv"),
+        ("ablation", "only_fp32", r"study only_fp32 has no ablation\.csv"),
+        ("ablation_layers", "only_fp32", r"study only_fp32 has no ablation_layers\.csv"),
         ("layer_latency", "only_fp32", "study only_fp32 has no run with a profile"),
         (
             "size",
             "typo",
-            r"there is no .*results\.csv\. Run the scripts first, or give --study; studies there: cats_and_dogs",
+            r"there is no .*results\.csv\. Run the scripts first, or give --study; "
+            "studies there: cats_and_dogs",
         ),
     ],
 )
@@ -149,7 +156,7 @@ def test_a_script_runs_from_another_folder_and_without_torch(folder, tmp_path):
 
 
 def test_int8_is_placed_by_its_speed_up_over_the_fastest_fp32_of_the_search(folder):
-    """On 2 threads, the search has 5 ms for eager FP32 and 3.5 for compile; INT8 is 7 / 4 times as fast as that."""
+    """On 2 threads, eager FP32 takes 5 ms and compile 3.5; INT8 is 7 / 4 times as fast as that."""
     args = argparse.Namespace(results=folder, study="cats_and_dogs")
     rows = engines.placed(frames.one_batch(frame_of(folder))[0], args)
     rows = rows[rows["model"] == "resnet18"].set_index("series")["ms"]
@@ -178,22 +185,18 @@ def test_a_figure_names_the_classes_of_its_study(monkeypatch, tmp_path, name):
     for run in RUNS[:5]:
         write_run(tmp_path, *run, **fruit)
     write_run(tmp_path, *RUNS[2], seed=1, **fruit)
-    write_ladder(tmp_path, "fruit")
+    write_ablation(tmp_path, "fruit")
     words = texts(monkeypatch, tmp_path, name, "fruit", tmp_path)
     assert not [word for word in ("cat", "dog", "animal") if word in words.lower()]
     if name == "confusion_matrices":
-        assert (
-            words.count("apples") == words.count("pears") == 20
-        )  # both sides of two ticks, of five panels
+        assert words.count("apples") == words.count("pears") == 20  # 2 axes, 2 ticks, 5 panels
     if name == "reliability":
         assert "share of class pears" in words
 
 
 def test_a_long_class_name_keeps_both_its_ends():
-    assert (
-        confusion_matrices.shortened("apples") == "apples"
-        and confusion_matrices.shortened("$x$") == r"\$x\$"
-    )
+    assert confusion_matrices.shortened("apples") == "apples"
+    assert confusion_matrices.shortened("$x$") == r"\$x\$"
     assert confusion_matrices.shortened("fruit_apples") == "fruit…pples"
 
 
@@ -202,9 +205,8 @@ def test_a_figure_names_all_processors_of_its_runs(monkeypatch, tmp_path, name):
     for run in RUNS[:3]:
         write_run(tmp_path, *run, cpu="AMD EPYC")
     write_run(tmp_path, *RUNS[4], cpu="Intel Xeon")
-    assert "AMD EPYC (3 runs), Intel Xeon (1 run), 2 threads" in texts(
-        monkeypatch, tmp_path, name, "cats_and_dogs", tmp_path
-    )
+    words = texts(monkeypatch, tmp_path, name, "cats_and_dogs", tmp_path)
+    assert "AMD EPYC (3 runs), Intel Xeon (1 run), 2 threads" in words
 
 
 def test_percentiles_of_too_few_runs_are_left_out(monkeypatch, tmp_path):
@@ -216,14 +218,13 @@ def test_percentiles_of_too_few_runs_are_left_out(monkeypatch, tmp_path):
     path.write_text(results.as_json(record))
     results.rebuild(tmp_path / "cats_and_dogs")
     words = texts(monkeypatch, tmp_path, "latency_distributions", "cats_and_dogs", tmp_path)
-    assert re.search(r"^[\d.]+ / [\d.]+ / –$", words, re.M) and re.search(
-        r"^[\d.]+ / [\d.]+ / [\d.]+$", words, re.M
-    )
+    assert re.search(r"^[\d.]+ / [\d.]+ / –$", words, re.M)
+    assert re.search(r"^[\d.]+ / [\d.]+ / [\d.]+$", words, re.M)
     assert "–: too few runs" in words
 
 
 def test_layers_are_of_an_engine_that_lets_them_be_compared(monkeypatch, tmp_path):
-    """ONNX Runtime, whose layers cannot be read, is before XNNPACK in the catalog."""
+    """ONNX Runtime comes before XNNPACK in the catalog, but its layers cannot be read."""
     for backend in ("onnxruntime", "xnnpack"):
         path = write_run(tmp_path, "resnet18", "ptq", "int8", backend)
         if backend == "onnxruntime":
@@ -232,17 +233,13 @@ def test_layers_are_of_an_engine_that_lets_them_be_compared(monkeypatch, tmp_pat
     assert "INT8 PTQ xnnpack" in words and "onnxruntime" not in words
 
 
-# ---- what they are made of
+# ---- parts of figures
 
 
 def test_the_front_holds_what_nothing_else_beats():
     points = [(5, 0.9), (1, 0.5), (3, 0.7), (2, 0.6), (2, 0.65), (9, 0.9), (3, 0.6)]
-    assert accuracy_vs_latency.front(points) == [
-        (1, 0.5),
-        (2, 0.65),
-        (3, 0.7),
-        (5, 0.9),
-    ]  # (9, 0.9) is as accurate, and slower
+    # (9, 0.9) is equally accurate, but slower.
+    assert accuracy_vs_latency.front(points) == [(1, 0.5), (2, 0.65), (3, 0.7), (5, 0.9)]
 
 
 def test_the_fastest_fp32_takes_the_time_1_with_the_accuracy_of_fp32(tmp_path):
@@ -252,9 +249,8 @@ def test_the_fastest_fp32_takes_the_time_1_with_the_accuracy_of_fp32(tmp_path):
     runs = accuracy_vs_latency.placed(frame[frame["model"] == RUNS[0][0]])
     fp32 = runs[runs["method"] == "fp32"].iloc[0]
     assert accuracy_vs_latency.fastest(runs) == ((1.0, fp32["accuracy"]), "compile")
-    assert runs["time"].tolist() == pytest.approx(
-        [1 / value for value in runs["speedup_vs_best_fp32"]]
-    )
+    times = [1 / value for value in runs["speedup_vs_best_fp32"]]
+    assert runs["time"].tolist() == pytest.approx(times)
     assert (runs["low"] < runs["time"]).all() and (runs["time"] < runs["high"]).all()
 
 
@@ -262,8 +258,6 @@ def test_what_is_on_the_front_is_labelled_first():
     runs = {
         "method": ["fp32", "ptq", "qat", "control"],
         "backend": ["native", "fbgemm", "x86", "native"],
-    }
-    runs |= {
         "time": [1.4, 0.5, 0.4, 1.5],
         "accuracy": [0.5, 0.25, 0.375, 0.75],
         "best_fp32": ["xnnpack"] * 4,
@@ -278,26 +272,21 @@ def test_what_is_on_the_front_is_labelled_first():
 
 
 def test_bins_of_a_reliability_diagram():
-    probability = np.array(
-        [0.0, 1 / 15, 0.07, 0.5, 0.99, 1.0]
-    )  # an edge belongs to the bin below it
+    probability = np.array([0.0, 1 / 15, 0.07, 0.5, 0.99, 1.0])  # an edge is in the lower bin
     bins = reliability.bins(probability, np.array([0, 1, 0, 1, 1, 1]))
     assert [(positives, n) for _, positives, n in bins] == [(1, 2), (0, 1), (1, 1), (2, 2)]
     assert np.allclose([mean for mean, _, _ in bins], [1 / 30, 0.07, 0.5, 0.995])
 
 
 def test_a_confusion_matrix_has_true_classes_in_rows():
-    assert confusion_matrices.matrix({"tn": 1, "fp": 2, "fn": 3, "tp": 4}).tolist() == [
-        [1, 2],
-        [3, 4],
-    ]
+    counts = {"tn": 1, "fp": 2, "fn": 3, "tp": 4}
+    assert confusion_matrices.matrix(counts).tolist() == [[1, 2], [3, 4]]
 
 
-def test_cells_have_their_shades_with_the_first_row_on_top_and_are_no_pictures_in_a_pdf(tmp_path):
+def test_cells_have_their_shades_with_the_first_row_on_top_and_are_not_pictures(tmp_path):
     figure = style.plt.figure(figsize=(1, 1), dpi=100)
-    style.shaded(
-        figure.add_axes([0, 0, 1, 1]), np.array([[0, 1], [0.4, 0]]), cmap="gray", vmin=0, vmax=1
-    )
+    axes, table = figure.add_axes([0, 0, 1, 1]), np.array([[0, 1], [0.4, 0]])
+    style.shaded(axes, table, cmap="gray", vmin=0, vmax=1)
     figure.canvas.draw()
     pixels = np.asarray(figure.canvas.buffer_rgba())[25:100:50, 25:100:50, 0]
     assert pixels.tolist() == [[0, 255], [102, 0]]
@@ -305,17 +294,16 @@ def test_cells_have_their_shades_with_the_first_row_on_top_and_are_no_pictures_i
     assert b"/Subtype /Image" not in (tmp_path / "cells.pdf").read_bytes()
 
 
-def test_what_no_model_was_quantized_by_is_no_gap(folder, tmp_path, monkeypatch):
-    """ResNet-18 has QAT on fbgemm and qnnpack and PTQ to INT16, which MobileNetV3-Small lacks, and lacks its PTQ to FP16."""
+def test_a_variant_that_no_model_has_is_not_a_gap(folder, tmp_path, monkeypatch):
+    """MobileNetV3-Small lacks ResNet-18's two QAT and PTQ to INT16, and ResNet-18 PTQ to FP16."""
     content = texts(monkeypatch, folder, "ptq_vs_qat", "cats_and_dogs", tmp_path)
     assert content.count("QAT not run") == 2 and content.count("PTQ not run") == 2
 
 
 def test_engines_that_share_a_training_are_drawn_once(folder):
     frame, _ = frames.one_batch(frame_of(folder))
-    histories = training_curves.histories(
-        frame, argparse.Namespace(results=folder, study="cats_and_dogs")
-    )
+    args = argparse.Namespace(results=folder, study="cats_and_dogs")
+    histories = training_curves.histories(frame, args)
     names = [name for row, _, name in histories if row["model"] == "resnet18"]
     assert names == ["FP32 native", "FP32 control native", "INT8 QAT"]
 
@@ -328,9 +316,8 @@ def test_fine_tuning_of_one_epoch_has_no_curve(tmp_path):
         content = json.loads(path.read_text())
         content["training"] |= {"history": content["training"]["history"][:1], "best_epoch": 0}
         path.write_text(json.dumps(content))
-    histories = training_curves.histories(
-        frame_of(tmp_path), argparse.Namespace(results=tmp_path, study="cats_and_dogs")
-    )
+    args = argparse.Namespace(results=tmp_path, study="cats_and_dogs")
+    histories = training_curves.histories(frame_of(tmp_path), args)
     drawn = [(row["model"], name) for row, _, name in histories]
     assert drawn == [
         ("resnet18", "FP32 native"),
@@ -339,17 +326,13 @@ def test_fine_tuning_of_one_epoch_has_no_curve(tmp_path):
     ]
 
 
-def test_a_training_is_named_by_what_tells_it_from_its_kin():
+def test_a_training_is_named_by_its_difference_to_similar_ones():
     def row(model, backend):
-        return dict(
-            model=model, method="qat", dtype="int8", backend=backend, series=f"INT8 QAT {backend}"
-        )
+        qat = dict(method="qat", dtype="int8", series=f"INT8 QAT {backend}")
+        return dict(model=model, backend=backend) | qat
 
-    fbgemm, qnnpack, other = (
-        row("resnet18", "fbgemm"),
-        row("resnet18", "qnnpack"),
-        row("alexnet", "fbgemm"),
-    )
+    fbgemm, qnnpack = row("resnet18", "fbgemm"), row("resnet18", "qnnpack")
+    other = row("alexnet", "fbgemm")
     alone, shared = (fbgemm, {}, ["fbgemm"]), (other, {}, ["fbgemm", "qnnpack"])
     assert training_curves.named(fbgemm, ["fbgemm"], [alone]) == "INT8 QAT fbgemm"
     assert training_curves.named(fbgemm, ["fbgemm"], [alone, shared]) == "INT8 QAT"
@@ -362,21 +345,16 @@ def test_a_training_is_named_by_what_tells_it_from_its_kin():
 
 
 def row_of(**given):
-    row = (
-        dict(model="resnet18", method="qat", dtype="int8", variant="", backend_here="fbgemm")
-        | given
-    )
-    return pd.Series(row)
+    row = dict(model="resnet18", method="qat", dtype="int8", variant="", backend_here="fbgemm")
+    return pd.Series(row | given)
 
 
 @pytest.mark.parametrize(
     ("given", "series"),
     [
         (dict(), "INT8 QAT fbgemm"),
-        (
-            dict(method="baseline", dtype="fp32", backend_here="native"),
-            "FP32 native",
-        ),  # not the control
+        # Not the control.
+        (dict(method="baseline", dtype="fp32", backend_here="native"), "FP32 native"),
         (dict(method="ptq", dtype="int16", backend_here="simulated"), "INT16 PTQ simulated"),
         (dict(method="ptq", dtype="fp16", backend_here="tensorrt"), None),
         (dict(model="alexnet"), None),
@@ -387,14 +365,11 @@ def test_a_published_row_has_its_run(folder, given, series):
     assert (run if series is None else run["series"]) == series
 
 
-def test_a_variant_of_one_seed_is_no_gap_where_others_have_several(tmp_path, monkeypatch):
-    baselines, int8 = (RUNS[0], RUNS[6]), (RUNS[2], RUNS[7])
-    for run, seed in [(run, seed) for run in baselines for seed in (0, 1)] + [
-        (int8[0], 0),
-        (int8[0], 1),
-        (int8[1], 0),
-    ]:
-        write_run(tmp_path, *run, seed=seed)
+def test_a_variant_with_one_seed_is_not_a_gap_if_others_have_several(tmp_path, monkeypatch):
+    for run in (RUNS[0], RUNS[6], RUNS[2]):  # two baselines, and INT8 of one model
+        for seed in (0, 1):
+            write_run(tmp_path, *run, seed=seed)
+    write_run(tmp_path, *RUNS[7], seed=0)  # INT8 of the other model
     assert "not run" not in texts(monkeypatch, tmp_path, "over_seeds", "cats_and_dogs", tmp_path)
 
 
@@ -406,11 +381,8 @@ def test_of_several_seeds_the_lowest_is_compared(folder):
 
 def test_fake_quant_is_the_network_before_conversion(folder):
     run = published.match(row_of(variant="fake-quant"), frames.one_batch(frame_of(folder))[0])
-    assert (
-        run["accuracy"] == 0.9
-        and run["simulated"]
-        and run["series"] == "INT8 QAT fake-quant (simulated)"
-    )
+    assert run["accuracy"] == 0.9 and run["simulated"]
+    assert run["series"] == "INT8 QAT fake-quant (simulated)"
     assert (run["accuracy_ci_low"], run["accuracy_ci_high"]) == pytest.approx(stats.wilson(72, 80))
     assert pd.isna(run["latency_ms_p50"]) and pd.isna(run["size_mb"])
 
@@ -421,7 +393,7 @@ def test_every_published_row_is_read():
     assert table["accuracy_pct"].notna().all() and (table["variant"] == "fake-quant").sum() == 1
 
 
-def test_operators_of_each_model_stand_beside_those_of_fp32(folder, tmp_path, monkeypatch):
+def test_operators_of_each_model_are_next_to_operators_of_fp32(folder, tmp_path, monkeypatch):
     content = texts(monkeypatch, folder, "layer_latency", "cats_and_dogs", tmp_path).splitlines()
     profiled = {model for model, _, dtype, _ in RUNS if dtype == "int8"}
     rows = {(model, method, backend) for model, method, dtype, backend in RUNS if dtype == "int8"}

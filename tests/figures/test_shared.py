@@ -1,4 +1,4 @@
-"""What the figure scripts share: reading results.csv, drawing, and how mistakes end."""
+"""Modules that the figure scripts share: results.csv, drawing and error messages."""
 
 import argparse
 import subprocess
@@ -15,12 +15,13 @@ from utils.errors import UserError
 HELPERS = sorted(
     path.name for path in (paths.FIGURES / "shared").glob("*.py") if path.name != "__init__.py"
 )
-BASELINE, CONTROL = (
-    ("resnet18", "fp32", "fp32", "native"),
-    ("resnet18", "control", "fp32", "native"),
-)
-PTQ, INT16 = ("resnet18", "ptq", "int8", "fbgemm"), ("resnet18", "ptq", "int16", "simulated")
-QAT, OTHER = ("resnet18", "qat", "int8", "qnnpack"), ("mobilenetv3", "ptq", "fp16", "half")
+BASELINE = ("resnet18", "fp32", "fp32", "native")
+CONTROL = ("resnet18", "control", "fp32", "native")
+PTQ = ("resnet18", "ptq", "int8", "fbgemm")
+INT16 = ("resnet18", "ptq", "int16", "simulated")
+QAT = ("resnet18", "qat", "int8", "qnnpack")
+OTHER = ("mobilenetv3", "ptq", "fp16", "half")
+STUDY = ("--study", "cats_and_dogs")
 
 
 def frame_of(folder, study="cats_and_dogs"):
@@ -36,14 +37,12 @@ def run(name, *options, cwd):
 
 
 @pytest.mark.parametrize("name", HELPERS)
-def test_a_helper_run_as_a_script_says_that_it_is_none(name, tmp_path):
+def test_a_helper_run_as_a_script_says_that_it_is_not_one(name, tmp_path):
     command = [sys.executable, paths.FIGURES / "shared" / name]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
-    assert (
-        done.stderr.startswith(f"error: figures/shared/{name} is no script; run ")
-        and done.stderr.count("\n") == 1
-    )
+    assert done.stderr.startswith(f"error: figures/shared/{name} is not a script; run ")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["size", "tables", "report", "all"])
@@ -51,78 +50,55 @@ def test_a_mistyped_study_ends_with_one_line_and_status_2(name, tmp_path):
     write_run(tmp_path, *BASELINE)
     done = run(name, "--results", tmp_path, "--study", "typo", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert (
-        done.stderr.startswith(f"error: figures/{name}.py: there is no ")
-        and done.stderr.count("\n") == 1
-    )
+    assert done.stderr.startswith(f"error: figures/{name}.py: there is no ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_study_without_timed_runs_ends_with_one_line_and_status_2(tmp_path):
     write_run(tmp_path, *INT16)
-    done = run(
-        "throughput",
-        "--results",
-        tmp_path,
-        "--study",
-        "cats_and_dogs",
-        "--out",
-        tmp_path / "out",
-        cwd=tmp_path,
-    )
-    assert (done.returncode, done.stderr) == (
-        2,
-        "error: figures/throughput.py: study cats_and_dogs has no timed runs yet.\n",
-    )
+    options = ["--results", tmp_path, *STUDY, "--out", tmp_path / "out"]
+    done = run("throughput", *options, cwd=tmp_path)
+    message = "error: figures/throughput.py: study cats_and_dogs has no timed runs yet.\n"
+    assert (done.returncode, done.stderr) == (2, message)
 
 
 def test_out_that_is_a_file_ends_with_one_line_and_status_2(tmp_path):
     write_run(tmp_path, *BASELINE)
     (tmp_path / "file").touch()
-    done = run(
-        "size", "--results", tmp_path, "--study", "cats_and_dogs", "--out", "file", cwd=tmp_path
-    )
-    assert (
-        done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-    )
+    done = run("size", "--results", tmp_path, *STUDY, "--out", "file", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+EMPTY = f'{{"format": {results.FORMAT}}}'
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        *(
-            (name, f'{{"format": {results.FORMAT}}}')
-            for name in ("latency_distributions", "layer_sqnr", "training_curves")
-        ),
-        *(("training_curves", content) for content in ("{", "null", '{"format": 2}', None)),
-        *(("report", content) for content in ("", "[]", f'{{"format": {results.FORMAT}}}')),
+        ("latency_distributions", EMPTY),
+        ("layer_sqnr", EMPTY),
+        ("training_curves", EMPTY),
+        ("training_curves", "{"),
+        ("training_curves", "null"),
+        ("training_curves", '{"format": 2}'),
+        ("training_curves", None),
+        ("report", ""),
+        ("report", "[]"),
+        ("report", EMPTY),
     ],
 )
 def test_a_damaged_run_ends_with_one_line(monkeypatch, capsys, tmp_path, name, content):
-    path, _ = write_run(tmp_path, *BASELINE), write_run(tmp_path, *PTQ)
-    path = (
-        tmp_path / "cats_and_dogs/runs/resnet18_ptq_int8_fbgemm_cpu_seed0.json"
-        if name == "layer_sqnr"
-        else path
-    )
+    baseline, quantized = write_run(tmp_path, *BASELINE), write_run(tmp_path, *PTQ)
+    path = quantized if name == "layer_sqnr" else baseline
     path.unlink() if content is None else path.write_text(content)
-    options = [
-        "--results",
-        str(tmp_path),
-        "--study",
-        "cats_and_dogs",
-        "--out",
-        str(tmp_path / "out"),
-    ]
+    options = ["--results", str(tmp_path), *STUDY, "--out", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *options])
     with pytest.raises(SystemExit) as ended:
         script.run(import_module(f"figures.{name}").make, "")
     said = capsys.readouterr().err
-    assert (
-        ended.value.code == 2
-        and path.name in said
-        and said.startswith("error: ")
-        and said.count("\n") == 1
-    )
+    assert ended.value.code == 2 and path.name in said
+    assert said.startswith("error: ") and said.count("\n") == 1
 
 
 def test_damaged_answers_are_named(tmp_path):
@@ -171,20 +147,19 @@ def test_models_are_shown_on_the_backend_that_most_of_them_ran_on(tmp_path):
         write_run(tmp_path, "resnet18", "qat", "int8", backend)
     for backend in ("qnnpack", "onednn"):
         write_run(tmp_path, "alexnet", "qat", "int8", backend)
-    for model, backend in (
-        ("resnet18", "x86"),
-        ("resnet18", "fbgemm"),
-        ("alexnet", "x86"),
-        ("alexnet", "fbgemm"),
-    ):
-        write_run(tmp_path, model, "ptq", "int8", backend)
+    for backend in ("x86", "fbgemm"):
+        write_run(tmp_path, "resnet18", "ptq", "int8", backend)
+        write_run(tmp_path, "alexnet", "ptq", "int8", backend)
     shown = frames.usual(frame_of(tmp_path))
     assert shown[["model", "method", "backend"]].to_numpy().tolist() == [
-        ["alexnet", "ptq", "fbgemm"], ["alexnet", "qat", "onednn"], ["resnet18", "ptq", "fbgemm"], ["resnet18", "qat", "onednn"],
-    ]  # fmt: skip
+        ["alexnet", "ptq", "fbgemm"],
+        ["alexnet", "qat", "onednn"],
+        ["resnet18", "ptq", "fbgemm"],
+        ["resnet18", "qat", "onednn"],
+    ]
 
 
-def test_one_row_a_run_none_lost(tmp_path):
+def test_there_is_one_row_per_run(tmp_path):
     write_run(tmp_path, *BASELINE)
     write_run(tmp_path, *PTQ, threads=(1,))
     one, batch = frames.one_batch(frame_of(tmp_path))
@@ -225,24 +200,20 @@ def test_classes_keep_their_names(tmp_path, classes):
 )
 def test_the_dissertations_data_set(tmp_path, study, theirs):
     write_run(tmp_path, *BASELINE, study=study)
-    assert (
-        frames.is_dissertations(frame_of(tmp_path, study))
-        == studies.is_dissertations(study)
-        == theirs
-    )
+    assert frames.is_dissertations(frame_of(tmp_path, study)) == theirs
+    assert studies.is_dissertations(study) == theirs
 
 
 def test_the_setting_of_one_processor(tmp_path):
     write_run(tmp_path, *BASELINE, cpu="AMD EPYC")
-    assert (
-        frames.setting(frame_of(tmp_path)) == "80 test images (cats and dogs), AMD EPYC, 2 threads"
-    )
+    setting = frames.setting(frame_of(tmp_path))
+    assert setting == "80 test images (cats and dogs), AMD EPYC, 2 threads"
 
 
 # ---- drawing
 
 
-def test_a_run_that_is_missing_is_said_to_be(tmp_path):
+def test_a_missing_run_is_named(tmp_path):
     for run in (BASELINE, CONTROL, INT16, QAT, OTHER):
         write_run(tmp_path, *run)
     frame, _ = frames.one_batch(frame_of(tmp_path))
@@ -254,11 +225,8 @@ def test_a_run_that_is_missing_is_said_to_be(tmp_path):
         said[model] = {rows[round(text.get_position()[1])]: text.get_text() for text in axes.texts}
     style.plt.close(figure)
     assert said["resnet18"] == {"FP16 PTQ half": "not run", "INT16 PTQ simulated": "not timed"}
-    assert (
-        said["mobilenetv3"]["FP32 control native"]
-        == said["mobilenetv3"]["INT8 QAT qnnpack"]
-        == "not run"
-    )
+    for name in ("FP32 control native", "INT8 QAT qnnpack"):
+        assert said["mobilenetv3"][name] == "not run"
 
 
 @pytest.mark.parametrize(("number", "room"), [(8, True), (60, False)])
@@ -271,19 +239,14 @@ def test_texts_keep_clear_of_each_other_and_the_first_are_there(number, room):
     style.plt.close(figure)
     assert all(not box.count_overlaps(boxes[:n]) for n, box in enumerate(boxes))
     names = [text.get_text() for text in axes.texts]
-    assert (
-        names == [f"engine {n}" for n in range(len(names))]
-        and (len(names) == number) == room
-        and len(names) >= 8
-    )
+    assert names == [f"engine {n}" for n in range(len(names))]
+    assert (len(names) == number) == room and len(names) >= 8
 
 
 def test_marks_look_as_the_catalog_says():
     assert (style.methods(filled=True), style.methods(filled=False)) == ("PTQ", "QAT")
-    for model, method, dtype in ((m, k, d) for m in catalog.MODELS for k, d in catalog.kinds()):
-        look = style.look(dict(model=model, method=method, dtype=dtype))
-        colour = look["color"] if catalog.METHODS[method].filled else look["markeredgecolor"]
-        assert (look["marker"], colour) == (
-            catalog.MODELS[model].marker,
-            catalog.FORMATS[dtype].colour,
-        )
+    for run in catalog.runs():
+        look = style.look(dict(model=run.model, method=run.method, dtype=run.dtype))
+        colour = look["color"] if catalog.METHODS[run.method].filled else look["markeredgecolor"]
+        assert look["marker"] == catalog.MODELS[run.model].marker
+        assert colour == catalog.FORMATS[run.dtype].colour

@@ -80,9 +80,9 @@ def activations(name, x):
 
 
 def test_fp16_copies_of_weights_are_not_activations():
-    """Two outputs are alive at once: 4 x 8 x 8 numbers per image of the convolution, 1000 of `fc`.
+    """Two outputs are alive at once: per image, 4 x 8 x 8 numbers of `conv` and 1000 of `fc`.
 
-    Autocast's copies of the weights have 256,000 numbers for `fc` and 108 for the convolution.
+    Autocast's copies of the weights have 256,000 numbers for `fc` and 108 for `conv`.
     """
     model = LinearNet().eval()
     assert live(model) == 2 * 4 * (256 + 1000)

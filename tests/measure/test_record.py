@@ -1,6 +1,7 @@
-"""From a deployed network to its record: on how many threads, by which process, and only if saving changed nothing."""
+"""From a deployed network to its record: threads, processes, caches, metrics and the summary."""
 
 import dataclasses
+import importlib
 import json
 
 import numpy as np
@@ -15,11 +16,16 @@ from utils.catalog import Run
 from utils.cli import Options
 from utils.data.dataset import Data
 from utils.errors import UserError
+from utils.experiment import Experiment
 from utils.measure import record
 from utils.quantize.exact import execute
-from utils.training.sessions import Experiment
+from utils.quantize.methods import ptq
+from utils.recipes import Int8
+from utils.training.checkpoints import Checkpoint
 
 RUN = Run("mobilenetv3", "fp32", "fp32")
+TRAINING = importlib.import_module("models.mobilenetv3_fp32").RECIPE.scratch
+RECIPE = Int8(ranges="minmax", calibration_images=4)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +62,7 @@ def threads():
 
 @pytest.fixture
 def deployed(experiment):
-    return registry.get("native").deploy(experiment.baseline)
+    return registry.get("native").deploy_fp32(experiment.baseline)
 
 
 def watched(deployed, threads):
@@ -70,17 +76,17 @@ def watched(deployed, threads):
 
 
 def test_the_process_that_trained_measures_on_all_threads(experiment, deployed, capsys):
-    """Processes that train together share the threads; on another number of them, sums are added in another order."""
+    """Processes that train together share the threads, and other threads add in another order."""
     torch.set_num_threads(
         2
     )  # what is left from training; the processes that load the artifact have one
     threads = []
-    record.run(experiment, {"epochs": 1}, watched(deployed, threads))
+    record.run(experiment, TRAINING, watched(deployed, threads))
     assert threads and set(threads) == {experiment.options.threads}
     path = experiment.options.results / "tiny_smoke/runs/mobilenetv3_fp32_native_cpu_seed0.json"
     written = json.loads(path.read_text())
     assert f"written: {path}" in capsys.readouterr().out
-    assert written["recipe"] == {"epochs": 1} and written["layers"] == []
+    assert written["recipe"] == TRAINING.describe() and written["layers"] == []
     assert written["data"]["negative_class"] == "dark" and written["environment"]["threads"] == 1
     assert [
         (entry["threads"], entry["batch_size"], entry["tier"]) for entry in written["timing"]
@@ -103,7 +109,7 @@ def test_the_control_is_named_as_such_and_repeated_by_the_command_that_made_it(
     experiment, deployed
 ):
     control = dataclasses.replace(experiment, run=Run("mobilenetv3", "qat", "int8"))
-    record.run(control, {}, deployed)
+    record.run(control, TRAINING, deployed)
     path = (
         experiment.options.results
         / "tiny_smoke/runs/mobilenetv3_control_fp32_native_cpu_seed0.json"
@@ -116,7 +122,7 @@ def test_only_the_first_of_several_processes_measures(experiment, deployed, monk
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     threads = []
-    record.run(experiment, {}, watched(deployed, threads))
+    record.run(experiment, TRAINING, watched(deployed, threads))
     assert threads == []
 
 
@@ -131,19 +137,44 @@ def test_an_artifact_that_answers_differently_from_the_network_is_an_error(exper
         record.artifact_logits(changed, experiment.baseline.path, experiment)
 
 
-def test_logits_of_the_baseline_are_computed_once_for_the_same_images(
-    experiment, deployed, monkeypatch
-):
-    experiment.baseline.path.with_suffix(".cpu.logits").unlink(missing_ok=True)
-    computed = record.baseline_logits(experiment)
+def computed_again(experiment, monkeypatch) -> bool:
+    """Whether the FP32 logits would be computed again."""
+    with monkeypatch.context() as patch:
+        patch.setattr(record, "Worker", None)
+        try:
+            record.fp32_logits(experiment)
+        except TypeError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    "change", ["nothing", "images", "digest", "weights", "threads", "code", "versions", "cpu"]
+)
+def test_fp32_logits_are_computed_once_for_what_decides_them(experiment, monkeypatch, change):
+    path = experiment.baseline.path.with_suffix(".cpu.logits")
+    path.unlink(missing_ok=True)
+    computed = record.fp32_logits(experiment)
     assert computed.shape == (6, 2) and computed.dtype == np.float32
-    monkeypatch.setattr(record, "Worker", None)
-    assert np.array_equal(record.baseline_logits(experiment), computed)
-    fewer = dataclasses.replace(
-        experiment, data=dataclasses.replace(experiment.data, test=experiment.data.test.part(0, 2))
-    )
-    with pytest.raises(TypeError):
-        record.baseline_logits(fewer)  # would have to be computed
+    assert np.array_equal(record.fp32_logits(experiment), computed)
+    data, changed = experiment.data, experiment
+    if change == "images":
+        fewer = dataclasses.replace(data, test=data.test.part(0, 2))
+        changed = dataclasses.replace(experiment, data=fewer)
+    elif change == "digest":
+        changed = dataclasses.replace(experiment, data=dataclasses.replace(data, digest="1" * 64))
+    elif change == "weights":
+        other = dataclasses.replace(experiment.baseline, sha256="0" * 64)
+        changed = dataclasses.replace(experiment, baseline=other)
+    elif change == "threads":
+        changed = dataclasses.replace(experiment, options=experiment.options.replace(threads=2))
+    elif change == "code":
+        monkeypatch.setattr(record.environment, "code_of", lambda *modules: {"a": "b"})
+    elif change == "versions":
+        monkeypatch.setattr(record.environment, "versions", lambda: {"torch": "0.0.1"})
+    elif change == "cpu":
+        monkeypatch.setattr(record.environment, "cpu", lambda: ("another processor", ()))
+    assert computed_again(changed, monkeypatch) == (change != "nothing")
 
 
 def test_a_run_without_finite_logits_is_the_users_to_change(experiment, deployed):
@@ -151,7 +182,7 @@ def test_a_run_without_finite_logits_is_the_users_to_change(experiment, deployed
     with pytest.raises(
         UserError, match="mobilenetv3_fp32 on native: 6 of 6 images have logits that are not finite"
     ):
-        record._metrics(logits, np.zeros((6, 2), np.float32), None, deployed, experiment)
+        record._metrics(logits, np.zeros((6, 2), np.float32), deployed, experiment, None)
 
 
 def test_metrics_compare_with_the_baseline(experiment, deployed):
@@ -160,7 +191,7 @@ def test_metrics_compare_with_the_baseline(experiment, deployed):
     )  # one of six is wrong
     logits = fp32.copy()
     logits[0] = [0, 1]
-    quality = record._metrics(logits, fp32, None, deployed, experiment)
+    quality = record._metrics(logits, fp32, deployed, experiment, None)
     assert quality["accuracy"] == pytest.approx(4 / 6) and quality[
         "agreement_fp32"
     ] == pytest.approx(5 / 6)
@@ -170,58 +201,91 @@ def test_metrics_compare_with_the_baseline(experiment, deployed):
     assert "accuracy_fake_quant" not in quality and "accuracy_reference" not in quality
 
 
-def test_metrics_tell_the_methods_error_from_the_engines(experiment, deployed):
-    baseline = np.array([[1, 0], [0, 1], [1, 0], [0, 1], [1, 0], [0, 1]], np.float32)
-    method, logits = 1.1 * baseline, 1.1 * baseline
-    logits[0] = [0, 1.1]  # the engine decides otherwise
-    quality = record._metrics(logits, baseline, method, deployed, experiment)
+def test_metrics_tell_the_methods_error_from_the_engines(experiment, lowered, monkeypatch):
+    fp32 = np.array([[1, 0], [0, 1], [1, 0], [0, 1], [1, 0], [0, 1]], np.float32)
+    exact, logits = 1.1 * fp32, 1.1 * fp32
+    logits[0] = [0, 1.1]  # the engine gives another class
+    monkeypatch.setattr(record, "exact_logits", lambda *_: exact)
+    quality = record._metrics(logits, fp32, lowered, experiment, None)
     assert quality["accuracy_reference"] == 1 and quality["accuracy"] == pytest.approx(5 / 6)
     assert quality["sqnr_reference_db"] == pytest.approx(20, abs=1e-4)
     assert quality["sqnr_vs_reference_db"] == pytest.approx(10 * np.log10(6 / 2), abs=1e-4)
     assert quality["agreement_reference"] == pytest.approx(5 / 6)
+    assert "accuracy_fake_quant" not in quality
 
 
-def test_the_reference_is_executed_once_for_the_same_network(experiment, monkeypatch):
-    recipe = dict(bits=8, ranges="minmax")
-    images = experiment.data.train.calibration(4)
-    lowered = registry.get("simulated").quantize(experiment.baseline.model, images, recipe)
-    computed = record.exact_logits(lowered, experiment)
-    assert computed.shape == (6, 2) and computed.dtype == np.float32
-    monkeypatch.setattr(record, "execution", None)
-    assert np.array_equal(record.exact_logits(lowered, experiment), computed)
-    other = registry.get("simulated").quantize(
-        experiment.baseline.model, images, recipe | {"headroom": 2.0}
-    )
-    with pytest.raises(AttributeError):
-        record.exact_logits(other, experiment)  # would have to be computed
+def test_metrics_of_qat_compare_with_the_network_before_conversion(
+    experiment, lowered, monkeypatch
+):
+    fp32 = np.array([[1, 0], [0, 1], [1, 0], [0, 1], [1, 0], [0, 1]], np.float32)
+    monkeypatch.setattr(record, "exact_logits", lambda *_: fp32)
+    monkeypatch.setattr(record.loop, "predict", lambda *_: fp32[::-1])
+    trained = Checkpoint(experiment.baseline.path, torch.nn.Identity(), "0" * 64, {})
+    quality = record._metrics(fp32, fp32.copy(), lowered, experiment, trained)
+    assert quality["accuracy_fake_quant"] == quality["agreement_fake_quant"] == 0
+
+
+def quantized(experiment, engine, **changes):
+    """The network of the experiment, quantized and deployed on `engine`."""
+    backend, recipe = registry.get(engine), RECIPE.replace(**changes)
+    images = experiment.data.train.calibration(recipe.calibration_images)
+    config = backend.qdq_config(recipe)
+    return backend.deploy(ptq(experiment.baseline.model, images, recipe, config))
 
 
 @pytest.fixture
 def lowered(experiment):
     """A network that torch does not run: the file alone answers."""
-    recipe = dict(bits=8, ranges="minmax")
-    return registry.get("onnxruntime").quantize(
-        experiment.baseline.model, experiment.data.train.calibration(2), recipe
-    )
+    return quantized(experiment, "onnxruntime")
+
+
+@pytest.mark.parametrize("change", ["nothing", "network", "digest", "code", "versions", "cpu"])
+def test_exact_logits_are_computed_once_for_what_decides_them(
+    experiment, lowered, monkeypatch, change
+):
+    network = lowered.quantized
+    computed = record.exact_logits(network, experiment)
+    assert computed.shape == (6, 2) and computed.dtype == np.float32
+    changed = experiment
+    if change == "network":
+        network = quantized(experiment, "onnxruntime", headroom=2.0).quantized
+    elif change == "digest":
+        data = dataclasses.replace(experiment.data, digest="1" * 64)
+        changed = dataclasses.replace(experiment, data=data)
+    elif change == "code":
+        monkeypatch.setattr(record.environment, "code_of", lambda *modules: {"a": "b"})
+    elif change == "versions":
+        monkeypatch.setattr(record.environment, "versions", lambda: {"torch": "0.0.1"})
+    elif change == "cpu":
+        monkeypatch.setattr(record.environment, "cpu", lambda: ("another processor", ()))
+    monkeypatch.setattr(record, "exact", None)
+    if change == "nothing":
+        assert np.array_equal(record.exact_logits(network, changed), computed)
+    else:
+        with pytest.raises(AttributeError):
+            record.exact_logits(network, changed)  # would have to be computed
+
+
+class Answers:
+    """A worker that answers every call, and keeps the names of the calls."""
+
+    calls: list = []  # noqa: RUF012
+
+    def __init__(self, *_):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def call(self, name, *_):
+        self.calls.append(name)
+        return "logits"
 
 
 def test_without_a_network_in_torch_the_file_alone_answers(experiment, lowered, monkeypatch):
-    class Answers:
-        calls: list = []  # noqa: RUF012
-
-        def __init__(self, *_):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def call(self, name, *_):
-            self.calls.append(name)
-            return "logits"
-
     monkeypatch.setattr(record, "Worker", Answers)
     assert record.artifact_logits(lowered, experiment.baseline.path, experiment) == ("logits", {})
     assert Answers.calls == ["logits"]  # nothing to compare with
@@ -238,27 +302,20 @@ def test_activations_are_counted_where_torch_runs_the_network(experiment, deploy
     )
 
 
-def test_nothing_was_lowered_of_a_float_network(experiment, deployed):
-    assert record.exact_logits(deployed, experiment) is None
-
-
-def test_reference_logits_are_those_of_exact_execution_of_the_test_images(experiment, lowered):
+def test_exact_logits_are_the_answers_of_exact_execution_to_the_test_images(experiment, lowered):
     images = torch.cat([x for x, _ in experiment.data.test.batches(6)])
-    assert np.array_equal(
-        record.exact_logits(lowered, experiment), execute(lowered.quantized, images).float().numpy()
-    )
-    assert list((experiment.baseline.path.parent / "references").glob(f"{RUN.name}_*.logits"))
+    expected = execute(lowered.quantized, images).float().numpy()
+    assert np.array_equal(record.exact_logits(lowered.quantized, experiment), expected)
+    assert list((experiment.baseline.path.parent / "exact").glob(f"{RUN.name}_*.logits"))
 
 
 def test_logits_that_were_damaged_are_computed_again(experiment, capsys):
-    computed, path = (
-        record.baseline_logits(experiment),
-        experiment.baseline.path.with_suffix(".cpu.logits"),
-    )
+    computed = record.fp32_logits(experiment)
+    path = experiment.baseline.path.with_suffix(".cpu.logits")
     content = bytearray(path.read_bytes())
     content[-40] ^= 1
     path.write_bytes(content)
-    assert np.array_equal(record.baseline_logits(experiment), computed)
+    assert np.array_equal(record.fp32_logits(experiment), computed)
     assert f"cache: {path} is damaged and is made again" in capsys.readouterr().out
 
 

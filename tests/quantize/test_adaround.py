@@ -5,15 +5,16 @@ import copy
 import pytest
 import torch
 from helpers import Everything, noise, small, sqnr_db
+from quantize_helpers import FourBits
 from torch import nn
 
 from utils.quantize import adaround, ptq
 from utils.quantize.exact import execute
 from utils.quantize.modules import QuantizedLayer
-from utils.quantize.qdq_config import QDQConfig
+from utils.recipes import Int8
 
-FOUR_BITS = QDQConfig("inputs", weight_limit=7)
-RECIPE = Int8(ranges="minmax")
+FOUR_BITS = FourBits("inputs")
+RECIPE = Int8(ranges="minmax", calibration_images=32)
 IMAGES = noise(32, 33)
 torch.manual_seed(0)
 LAYERS = {
@@ -111,13 +112,12 @@ def test_a_network_of_four_bits_comes_nearer_to_the_float_one():
         assert torch.equal(layer.scale, results[0].layers[name].scale) and torch.equal(
             layer.bias, results[0].layers[name].bias
         )
-        assert results[1].origin[name].endswith("rounded adaptively")
     again = ptq(model, IMAGES, RECIPE.replace(adaround=True), FOUR_BITS)
     assert again.digest() == results[1].digest()
 
 
 def test_no_single_exchange_would_lower_the_error_any_more(monkeypatch):
-    monkeypatch.setattr(rounding, "SWEEPS", 1000)
+    monkeypatch.setattr(adaround, "SWEEPS", 1000)
     torch.manual_seed(0)
     x, target = (
         1 + torch.randn(300, 150, dtype=torch.float64),

@@ -14,10 +14,12 @@ from utils.quantize import calibration
 from utils.quantize.calibration import BINS, RANGES, Observer
 from utils.quantize.operators import folded
 from utils.quantize.qdq_config import QDQConfig
+from utils.recipes import Int8
 
 UINT8, SEVEN_BITS = QDQConfig("outputs"), QDQConfig("outputs", steps=127)
 SYMMETRIC = QDQConfig("outputs", torch.int8, symmetric=True)
 INT16 = QDQConfig("outputs", torch.int16, symmetric=True, steps=2**16 - 1)
+RECIPE = Int8(ranges="minmax", calibration_images=40)
 ALL = [UINT8, SEVEN_BITS, SYMMETRIC, INT16, QDQConfig("outputs", torch.int8)]
 
 
@@ -332,7 +334,7 @@ def ends(model, name):
 
 
 def test_every_pair_has_the_range_of_its_tensor(model):
-    chosen = calibration.calibrate(folded(model), IMAGES, UINT8, dict(ranges="minmax"))
+    chosen = calibration.calibrate(folded(model), IMAGES, UINT8, RECIPE)
     for qdq, module in (
         ("qdq_stem", "relu"),
         ("qdq_conv", "conv"),
@@ -347,9 +349,9 @@ def test_every_pair_has_the_range_of_its_tensor(model):
 
 
 def test_headroom_widens_all_ranges(model):
-    plain = calibration.calibrate(folded(model), IMAGES, INT16, dict(ranges="percentile"))
+    plain = calibration.calibrate(folded(model), IMAGES, INT16, RECIPE.replace(ranges="percentile"))
     wide = calibration.calibrate(
-        folded(model), IMAGES, INT16, dict(ranges="percentile", headroom=4.0)
+        folded(model), IMAGES, INT16, RECIPE.replace(ranges="percentile", headroom=4.0)
     )
     assert all(wide[name][0].item() == pytest.approx(4 * plain[name][0].item()) for name in plain)
 
@@ -357,7 +359,10 @@ def test_headroom_widens_all_ranges(model):
 def test_methods_that_clip_give_finer_steps(model):
     steps = {
         method: calibration.calibrate(
-            folded(model), IMAGES, dataclasses.replace(UINT8, steps=31), dict(ranges=method)
+            folded(model),
+            IMAGES,
+            dataclasses.replace(UINT8, steps=31),
+            RECIPE.replace(ranges=method),
         )
         for method in RANGES
     }
@@ -368,31 +373,29 @@ def test_methods_that_clip_give_finer_steps(model):
 
 def test_shared_and_fixed_scales(model):
     config = QDQConfig("outputs", torch.int8, pooling_keeps_scale=True, unit_gates=True)
-    chosen = calibration.calibrate(folded(model), IMAGES, config, dict(ranges="minmax"))
+    chosen = calibration.calibrate(folded(model), IMAGES, config, RECIPE)
     assert (
         chosen["qdq_squeeze"] == chosen["qdq_swish_1"]
         and chosen["qdq_squeeze_1"] == chosen["qdq_project"]
     )
     assert [n.item() for n in chosen["qdq_gate"]] == [1 / 256, -128]
-    free = calibration.calibrate(
-        folded(model), IMAGES, QDQConfig("outputs", torch.int8), dict(ranges="minmax")
-    )
+    free = calibration.calibrate(folded(model), IMAGES, QDQConfig("outputs", torch.int8), RECIPE)
     assert free["qdq_squeeze"] != chosen["qdq_squeeze"] and free["qdq_gate"][0] < 1 / 255
 
 
 def test_a_scale_for_each_channel(model):
     chosen = calibration.calibrate(
-        folded(model), IMAGES, QDQConfig("outputs", scales="needed"), dict(ranges="minmax")
+        folded(model), IMAGES, QDQConfig("outputs", scales="needed"), RECIPE
     )
     assert {name for name, (scale, _) in chosen.items() if scale.ndim} == {"qdq_swish"}
     assert chosen["qdq_swish"][0].shape == chosen["qdq_swish"][1].shape == (8,)
-    one = calibration.calibrate(folded(model), IMAGES, UINT8, dict(ranges="minmax"))["qdq_swish"][0]
+    one = calibration.calibrate(folded(model), IMAGES, UINT8, RECIPE)["qdq_swish"][0]
     assert chosen["qdq_swish"][0].max() <= one < 1.2 * chosen["qdq_swish"][0].max()
 
 
 def test_what_stays_in_fp32_is_not_calibrated(model):
     chosen = calibration.calibrate(
-        folded(model), IMAGES, UINT8, dict(ranges="minmax", keep_fp32=("reduce", "excite"))
+        folded(model), IMAGES, UINT8, RECIPE.replace(keep_fp32=("reduce", "excite"))
     )
     assert "qdq_reduce" not in chosen and "qdq_excite" in chosen
 
@@ -400,7 +403,7 @@ def test_what_stays_in_fp32_is_not_calibrated(model):
 def test_the_float_network_is_left_alone(model):
     network = folded(model)
     before = copy.deepcopy(network.state_dict())
-    calibration.calibrate(network, IMAGES, UINT8, dict(ranges="mse"))
+    calibration.calibrate(network, IMAGES, UINT8, RECIPE.replace(ranges="mse"))
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     assert not any(isinstance(module, Observer) for module in network.modules())
 
@@ -418,9 +421,7 @@ def test_a_range_ends_where_its_reader_is_flat(reader, low, high):
     with torch.no_grad():
         values = network.get_submodule("0")(images)
     assert values.min() < -4 and values.max() > 4
-    scale, zero_point = calibration.calibrate(network, images, UINT8, dict(ranges="minmax"))[
-        "qdq__0"
-    ]
+    scale, zero_point = calibration.calibrate(network, images, UINT8, RECIPE)["qdq__0"]
     ends = -zero_point * scale, (255 - zero_point) * scale
     expected = values.min() if low is None else low, values.max() if high is None else high
     assert ends == pytest.approx([float(end) for end in expected], abs=float(scale))
@@ -436,4 +437,6 @@ def test_values_that_are_not_finite_are_told_with_their_place(method, value):
         UserError,
         match=r"calibration: the FP32 network gives infinite values or NaN at \w+; train it again",
     ):
-        calibration.calibrate(network, noise(4, 8), QDQConfig("outputs"), {"activations": method})
+        calibration.calibrate(
+            network, noise(4, 8), QDQConfig("outputs"), RECIPE.replace(ranges=method)
+        )

@@ -15,8 +15,10 @@ from utils.quantize.modules import QDQ, QuantizedLayer
 from utils.quantize.network import Quantized
 from utils.quantize.operators import folded
 from utils.quantize.qdq_config import INTEGERS, QDQConfig
+from utils.recipes import Int8
 
 DTYPES = [torch.uint8, torch.int8, torch.int16]
+RECIPE = Int8(ranges="minmax", calibration_images=16)
 FEW = settings(max_examples=40, deadline=None, derandomize=True)
 
 
@@ -190,7 +192,7 @@ def images_for(quantized: Quantized, shape: tuple, random: np.random.Generator) 
 
 configs = st.builds(
     QDQConfig,
-    qdqs=st.sampled_from(["outputs", "inputs"]),
+    position=st.sampled_from(["outputs", "inputs"]),
     activation=st.sampled_from(DTYPES),
     weight=st.sampled_from([torch.int8, torch.int16]),
     bias=st.sampled_from(["float", "int32"]),
@@ -249,7 +251,7 @@ OTHERS = [
 def test_all_other_operators_of_one_tensor(config, operator, keeps, seed):
     random = np.random.default_rng(seed)
     config = dataclasses.replace(
-        config, qdqs="outputs", scales="tensor", pooling_keeps_scale=keeps, unit_gates=keeps
+        config, position="outputs", scales="tensor", pooling_keeps_scale=keeps, unit_gates=keeps
     )
     quantized = with_numbers(nn.Sequential(nn.Hardswish(), operator), config, random)
     images = images_for(quantized, (2, 3, 7, 7), random)
@@ -266,7 +268,7 @@ def test_all_other_operators_of_one_tensor(config, operator, keeps, seed):
 def test_sums_and_products(config, product, operator, seed):
     random = np.random.default_rng(seed)
     quantized = with_numbers(
-        Two(operator, product), dataclasses.replace(config, qdqs="outputs"), random
+        Two(operator, product), dataclasses.replace(config, position="outputs"), random
     )
     assert "qdq_mul" in quantized.qdqs.source or "qdq_add" in quantized.qdqs.source
     images = images_for(quantized, (2, 3, 7, 7), random)
@@ -287,7 +289,7 @@ NETWORKS = [
 @pytest.mark.parametrize("config", NETWORKS)
 def test_a_network_that_has_everything(config):
     images = noise(6, 33)
-    recipe = dict(ranges="minmax", bias_correction=True)
+    recipe = RECIPE.replace(bias_correction=True)
     quantized = ptq(small(Everything), images, recipe, config)
     answer = exact.execute(quantized, images)
     assert answer.dtype == torch.float64 and answer.shape == (6, 2) and answer.unique().numel() > 6
@@ -372,14 +374,16 @@ def test_float_convolutions_of_integers_are_exact(batch, kernel, channels, group
 def test_in_fp32_the_network_differs_by_what_its_arithmetic_explains(config, seed):
     """By a step of the output where the exact value is nearly halfway between two; nowhere else."""
     random = np.random.default_rng(seed)
-    config = dataclasses.replace(config, qdqs="outputs", activation=torch.uint8, weight=torch.int8)
+    config = dataclasses.replace(
+        config, position="outputs", activation=torch.uint8, weight=torch.int8
+    )
     quantized = with_numbers(One(nn.Conv2d(3, 4, 3)), config, random)
     layer, qdq = quantized.layers["operator"], quantized.qdq("qdq_operator")
     first = quantized.qdq("qdq_x")
     images = exact.round_to(first, images_for(quantized, (4, 3, 9, 9), random)).float()
     before = []
     with torch.no_grad():
-        fp32.ExactInterpreter(quantized, lambda _, output: before.append(output)).run(
+        exact.ExactInterpreter(quantized, lambda _, output: before.append(output)).run(
             images.double()
         )
         single = quantized.network(images).double()
@@ -400,12 +404,12 @@ def test_in_fp32_the_network_differs_by_what_its_arithmetic_explains(config, see
 def test_the_network_in_fp32_answers_nearly_as_the_exact_one():
     images, quantized = noise(16, 33), None
     for config in NETWORKS:
-        quantized = ptq(small(Everything), images, dict(ranges="minmax"), config)
+        quantized = ptq(small(Everything), images, RECIPE, config)
         with torch.inference_mode():
             single = quantized.network(images)
-        exact = exact.execute(quantized, images)
+        expected = exact.execute(quantized, images)
         assert single.dtype == torch.float32
-        signal, error = exact.square().sum(), (single - exact).square().sum()
+        signal, error = expected.square().sum(), (single - expected).square().sum()
         assert error < signal / 1e3, config  # 30 dB, by a few roundings to the other side
 
 
@@ -415,7 +419,7 @@ def test_the_network_in_fp32_answers_nearly_as_the_exact_one():
 def test_layers_kept_in_fp32_are_computed_in_float64():
     model, images = small(Everything), noise(4, 33)
     names = tuple(name for name, _ in model.named_children())
-    quantized = ptq(model, images, dict(ranges="minmax", keep_fp32=names), QDQConfig("inputs"))
+    quantized = ptq(model, images, RECIPE.replace(keep_fp32=names), QDQConfig("inputs"))
     assert quantized.layers == {}
     with torch.inference_mode():
         expected = model.double()(images.double())
@@ -432,7 +436,7 @@ def test_batchnorm_that_stays_is_computed_in_float64():
     quantized = ptq(
         model,
         images,
-        dict(ranges="minmax"),
+        RECIPE,
         QDQConfig("inputs", torch.int16, torch.int16, steps=65535),
     )
     torch.testing.assert_close(
@@ -446,7 +450,7 @@ def test_batchnorm_that_stays_is_computed_in_float64():
 def test_logits_of_a_split_come_in_its_order(tmp_path):
     split = numbered_split(tmp_path, np.arange(7) % 2, side=33)
     images = torch.cat([x for x, _ in split.batches(7)])
-    quantized = ptq(small(Everything), images, dict(ranges="minmax"), QDQConfig("outputs"))
+    quantized = ptq(small(Everything), images, RECIPE, QDQConfig("outputs"))
     logits = exact.logits(quantized, split, batch_size=3)
     assert logits.dtype == np.float32 and logits.shape == (7, 2)
     assert np.array_equal(logits, exact.execute(quantized, images).float().numpy())
@@ -454,11 +458,9 @@ def test_logits_of_a_split_come_in_its_order(tmp_path):
 
 def test_every_layer_is_watched_before_its_activation():
     model, images, seen = small(Everything), noise(2, 33), {}
-    quantized = ptq(
-        model, images, dict(ranges="minmax", keep_fp32=("reduce",)), QDQConfig("outputs")
-    )
+    quantized = ptq(model, images, RECIPE.replace(keep_fp32=("reduce",)), QDQConfig("outputs"))
     with torch.no_grad():
-        fp32.ExactInterpreter(
+        exact.ExactInterpreter(
             quantized, lambda name, output: seen.update({name: output.clone()})
         ).run(images.double())
     assert list(seen) == ["stem", "conv", "depthwise", "reduce", "excite", "project", "fc", "head"]

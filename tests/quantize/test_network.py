@@ -1,4 +1,4 @@
-"""The numbers of a quantized network: integers as NumPy computes them, the file, the digest and the table."""
+"""The numbers of a quantized network: integers as NumPy computes them, the file and the digest."""
 
 import copy
 import dataclasses
@@ -10,16 +10,17 @@ from helpers import Everything, noise, small
 from torch import nn
 
 from utils.errors import UserError
-from utils.quantize import ptq, quantized
+from utils.quantize import modules, network, ptq
 from utils.quantize.exact import execute
 from utils.quantize.modules import QDQ, QuantizedLayer, quantize_weight
 from utils.quantize.network import Quantized
 from utils.quantize.operators import folded
 from utils.quantize.qdq_config import INTEGERS, QDQConfig
+from utils.recipes import Int8
 
 OUTPUTS = QDQConfig("outputs")
 INT32 = INTEGERS[torch.int32][1]
-RECIPE = Int8(ranges="minmax")
+RECIPE = Int8(ranges="minmax", calibration_images=8)
 IMAGES = noise(8, 33)
 
 
@@ -118,10 +119,10 @@ def test_a_smallest_scale_holds_for_the_channels_below_it():
 
 
 def test_no_channel_is_fainter_than_engines_can_tell():
-    """A channel's scale is FAINT times the layer's largest at least; what is under half of it becomes 0."""
+    """A channel's scale is SMALLEST_SCALE times the layer's largest at least; what is under half of it becomes 0."""
     weight = torch.tensor([[127.0], [1e-3], [1e-5]])
     integers, scale = quantize_weight(weight, 127)
-    assert scale.tolist() == [1, pytest.approx(1e-3 / 127), quantized.FAINT]
+    assert scale.tolist() == [1, pytest.approx(1e-3 / 127), modules.SMALLEST_SCALE]
     assert integers.tolist() == [[127], [127], [10]]
 
 
@@ -222,11 +223,7 @@ def test_the_network_of_the_file_is_the_one_that_was_saved(model, config, tmp_pa
     result = ptq(model, IMAGES, RECIPE.replace(keep_fp32=("reduce",), bias_correction=True), config)
     result.save(tmp_path / "file")
     again = Quantized.load(tmp_path / "file", small(Everything))
-    assert (
-        again.digest() == result.digest()
-        and str(again) == str(result)
-        and again.rows() == result.rows()
-    )
+    assert again.digest() == result.digest()
     assert (again.config, again.keep_fp32, again.qdqs) == (config, ("reduce",), result.qdqs)
     before, after = result.network.state_dict(), again.network.state_dict()
     assert list(before) == list(after) and all(
@@ -251,7 +248,7 @@ def test_the_file_holds_integers_and_no_float_weights(model, tmp_path):
 def test_the_catalog_gives_the_structure_of_its_architectures(monkeypatch, model, tmp_path):
     result = ptq(model, IMAGES, RECIPE, OUTPUTS)
     result.save(tmp_path / "file")
-    monkeypatch.setattr(quantized.architectures, "build", {"everything": copy.deepcopy(model)}.get)
+    monkeypatch.setattr(network.architectures, "build", {"everything": copy.deepcopy(model)}.get)
     assert Quantized.load(tmp_path / "file").digest() == result.digest()
 
 
@@ -260,7 +257,7 @@ def test_a_damaged_file_is_the_users_to_delete(model, tmp_path):
     result = ptq(model, IMAGES, RECIPE, OUTPUTS)
     result.save(path)
     content = path.read_bytes()
-    later = torch.load(path, weights_only=True) | {"format": quantized.FORMAT + 1}
+    later = torch.load(path, weights_only=True) | {"format": network.FILE_FORMAT + 1}
     for damage in (lambda: path.write_bytes(content[:1000]), lambda: path.write_bytes(b""), lambda: torch.save([1], path),
                    lambda: torch.save(later, path), path.unlink):  # fmt: skip
         damage()
@@ -278,8 +275,6 @@ def test_the_digest_is_of_every_number_and_setting(model):
     result = ptq(model, IMAGES, RECIPE, CONFIGS[1])
     digests = {result.digest()}
     assert copy.deepcopy(result).digest() in digests
-    result.origin["stem"] = "said otherwise"
-    assert result.digest() in digests  # words are no numbers
     for name in result.network.state_dict():
         changed = copy.deepcopy(result)
         state = changed.network.state_dict()
@@ -288,49 +283,3 @@ def test_the_digest_is_of_every_number_and_setting(model):
         digests.add(changed.digest())
     for change in (dict(config=OUTPUTS), dict(keep_fp32=("stem",)), dict(architecture="other")):
         assert dataclasses.replace(result, **change).digest() not in digests
-
-
-# ---- the table
-
-
-def test_the_table_lists_every_pair_and_every_layer_once(model):
-    config = QDQConfig(
-        "outputs", bias="int32", scales="needed", pooling_keeps_scale=True, unit_gates=True
-    )
-    result = ptq(model, IMAGES, RECIPE.replace(keep_fp32=("excite",), bias_correction=True), config)
-    rows = {row["name"]: row for row in result.rows()}
-    layers = ["stem", "conv", "depthwise", "reduce", "excite", "project", "fc", "head"]
-    assert set(rows) == set(result.qdqs.source) | set(layers) and len(rows) == len(result.rows())
-    assert [name for name in rows if name in layers] == layers
-    assert rows["stem"] == {
-        "name": "stem", "kind": "convolution", "scale": result.layers["stem"].scale.max().item(), "scales": 8, "zero_point": 0,
-        "format": "int8, bias int32", "origin": "largest magnitude of each channel, bias corrected",
-    }  # fmt: skip
-    assert (rows["fc"]["kind"], rows["excite"]["kind"], rows["excite"]["format"]) == (
-        "linear",
-        "Conv2d",
-        "float32",
-    )
-    swish = rows["qdq_swish"]
-    assert (swish["kind"], swish["scales"], swish["format"]) == ("output of swish", 8, "uint8")
-    assert (
-        swish["scale"] == result.qdq("qdq_swish").scale.max().item()
-        and swish["origin"] == "minmax of 8 images"
-    )
-    assert (
-        rows["qdq_squeeze"]["origin"] == "as qdq_swish_1"
-        and rows["qdq_gate"]["origin"] == "fixed: a gate ends at 1"
-    )
-    lines = str(result).splitlines()
-    assert lines[0].split() == [
-        "name",
-        "kind",
-        "format",
-        "scales",
-        "largest",
-        "scale",
-        "zero",
-        "origin",
-    ]
-    assert [line.split()[0] for line in lines[1:]] == list(rows)
-    assert all(line.endswith(rows[line.split()[0]]["origin"]) for line in lines[1:])

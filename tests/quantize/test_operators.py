@@ -11,16 +11,17 @@ from torch import fx, nn
 from utils import architectures, metrics
 from utils.catalog import MODELS
 from utils.errors import UserError
-from utils.quantize import config, operators, ptq, qat
+from utils.quantize import insertion, operators, ptq, start_qat
 from utils.quantize.exact import execute
 from utils.quantize.layers import weighted
 from utils.quantize.operators import Graph, Kind
 from utils.quantize.qdq_config import QDQConfig
+from utils.recipes import Int8
 
 INT16 = QDQConfig(
     "outputs", torch.int16, torch.int16, bias="int32", symmetric=True, steps=2**16 - 1
 )
-RECIPE = Int8(ranges="minmax")
+RECIPE = Int8(ranges="minmax", calibration_images=8)
 
 
 class With(nn.Module):
@@ -56,7 +57,7 @@ UNKNOWN = {
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
-@pytest.mark.parametrize("method", [ptq.quantize, qat.trainable])
+@pytest.mark.parametrize("method", [ptq, start_qat])
 def test_an_operator_that_would_stay_unrounded_is_an_error_that_names_it(name, method):
     with pytest.raises(
         UserError, match=rf"quantization does not know the operator {name} \(.*would stay unrounded"
@@ -134,14 +135,14 @@ def test_the_networks_of_the_study_have_known_operators_only(name):
     ):  # the structure is all that counts: no time is lost on drawing weights
         model = architectures.build(name)
     network = operators.folded(model.to_empty(device="cpu"))
-    for qdqs, count in zip(("outputs", "inputs"), PAIRS[name], strict=True):
+    for position, count in zip(("outputs", "inputs"), PAIRS[name], strict=True):
         graph = copy.deepcopy(network)
-        inserted = config.insert(graph, QDQConfig(qdqs), (), nn.Identity)
+        inserted = insertion.insert(graph, QDQConfig(position), (), nn.Identity)
         assert set(inserted.reads) == set(weighted(model))
         assert (
             len(inserted.source)
             == count
-            == len({name for name, _ in graph.named_modules() if name.startswith("pair_")})
+            == len({name for name, _ in graph.named_modules() if name.startswith("qdq_")})
         )
 
 

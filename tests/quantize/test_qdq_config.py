@@ -1,295 +1,37 @@
-"""Where pairs stand on a network that has everything, and which of them share or divide their scales."""
+"""Q/DQ configurations: their description, 7 bits against overflow, and what training shares."""
 
 import dataclasses
 import json
 
 import pytest
 import torch
-from helpers import Everything, SmallDepthwise, noise, small
-from torch import fx, nn
+from helpers import SmallDepthwise, noise, small
+from torch import nn
 
+from utils.backends import registry
+from utils.backends.lowering import Lowering
 from utils.catalog import BACKENDS
-from utils.quantize import config, operators, ptq
-from utils.quantize.insertion import Inserted
+from utils.quantize import ptq
 from utils.quantize.qdq_config import INTEGERS, QDQConfig
+from utils.recipes import Int8
 
-OUTPUTS, INPUTS = QDQConfig("outputs"), QDQConfig("inputs")
-
-
-def inserted(
-    settings: QDQConfig, keep_fp32: tuple[str, ...] = (), fold: bool = True
-) -> tuple[list[str], Inserted]:
-    """What `Everything` calls one after the other with pairs inserted, and their description."""
-    model = small(Everything)
-    network = operators.folded(model) if fold else fx.symbolic_trace(model)
-    qdqs = config.insert(network, settings, keep_fp32, nn.Identity)
-    calls = [node.target if node.op == "call_module" else node.name for node in network.graph.nodes]
-    return calls, qdqs
-
-
-# ---- places
-
-
-def test_pairs_at_outputs_stand_behind_every_operator():
-    calls, qdqs = inserted(OUTPUTS)
-    assert calls == [
-        "x", "qdq_x", "stem", "relu", "qdq_stem", "shrink", "qdq_stem",  # the same pair behind what moves its values
-        "conv", "qdq_conv", "add", "qdq_add", "swish", "qdq_swish", "depthwise", "qdq_depthwise", "swish", "qdq_swish_1",
-        "squeeze", "qdq_squeeze", "reduce", "relu", "qdq_reduce", "excite", "qdq_excite", "gate", "qdq_gate",
-        "mul", "qdq_mul", "project", "qdq_project", "squeeze", "qdq_squeeze_1", "flatten", "qdq_squeeze_1",
-        "fc", "qdq_fc", "swish", "qdq_swish_2", "head", "qdq_head", "output",
-    ]  # fmt: skip
-    assert qdqs.reads == {
-        "stem": "qdq_x", "conv": "qdq_stem", "depthwise": "qdq_swish", "reduce": "qdq_squeeze", "excite": "qdq_reduce",
-        "project": "qdq_mul", "fc": "qdq_squeeze_1", "head": "qdq_swish_2",
-    }  # fmt: skip
-    assert list(qdqs.source) == list(
-        dict.fromkeys(call for call in calls if call.startswith("pair_"))
-    )
-    sources = {
-        "qdq_x": "x",
-        "qdq_stem": "stem",
-        "qdq_add": "add",
-        "qdq_swish_1": "swish",
-        "qdq_mul": "mul",
-    }
-    assert {name: qdqs.source[name] for name in sources} == sources
-
-
-def test_pairs_at_inputs_stand_before_convolutions_and_linear_layers_only():
-    calls, qdqs = inserted(INPUTS)
-    assert calls == [
-        "x", "qdq_x", "stem", "relu", "qdq_stem", "shrink", "qdq_stem",  # max pooling selects from rounded numbers
-        "conv", "add", "swish", "qdq_swish", "depthwise", "swish",
-        "squeeze", "qdq_squeeze", "reduce", "relu", "qdq_reduce", "excite", "gate", "mul", "qdq_mul", "project",
-        "squeeze", "flatten", "qdq_flatten", "fc", "swish", "qdq_swish_2", "head", "output",
-    ]  # fmt: skip
-    assert qdqs.reads == {
-        "stem": "qdq_x", "conv": "qdq_stem", "depthwise": "qdq_swish", "reduce": "qdq_squeeze", "excite": "qdq_reduce",
-        "project": "qdq_mul", "fc": "qdq_flatten", "head": "qdq_swish_2",
-    }  # fmt: skip
-
-
-class Block(nn.Module):
-    """A residual block with a convolution beside it, as in ResNet-18, and one without."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.beside, self.later, self.relu = (
-            nn.Conv2d(3, 3, 1),
-            nn.Conv2d(3, 3, 1),
-            nn.Conv2d(3, 3, 1),
-            nn.ReLU(),
-        )
-
-    def forward(self, x):
-        y = self.relu(self.conv(x) + self.beside(x))
-        return self.relu(self.later(y) + y)
-
-
-def test_additions_read_rounded_numbers_where_the_placement_says_so():
-    network = fx.symbolic_trace(Block().eval())
-    config.insert(network, QDQConfig("inputs", rounded_sums=True), (), nn.Identity)
-    read = {
-        node.name: [each.name for each in node.args]
-        for node in network.graph.nodes
-        if node.name.startswith("add")
-    }
-    assert read == {"add": ["qdq_conv", "qdq_beside"], "add_1": ["qdq_later", "qdq_add"]}
-    network = fx.symbolic_trace(Block().eval())
-    config.insert(network, QDQConfig("inputs"), (), nn.Identity)
-    read = {
-        node.name: [each.name for each in node.args]
-        for node in network.graph.nodes
-        if node.name.startswith("add")
-    }
-    assert read == {"add": ["conv", "beside"], "add_1": ["later", "relu"]}
-
-
-class TwoReaders(nn.Module):
-    """Two convolutions and a sum read the same tensor, as in the blocks of ResNet-18."""
-
-    def __init__(self):
-        super().__init__()
-        self.relu, self.left, self.right = nn.ReLU(), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
-
-    def forward(self, x):
-        x = self.relu(x)
-        return self.left(x) + self.right(x) + x
-
-
-@pytest.mark.parametrize(("settings", "raw"), [(INPUTS, True), (OUTPUTS, False)])
-def test_layers_that_read_one_tensor_read_one_pair(settings, raw):
-    network = fx.symbolic_trace(TwoReaders().eval())
-    qdqs = config.insert(network, settings, (), nn.Identity)
-    assert qdqs.reads == {"left": "qdq_relu", "right": "qdq_relu"}
-    last = next(node for node in network.graph.nodes if node.name == "add_1")
-    assert last.args[1].target == (
-        "relu" if raw else "qdq_relu"
-    )  # a sum reads what the placement says
-
-
-@pytest.mark.parametrize(
-    ("settings", "pair"),
-    [(OUTPUTS, True), (dataclasses.replace(OUTPUTS, float_logits=True), False)],
-)
-def test_logits_are_rounded_unless_they_stay_float(settings, qdq):
-    calls, qdqs = inserted(settings)
-    assert calls[-3:] == (
-        ["head", "qdq_head", "output"] if qdq else ["qdq_swish_2", "head", "output"]
-    )
-    assert ("qdq_head" in qdqs.source) == qdq and qdqs.reads["head"] == "qdq_swish_2"
-
-
-EVERY = [
-    QDQConfig(qdqs, scales=scales, float_logits=float_logits)
-    for qdqs in ("outputs", "inputs")
-    for scales in ("tensor", "apart", "needed")
-    for float_logits in (False, True)
+OUTPUTS = QDQConfig("outputs")
+RECIPE = Int8(ranges="minmax", calibration_images=8)
+SETTINGS = [
+    QDQConfig("outputs"),
+    QDQConfig("inputs", scales="needed", rounded_sums=True, centred=True, float_logits=True),
+    QDQConfig("outputs", torch.int8, pooling_keeps_scale=True, unit_gates=True, overflow="all"),
+    QDQConfig("outputs", overflow="depthwise", overflow_fix="weights"),
+    QDQConfig("outputs", torch.int16, torch.int16, "int32", True, 2**16 - 1, "apart"),
 ]
 
 
-@pytest.mark.parametrize("keep_fp32", [(), ("stem", "excite", "fc")])
-def test_names_do_not_depend_on_folding(keep_fp32):
-    for settings in EVERY:
-        folded, as_it_is = (inserted(settings, keep_fp32, fold)[1] for fold in (True, False))
-        assert folded == as_it_is
-
-
-# ---- what stays in FP32
-
-
-def test_what_stays_in_fp32_reads_and_gives_pairs_only_where_others_are_quantized():
-    calls, qdqs = inserted(OUTPUTS, ("reduce", "excite"))
-    missing = {"qdq_reduce"}  # between the two
-    assert set(inserted(OUTPUTS)[1].source) - set(qdqs.source) == missing
-    assert "reduce" not in qdqs.reads and "excite" not in qdqs.reads
-    assert calls[calls.index("squeeze") :][:6] == [
-        "squeeze",
-        "qdq_squeeze",
-        "reduce",
-        "relu",
-        "excite",
-        "qdq_excite",
-    ]
-    _, at_inputs = inserted(INPUTS, ("reduce", "excite"))
-    assert set(inserted(INPUTS)[1].source) - set(at_inputs.source) == {"qdq_squeeze", "qdq_reduce"}
-
-
-def test_an_image_that_only_fp32_reads_is_not_rounded():
-    for settings in (OUTPUTS, INPUTS):
-        _, qdqs = inserted(settings, ("stem",))
-        assert "qdq_x" not in qdqs.source and "stem" not in qdqs.reads
-
-
-def test_a_network_that_stays_in_fp32_has_no_pairs():
-    everything = tuple(name for name, _ in small(Everything).named_children())
-    for settings in (OUTPUTS, INPUTS):
-        _, qdqs = inserted(settings, everything)
-        # The sum and the product belong to no module.
-        expected = {"qdq_add", "qdq_mul", "qdq_conv", "qdq_stem", "qdq_swish_1", "qdq_gate"}
-        assert set(qdqs.source) == (expected if settings is OUTPUTS else set()) and qdqs.reads == {}
-
-
-# ---- scales
-
-
-def test_a_scale_for_each_channel_where_no_reader_adds_channels_up():
-    apart = {
-        "qdq_conv",
-        "qdq_add",
-        "qdq_swish",
-        "qdq_depthwise",
-        "qdq_swish_1",
-        "qdq_excite",
-        "qdq_gate",
-        "qdq_project",
-    }
-    apart |= {"qdq_fc"}  # hardswish reads it
-    assert inserted(QDQConfig("outputs", scales="apart"))[1].channelwise == apart
-    assert inserted(QDQConfig("inputs", scales="apart"))[1].channelwise == {"qdq_swish"}
-
-
-@pytest.mark.parametrize("pairs", ["outputs", "inputs"])
-def test_a_scale_for_each_channel_only_where_depthwise_convolutions_read(qdqs):
-    assert inserted(QDQConfig(qdqs, scales="needed"))[1].channelwise == {"qdq_swish"}
-    assert inserted(QDQConfig(qdqs))[1].channelwise == set()
-
-
-@pytest.mark.parametrize("pairs", ["outputs", "inputs"])
-def test_even_inputs_of_depthwise_convolutions_have_one_scale(qdqs):
-    for even, expected in (set(), {"qdq_swish"}), ({"depthwise"}, set()):
-        network = operators.folded(small(Everything))
-        network.meta["even"] = even
-        assert (
-            config.insert(network, QDQConfig(qdqs, scales="needed"), (), nn.Identity).channelwise
-            == expected
-        )
-
-
-def test_a_sum_beside_a_depthwise_convolution_leaves_it_its_scales():
-    class Residual(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.stem, self.depthwise, self.last = (
-                nn.Conv2d(3, 4, 1),
-                nn.Conv2d(4, 4, 3, padding=1, groups=4),
-                nn.Conv2d(4, 2, 1),
-            )
-
-        def forward(self, x):
-            x = self.stem(x)
-            return self.last(x + self.depthwise(x))
-
-    settings = QDQConfig("inputs", scales="needed", rounded_sums=True)
-    assert config.insert(fx.symbolic_trace(Residual()), settings, (), nn.Identity).channelwise == {
-        "qdq_stem"
-    }
-
-
-class Flattened(nn.Module):
-    """Elementwise operators, whose channels become pixels in between."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.act, self.gate, self.fc = (
-            nn.Conv2d(3, 4, 1),
-            nn.Hardswish(),
-            nn.Hardsigmoid(),
-            nn.Linear(4 * 64, 2),
-        )
-
-    def forward(self, x):
-        return self.fc(self.gate(torch.flatten(self.act(self.conv(x)), 1)))
-
-
-def test_flattened_channels_share_a_scale():
-    qdqs = config.insert(
-        operators.folded(Flattened()), QDQConfig("outputs", scales="apart"), (), nn.Identity
-    )
-    assert qdqs.channelwise == {"qdq_conv"}  # not that of hardswish, whose reader sees one row
-
-
-def test_an_average_has_the_scale_of_what_it_averages_and_a_gate_a_fixed_one():
-    _, qdqs = inserted(QDQConfig("outputs", pooling_keeps_scale=True, unit_gates=True))
-    assert qdqs.same_as == {"qdq_squeeze": "qdq_swish_1", "qdq_squeeze_1": "qdq_project"}
-    assert qdqs.gates == {"qdq_gate"}
-    _, qdqs = inserted(OUTPUTS)
-    assert qdqs.same_as == {} and qdqs.gates == set()
-
-
-# ---- settings
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [*EVERY, QDQConfig("outputs", torch.int16, torch.int16, "int32", True, 2**16 - 1, "apart")],
-)
-def test_a_placement_comes_back_from_its_description(settings):
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_a_configuration_comes_back_from_its_description(settings):
     described = json.loads(json.dumps(settings.describe()))
     assert QDQConfig.of(described) == settings
     assert described["activation"] == str(settings.activation).removeprefix("torch.")
-    assert QDQConfig.of(described | {"levels": 3}) != settings
+    assert QDQConfig.of(described | {"steps": 3}) != settings
 
 
 def test_the_lowest_integer_of_a_weight_is_not_used():
@@ -300,9 +42,11 @@ def test_the_lowest_integer_of_a_weight_is_not_used():
     ) == (127, 32767)
 
 
-def test_depthwise_weights_alone_have_seven_bits_where_only_their_products_are_narrow():
-    config = QDQConfig("outputs", narrow_depthwise=True)
-    assert config.narrowed("activations") == config.narrowed("weights") == config
+def test_depthwise_weights_alone_have_seven_bits_where_only_their_products_overflow():
+    overflowing = QDQConfig("outputs", overflow="depthwise")
+    config = overflowing.fixed("weights")
+    assert overflowing.fixed("activations") == config
+    assert overflowing.fixed("none") == overflowing
     layers = (
         nn.Conv2d(4, 4, 3, groups=4),
         nn.Conv2d(4, 4, 3),
@@ -310,21 +54,33 @@ def test_depthwise_weights_alone_have_seven_bits_where_only_their_products_are_n
         nn.Linear(4, 4),
     )
     assert [config.highest_weight(layer) for layer in layers] == [64, 127, 127, 127]
-    network = ptq(small(SmallDepthwise), noise(8, 32), dict(ranges="minmax"), config)
+    network = ptq(small(SmallDepthwise), noise(8, 32), RECIPE, config)
     assert {name: layer.weight.abs().max().item() for name, layer in network.layers.items()} == {
         "stem.0": 127, "depthwise.0": 64, "pointwise": 127, "head": 127,
     }  # fmt: skip
 
 
-def test_one_factor_of_narrow_products_has_seven_bits():
-    narrow = QDQConfig("outputs", narrow=True)
-    assert OUTPUTS.narrowed("weights") == OUTPUTS.narrowed("activations") == OUTPUTS
-    for factor, levels, highest in (("activations", 127, 127), ("weights", 255, 64)):
-        config = narrow.narrowed(factor)
-        assert (config.steps, config.highest_weight(nn.Linear(2, 2))) == (levels, highest)
-        assert 2 * levels * highest <= 2**15 - 1
-    with pytest.raises(ValueError, match="bias"):
-        narrow.narrowed("bias")
+@pytest.mark.parametrize(
+    ("fix", "steps", "highest"), [("activations", 127, 127), ("weights", 255, 64)]
+)
+def test_one_factor_of_products_that_overflow_has_seven_bits(fix, steps, highest):
+    overflowing = QDQConfig("outputs", overflow="all")
+    config = overflowing.fixed(fix)
+    assert (config.steps, config.highest_weight(nn.Linear(2, 2))) == (steps, highest)
+    assert 2 * steps * highest <= 2**15 - 1
+    assert overflowing.fixed("none") == overflowing
+    assert overflowing.highest_weight(nn.Linear(2, 2)) == 127
+    assert OUTPUTS.fixed(fix) == OUTPUTS  # its products fit
+
+
+@pytest.mark.parametrize("fix", ["activations", "weights"])
+def test_a_portable_network_has_the_fix_for_all_layers_on_every_processor(fix):
+    expected = QDQConfig("outputs", overflow="all").fixed(fix)
+    for overflow in ("none", "depthwise", "all"):
+        assert QDQConfig("outputs", overflow=overflow).fixed(fix, portable=True) == expected
+
+
+def test_integers_reach_from_the_lowest_to_the_highest_of_their_type():
     for dtype, ends in INTEGERS.items():
         assert ends == (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
 
@@ -340,13 +96,17 @@ def test_training_rounds_as_uint8_and_leaves_biases_alone():
     assert OUTPUTS.in_training == OUTPUTS.in_training.in_training == OUTPUTS
 
 
-def test_every_placement_of_a_backend_is_a_known_one():
-    from utils.backends import registry
-
-    for name in BACKENDS:
-        if hasattr(backend := registry.get(name), "placement"):
-            settings = backend.default_config(8)
-            assert settings.qdqs in ("outputs", "inputs") and settings.bias in ("float", "int32")
+def test_every_backend_asks_for_a_known_configuration():
+    backends = [registry.get(name) for name in BACKENDS]
+    lowerings = [backend for backend in backends if isinstance(backend, Lowering)]
+    assert len(lowerings) > 3
+    for backend in lowerings:
+        for bits in (8, 16):
+            settings = backend.default_config(bits)
+            assert settings.position in ("outputs", "inputs") and settings.bias in (
+                "float",
+                "int32",
+            )
             assert settings.scales in ("tensor", "apart", "needed")
             # A channel's average would be read by layers that add channels up.
             assert not (settings.scales == "apart" and settings.pooling_keeps_scale)

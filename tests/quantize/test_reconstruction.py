@@ -3,19 +3,23 @@
 import pytest
 import torch
 from helpers import Everything, noise, small, sqnr_db
+from quantize_helpers import FourBits
 from torch import fx, nn
 
-from utils.quantize import qat, reconstruction
+from utils.quantize import ptq, reconstruction, start_qat
 from utils.quantize.exact import execute
+from utils.quantize.fake_quant import to_integers
 from utils.quantize.qdq_config import QDQConfig
-from utils.quantize.reconstruction import Part, learn, reconstruct
+from utils.quantize.reconstruction import Part, learn
+from utils.recipes import Int8
 
 CONFIGS = [
-    QDQConfig("outputs", weight_limit=7),
+    FourBits("outputs"),
     QDQConfig("outputs", torch.int8, bias="int32", unit_gates=True),
-    QDQConfig("inputs", scales="needed", weight_limit=7),
+    FourBits("inputs", scales="needed"),
 ]
 RECIPE = Int8(ranges="minmax", calibration_images=32)
+RECONSTRUCTED = RECIPE.replace(reconstruct=True)
 IMAGES = noise(32, 33)
 
 
@@ -27,9 +31,9 @@ def model():
 @pytest.mark.parametrize("config", CONFIGS)
 @torch.no_grad()
 def test_without_learning_it_is_the_network_that_training_starts_from(model, config, monkeypatch):
-    monkeypatch.setattr(reconstruction, "STEPS", 0)
+    monkeypatch.setattr(reconstruction, "MOST_STEPS", 0)
     expected = to_integers(start_qat(model, IMAGES, RECIPE, config.in_training), (), config)
-    assert reconstruct(model, IMAGES, RECIPE, config).digest() == expected.digest()
+    assert ptq(model, IMAGES, RECONSTRUCTED, config).digest() == expected.digest()
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -39,17 +43,17 @@ def test_a_coarse_network_comes_nearer_to_the_float_one_on_other_images_too(
     others = noise(32, 33, seed=5)
     results = []
     for steps in (0, 100):
-        monkeypatch.setattr(reconstruction, "STEPS", steps)
-        results.append(reconstruct(model, IMAGES, RECIPE, config))
+        monkeypatch.setattr(reconstruction, "MOST_STEPS", steps)
+        results.append(ptq(model, IMAGES, RECONSTRUCTED, config))
     with torch.no_grad():
         before, after = (sqnr_db(model(others), execute(result, others)) for result in results)
     # At 8 bits this network is 49 dB away, and processors differ in whether that can be bettered: 49.0 to 49.2 dB.
-    assert after > before + (1 if config.weight_limit else -0.5)
-    assert reconstruct(model, IMAGES, RECIPE, config).digest() == results[1].digest()
+    assert after > before + (1 if isinstance(config, FourBits) else -0.5)
+    assert ptq(model, IMAGES, RECONSTRUCTED, config).digest() == results[1].digest()
 
 
 def test_what_stays_in_fp32_does_not_learn(model):
-    result = reconstruct(model, IMAGES, RECIPE.replace(keep_fp32=("stem", "relu")), CONFIGS[0])
+    result = ptq(model, IMAGES, RECONSTRUCTED.replace(keep_fp32=("stem", "relu")), CONFIGS[0])
     assert "stem" not in result.layers
     assert torch.equal(
         result.network.get_submodule("stem").weight, result.fp32.get_submodule("stem").weight
@@ -85,6 +89,6 @@ def test_what_makes_a_part_worse_is_forgotten(monkeypatch):
     part, x, wanted = part_of(nn.Linear(3, 2))
     before = error(part, x, wanted)
     monkeypatch.setattr(reconstruction, "RATE", 1e3)
-    monkeypatch.setattr(reconstruction, "STEPS", 1)
+    monkeypatch.setattr(reconstruction, "MOST_STEPS", 1)
     learn(part, [x], [wanted])
     assert error(part, x, wanted) == before

@@ -31,7 +31,7 @@ for engine, entry in BACKENDS.items():
 CASES = [pytest.param(config, id=name) for config, name in CONFIGS.items()]
 # As without VNNI: one factor of a product has 7 bits.
 CASES += [
-    pytest.param(dataclasses.replace(config, narrow=True), id=f"{name}, narrow")
+    pytest.param(dataclasses.replace(config, overflow="all"), id=f"{name}, overflow")
     for config, name in CONFIGS.items()
 ]
 
@@ -85,19 +85,14 @@ def accuracy(model, x, y):
 @pytest.mark.slow
 @pytest.mark.parametrize("config", CASES)
 def test_int8_of_another_network_is_near_its_fp32(trained, data, config, monkeypatch):
-    monkeypatch.setattr(reconstruction, "STEPS", 10)
+    monkeypatch.setattr(reconstruction, "MOST_STEPS", 10)
     model, recipe, x, y = trained
     with torch.no_grad():
         expected = model(x)
     assert accuracy(model, x, y) > GOOD  # it has something to lose
-    method = reconstruction.reconstruct if recipe.get("reconstruct") else ptq.quantize
     before = copy.deepcopy(model.state_dict())
-    quantized = method(
-        model,
-        data.train.calibration(COUNT),
-        recipe,
-        config.narrowed(recipe.get("seven_bits", "activations")),
-    )
+    config = config.fixed(recipe.overflow_fix, recipe.portable)
+    quantized = ptq(model, data.train.calibration(COUNT), recipe, config)
     assert len(quantized.layers) == sum(
         isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules()
     )

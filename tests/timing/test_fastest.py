@@ -31,9 +31,7 @@ def find(monkeypatch, tmp_path):
     monkeypatch.setattr(rounds, "WARMUP_S", 0)
     monkeypatch.setattr(registry, "problem", problem)
     monkeypatch.setattr(environment, "cpu", lambda: ("a processor", ("avx2", "avx512_vnni")))
-    monkeypatch.setattr(
-        environment, "code_of", lambda *modules: {"code": "as it is"}, raising=False
-    )
+    monkeypatch.setattr(environment, "code_of", lambda *modules: {"code": "as it is"})
 
     def find(batch_sizes, sha256="abc", **changes):
         FakeWorker.log.clear()

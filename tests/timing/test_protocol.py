@@ -165,7 +165,7 @@ def measured(monkeypatch, tmp_path):
     monkeypatch.setattr(registry, "problem", lambda name, device: None)
     monkeypatch.setattr(fastest, "Worker", FakeWorker)
     monkeypatch.setattr(rounds, "WARMUP_S", 0)
-    monkeypatch.setattr(environment, "code_of", lambda *modules: {}, raising=False)
+    monkeypatch.setattr(environment, "code_of", lambda *modules: {})
 
     def measure(batch_sizes, smoke, **how):
         FakeWorker.log.clear()

@@ -163,20 +163,50 @@ def test_a_baseline_of_another_model_or_order_of_classes_is_refused(baseline, op
         checkpoints.load_baseline(Run("alexnet", "ptq", "int8"), images, options)
 
 
-def test_a_file_made_of_a_checkpoint_is_made_again_if_it_was_changed(baseline, capsys):
-    made = []
+def derived(baseline, write):
+    code = ("utils.backends.onnx_export",)
+    return checkpoints.derived(baseline, ".onnx", write, code, ("torch", "onnx"))
+
+
+@pytest.fixture
+def made():
+    """A list of the files that were written, and the function that writes them."""
+    files = []
 
     def write(path):
-        made.append(path)
+        files.append(path)
         path.write_bytes(b"graph")
 
-    first = checkpoints.derived(baseline, ".onnx", write)
-    assert checkpoints.derived(baseline, ".onnx", write) == first and len(made) == 1
+    return files, write
+
+
+def test_a_file_made_of_a_checkpoint_is_made_again_if_it_was_changed(baseline, made, capsys):
+    files, write = made
+    first = derived(baseline, write)
+    assert derived(baseline, write) == first and len(files) == 1
     first.write_bytes(b"another network")
-    assert checkpoints.derived(baseline, ".onnx", write).read_bytes() == b"graph" and len(made) == 2
+    assert derived(baseline, write).read_bytes() == b"graph" and len(files) == 2
     assert f"{first} is not what was written there, and is made again" in capsys.readouterr().out
     first.with_name(f"{first.name}.sha256").unlink()
-    assert checkpoints.derived(baseline, ".onnx", write) == first and len(made) == 3
+    assert derived(baseline, write) == first and len(files) == 3
+
+
+@pytest.mark.parametrize("change", ["code", "torch", "onnx", "weights"])
+def test_a_file_made_of_a_checkpoint_depends_on_what_makes_it(baseline, made, monkeypatch, change):
+    files, write = made
+    first = derived(baseline, write)
+    if change == "code":
+        monkeypatch.setattr(checkpoints.environment, "code_of", lambda *modules: {"a": "b"})
+    elif change == "weights":
+        baseline.write_bytes(baseline.read_bytes() + b"\0")
+    else:
+        version = checkpoints.importlib.metadata.version
+        monkeypatch.setattr(
+            checkpoints.importlib.metadata,
+            "version",
+            lambda package: "0.0.1" if package == change else version(package),
+        )
+    assert derived(baseline, write) != first and len(files) == 2
 
 
 def test_a_baseline_with_weights_that_are_not_finite_is_refused(options, images):

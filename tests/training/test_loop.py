@@ -1,4 +1,4 @@
-"""`fit`: a killed run ends with the same weights, the best epoch is kept, the rates are right."""
+"""`fit`: killed runs end with the same weights, the best epoch is kept, rates are right."""
 
 import copy
 import dataclasses

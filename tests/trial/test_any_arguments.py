@@ -1,4 +1,4 @@
-"""Command lines of any words: they are understood, or one line says why not, before anything heavy is imported."""
+"""Random command lines: they parse, or one line says why not."""
 
 import contextlib
 import io
@@ -13,19 +13,30 @@ from utils.errors import UserError
 
 RUNS = [Run(model, *kind) for model in catalog.MODELS for kind in catalog.kinds()]
 ODD = st.one_of(
-    st.text(st.characters(exclude_characters="\0"), max_size=20),  # an argument never holds a zero byte
-    st.sampled_from(["", " ", "-1", "0", "1", "1,8", "1,,8", "4294967296", "1e3", "nan", "all", "/", ".", "..", "~", "/dev/null",
-                     "/proc", "caf\udce9", "x" * 5000, "a/" * 2500, "--", "-h", "--help=1", "kaggle", "cat", "int8"]),
+    # An argument cannot contain a zero byte.
+    st.text(st.characters(exclude_characters="\0"), max_size=20),
+    st.sampled_from([
+        "", " ", "-1", "0", "1", "1,8", "1,,8", "4294967296", "1e3", "nan", "all", "/", ".", "..",
+        "~", "/dev/null", "/proc", "caf\udce9", "x" * 5000, "a/" * 2500, "--", "-h", "--help=1",
+        "kaggle", "cat", "int8",
+    ]),
 )  # fmt: skip
 OPTIONS = [f"--{name}" for name in (
-    "backend", "data", "classes", "init", "device", "batch-sizes", "seed", "threads", "cuda-graph", "timing", "profile",
-    "results", "checkpoints", "smoke", "th", "unknown",
+    "backend", "data", "classes", "init", "device", "batch-sizes", "seed", "threads", "cuda-graph",
+    "timing", "profile", "results", "checkpoints", "smoke", "th", "unknown",
 )]  # fmt: skip
 GOOD = {
-    "--backend": sorted({*catalog.BACKENDS, "all", "fastest"}), "--init": ["scratch", "imagenet", __file__], "--seed": ["3"],
-    "--threads": ["1"], "--batch-sizes": ["1,32", "8"], "--timing": cli.TIMING, "--device": ["cpu", "cuda"],
-    "--data": ["kaggle", "/"], "--results": ["r"], "--checkpoints": ["c d"],
-}  # fmt: skip
+    "--backend": sorted({*catalog.BACKENDS, "all", "fastest"}),
+    "--init": ["scratch", "imagenet", __file__],
+    "--seed": ["3"],
+    "--threads": ["1"],
+    "--batch-sizes": ["1,32", "8"],
+    "--timing": cli.TIMING,
+    "--device": ["cpu", "cuda"],
+    "--data": ["kaggle", "/"],
+    "--results": ["r"],
+    "--checkpoints": ["c d"],
+}
 WORDS = st.one_of(
     st.tuples(st.sampled_from(OPTIONS), ODD),
     st.sampled_from([(option, value) for option, values in GOOD.items() for value in values]),
@@ -35,7 +46,7 @@ WORDS = st.one_of(
 
 
 def parsed(run, argv):
-    """Options of the command line, or None where it ended in a line on stderr and status 2, or in the help."""
+    """Options of the command line; None after the help, or after one line with status 2."""
     printed, told = io.StringIO(), io.StringIO()
     try:
         with (
@@ -60,9 +71,8 @@ def parsed(run, argv):
 def test_any_command_line_is_options_or_a_line(run, words):
     options = parsed(run, [word for group in words for word in group])
     if options is not None:
-        assert set(options.backends) <= set(run.backends) and options.batch_sizes == tuple(
-            sorted(set(options.batch_sizes))
-        )
+        assert set(options.backends) <= set(run.backends)
+        assert options.batch_sizes == tuple(sorted(set(options.batch_sizes)))
         assert options.threads <= cli.cpu_count() and 0 <= options.seed <= cli.MAX_SEED
 
 
@@ -71,7 +81,7 @@ def test_any_command_line_is_options_or_a_line(run, words):
     st.lists(st.sampled_from([(k, v) for k, values in GOOD.items() for v in values]), max_size=6),
 )
 def test_the_command_of_options_gives_these_options(run, words):
-    """What reproduce.py --list prints, read again."""
+    """Parse the commands that reproduce.py --list prints."""
     try:
         options = parsed(run, [word for group in words for word in group])
     except UserError:

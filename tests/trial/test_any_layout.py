@@ -1,4 +1,4 @@
-"""Folders of any layout and content: they are a study of two classes, or one line says why not."""
+"""Random folders: each is a study of two classes, or one line says why not."""
 
 import io
 import os
@@ -53,7 +53,7 @@ CONTENTS = {
 }
 KINDS = st.sampled_from([*CONTENTS, "image", "image", "folder", "link", "broken link"])
 ENTRIES = st.tuples(st.lists(FOLDERS, max_size=4), STEMS, SUFFIXES, KINDS)
-# Few random trees hold two classes, so half of the examples start from one that does.
+# Few random trees hold two classes, so half of the examples start from a tree that does.
 PAIRS = [
     ([split, name], str(i), ".jpg", "image")
     for split in ("train", "test")
@@ -63,7 +63,7 @@ PAIRS = [
 
 
 def plant(root: Path, entries) -> None:
-    """Make the entries below `root`; what is in the way of another, or what the disk refuses, is left out."""
+    """Make the entries below `root`, except those that collide or that the disk refuses."""
     for folders, stem, suffix, kind in entries:
         path = root.joinpath(*folders, stem + suffix)
         try:
@@ -79,7 +79,7 @@ def plant(root: Path, entries) -> None:
 
 
 def check(folder: layouts.Folder) -> None:
-    """Check what `layouts.find` promises."""
+    """Check the guarantees of `layouts.find`."""
     assert len(set(folder.classes)) == 2 and all(name.isprintable() for name in folder.classes)
     names = [image.name for image in folder.images]
     assert names == sorted(set(names)) and folder.ignored >= 0
@@ -114,8 +114,8 @@ def test_any_folder_is_two_classes_or_a_line(entries, with_pairs, classes):
         assert set(np.unique(stored)) == {0, 1} and len(stored) <= len(folder.images)
 
 
-def test_the_entries_are_what_they_are_called(tmp_path):
-    """The trees above do hold links, folders and names that are no UTF-8."""
+def test_the_entries_are_of_the_stated_kinds(tmp_path):
+    """The trees above do contain links, folders and names that are not UTF-8."""
     plant(
         tmp_path,
         [([], "a", ".jpg", kind) for kind in ("link",)] + [(["cat"], "caf\udce9", ".jpg", "image")],

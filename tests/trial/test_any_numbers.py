@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from utils.errors import UserError
-from utils.quantize import ptq, reconstruction
+from utils.quantize import ptq
 from utils.quantize.calibration import RANGES, Observer, numbers
 from utils.quantize.exact import execute
 from utils.quantize.modules import by_output, quantize_weight
-from utils.quantize.qdq_config import INTEGERS, NARROW, QDQConfig
+from utils.quantize.qdq_config import INTEGERS, NARROW_WEIGHT, QDQConfig
+from utils.recipes import Int8
 
 # Ordinary values, and those that break careless code: zeros, equal values, denormals, outliers.
 VALUES = st.one_of(
@@ -27,13 +28,13 @@ ROWS = st.one_of(
     st.just([0.0] * 4),
 )
 CHANNELS = st.lists(ROWS, min_size=1, max_size=5)
-PLACEMENTS = st.sampled_from([
+CONFIGS = st.sampled_from([
     QDQConfig("outputs"), QDQConfig("outputs", steps=127), QDQConfig("inputs", centred=True), QDQConfig("outputs", torch.int8),
     QDQConfig("inputs", torch.int8, symmetric=True), QDQConfig("outputs", torch.int16, symmetric=True, steps=2**16 - 1),
 ])  # fmt: skip
 
 
-@given(CHANNELS, st.sampled_from([NARROW, 127, 2**15 - 1]), st.floats(0, 1e-3))
+@given(CHANNELS, st.sampled_from([NARROW_WEIGHT, 127, 2**15 - 1]), st.floats(0, 1e-3))
 def test_any_weights_are_integers_with_scales(channels, highest, smallest):
     weight = torch.tensor(channels, dtype=torch.float32)
     integers, scale = quantize_weight(weight, highest, smallest)
@@ -45,8 +46,8 @@ def test_any_weights_are_integers_with_scales(channels, highest, smallest):
     assert ((integers.double() * steps - weight.double()).abs() <= allowed).all()
 
 
-@given(CHANNELS, PLACEMENTS, st.sampled_from(sorted(RANGES)), st.booleans())
-def test_any_activations_have_a_scale_and_a_zero_point(channels, placement, method, channelwise):
+@given(CHANNELS, CONFIGS, st.sampled_from(sorted(RANGES)), st.booleans())
+def test_any_activations_have_a_scale_and_a_zero_point(channels, config, method, channelwise):
     x = torch.tensor(channels, dtype=torch.float32).T[..., None, None]  # (images, channels, 1, 1)
     observer = Observer()
     observer.channelwise = channelwise
@@ -55,15 +56,15 @@ def test_any_activations_have_a_scale_and_a_zero_point(channels, placement, meth
     if method != "minmax":
         observer.counts = torch.zeros(len(observer.low), 2048, dtype=torch.float64)
         observer(x)
-    low, high = observer.range(method, placement)
+    low, high = observer.range(method, config)
     assert (
         np.isfinite([low, high]).all()
         and (low <= 0).all()
         and (high >= 0).all()
         and (low < high).all()
     )
-    scale, zero_point = numbers(low, high, placement)
-    lowest, highest = INTEGERS[placement.activation]
+    scale, zero_point = numbers(low, high, config)
+    lowest, highest = INTEGERS[config.activation]
     assert torch.isfinite(scale).all() and (scale > 0).all()
     assert (zero_point >= lowest).all() and (zero_point <= highest).all()
     if (
@@ -97,23 +98,25 @@ class Tiny(nn.Module):
 
 
 RECIPES = [
-    dict(ranges="minmax"), dict(ranges="percentile"), dict(ranges="mse", weights="tensor"),
-    dict(ranges="mse", equalize=True, adaptive_rounding=True, bias_correction=True),
-]  # fmt: skip
+    Int8(ranges="minmax", calibration_images=4),
+    Int8(ranges="percentile", calibration_images=4),
+    Int8(ranges="mse", calibration_images=4, weight_scales="tensor"),
+    Int8(ranges="mse", calibration_images=4, equalize=True, adaround=True, bias_correction=True),
+]
 
 
 @settings(max_examples=max(10, settings.default.max_examples // 4))
 @given(
     st.lists(VALUES, min_size=24, max_size=24),
-    PLACEMENTS,
+    CONFIGS,
     st.sampled_from(RECIPES),
     st.sampled_from([1.0, 0.0, 1e-20, 1e10]),
 )
-def test_any_network_gives_finite_answers_or_a_line(weights, placement, recipe, scale):
+def test_any_network_gives_finite_answers_or_a_line(weights, config, recipe, scale):
     torch.manual_seed(0)
     images, model = scale * torch.randn(4, 3, 4, 4), Tiny(weights).eval()
     try:
-        quantized = ptq(model, images, recipe, placement)
+        quantized = ptq(model, images, recipe, config)
     except UserError as error:
         assert len(str(error).split("\n")) == 1
         assert not torch.isfinite(model(images)).all() or "infinite" in str(error)
@@ -123,11 +126,13 @@ def test_any_network_gives_finite_answers_or_a_line(weights, placement, recipe, 
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("make", [ptq.quantize, reconstruction.reconstruct])
+@pytest.mark.parametrize("reconstruct", [False, True])
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_numbers_that_are_none_are_a_line(bad, make, recipe):
+def test_numbers_that_are_none_are_a_line(bad, reconstruct, recipe):
     """In any weight and by any method."""
+    if reconstruct:
+        recipe = recipe.replace(reconstruct=True, adaround=False, bias_correction=False)
     for place in (0, 13, 20):
         model = Tiny([1.0] * place + [bad] + [0.5] * (23 - place)).eval()
         with pytest.raises(UserError, match="infinite"):
-            make(model, torch.randn(4, 3, 4, 4), recipe, QDQConfig("outputs"))
+            ptq(model, torch.randn(4, 3, 4, 4), recipe, QDQConfig("outputs"))

@@ -1,4 +1,4 @@
-"""Runs and tables that anything may have happened to: what can be used is used, and a line names the rest."""
+"""Runs and tables with any damage: usable files are used, and a line names each other one."""
 
 import copy
 import csv
@@ -13,36 +13,44 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from records import record, write_ladder, write_run
+from records import record, write_ablation, write_run
 
 from figures import all as everything
 from figures.shared import script
 from utils import results
 from utils.errors import UserError
 
-JSON = st.recursive(
-    st.one_of(
-        st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5),
-        st.sampled_from([-1, 0, 1, 2, 1e308, "", "fp32", "ptq", "qnnpack", "../x", "\x1b[2J", "caf\udce9", [], {}]),
-    ),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-    max_leaves=5,
-)  # fmt: skip
+NASTY = [-1, 0, 1, 2, 1e308, "", "fp32", "ptq", "qnnpack", "../x", "\x1b[2J", "caf\udce9", [], {}]
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=5),
+    st.sampled_from(NASTY),
+)
+
+
+def containers(inner):
+    """Lists and dictionaries of JSON values."""
+    lists = st.lists(inner, max_size=3)
+    return lists | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+
+
+JSON = st.recursive(SCALARS, containers, max_leaves=5)
 
 
 ACCIDENTS = ["cut", "zeros", "flip", "twice", "noise"]
 
 
 def places(value, above=()):
-    """All the paths into a JSON value."""
+    """Yield all the paths into a JSON value."""
     yield above
-    children = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value)
-        if isinstance(value, list)
-        else ()
-    )
+    children = ()
+    if isinstance(value, dict):
+        children = value.items()
+    elif isinstance(value, list):
+        children = enumerate(value)
     for key, child in children:
         yield from places(child, (*above, key))
 
@@ -56,7 +64,7 @@ CHANGES = st.one_of(
 
 
 def changed(changes):
-    """A copy of a whole run with the changes that still apply."""
+    """Copy a whole run with the changes that still apply."""
     value = copy.deepcopy(WHOLE)
     for what, place, new in changes:
         inner = value
@@ -73,19 +81,17 @@ def changed(changes):
 
 
 def damaged(text: bytes, how: str, seed: int) -> bytes:
-    """The bytes after an accident."""
+    """Return the bytes after an accident."""
     rng = random.Random(seed)
     place = rng.randrange(len(text)) if text else 0
     if how == "cut":
         return text[:place]
     if how == "zeros":
         return text[:place] + bytes(len(text) - place)
+    if how == "flip" and not text:
+        return b""
     if how == "flip":
-        return (
-            text[:place] + bytes([text[place] ^ 1 << rng.randrange(8)]) + text[place + 1 :]
-            if text
-            else b""
-        )
+        return text[:place] + bytes([text[place] ^ 1 << rng.randrange(8)]) + text[place + 1 :]
     if how == "twice":
         return text + text
     return bytes(rng.randrange(256) for _ in range(100))
@@ -123,16 +129,13 @@ def test_any_run_is_a_row_or_left_out(changes, accident, seed):
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """The files of a study of two models, as {path below the results: bytes}."""
+    """Files of a study of two models, as {path below the results: bytes}."""
     folder = tmp_path_factory.mktemp("whole")
     for model in ("alexnet", "resnet18"):
-        for method, dtype, backend in (
-            ("fp32", "fp32", "native"),
-            ("ptq", "int8", "fbgemm"),
-            ("qat", "int8", "fbgemm"),
-        ):
-            write_run(folder, model, method, dtype, backend)
-    write_ladder(folder)
+        write_run(folder, model, "fp32", "fp32", "native")
+        write_run(folder, model, "ptq", "int8", "fbgemm")
+        write_run(folder, model, "qat", "int8", "fbgemm")
+    write_ablation(folder)
     return {
         path.relative_to(folder): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -141,7 +144,7 @@ def study(tmp_path_factory):
 
 
 def attempt(name, results_folder, out):
-    """Run a figure script as figures/all.py does, reading what is there; returns its error or None."""
+    """Run a figure script on the files that are there, like figures/all.py; return its error."""
     args = SimpleNamespace(study="cats_and_dogs", results=results_folder, out=out)
     try:
         frame = script.read(args)
@@ -172,19 +175,16 @@ def test_any_damage_to_a_study_is_a_line(study, name, which, how, seed):
             elif path != victim or how != "gone":
                 target.write_bytes(damaged(content, how, seed) if path == victim else content)
         error = attempt(name, Path(place) / "results", Path(place) / "figures")
-        # An error that nobody expected begins with its class, as in "KeyError: 'x'".
-        assert error is None or not error.split(":")[0].endswith(
-            ("Error", "Exception", "Exit", "Iteration", "Warning")
-        ), error
+        # An unexpected error begins with its class, as in "KeyError: 'x'".
+        unexpected = ("Error", "Exception", "Exit", "Iteration", "Warning")
+        assert error is None or not error.split(":")[0].endswith(unexpected), error
         assert error is None or len(error.split("\n")) <= 2, error
 
 
 def test_the_whole_study_has_tables(study, tmp_path):
-    """The scripts above do read these files: undamaged, they give no error."""
+    """The scripts above read these files: without damage, there is no error."""
     for path, content in study.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_bytes(content)
-    assert (
-        attempt(everything.FIRST, tmp_path, None) is None
-        and (tmp_path / "cats_and_dogs" / "tables.md").exists()
-    )
+    assert attempt(everything.FIRST, tmp_path, None) is None
+    assert (tmp_path / "cats_and_dogs" / "tables.md").exists()

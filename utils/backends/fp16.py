@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils import architectures, environment
+from utils import architectures, environment, torch_file
 from utils.backends.base import (
     Backend,
     Converted,
@@ -27,7 +27,6 @@ from utils.backends.base import (
 from utils.backends.operator_times import ByTorch
 from utils.quantize import floating
 from utils.recipes import Fp16QAT
-from utils.training import checkpoints
 
 NATIVE_CPU = {"avx512_fp16", "amx_fp16", "asimdhp"}
 NATIVE_CUDA = (5, 3)  # the first compute capability with FP16 arithmetic
@@ -87,7 +86,7 @@ class Float16(ByTorch, Floating, Backend):
         network = self.wrapper(copy.deepcopy(fp32))
         state = network.network.state_dict().items()
         weights = {key: value.detach().cpu().contiguous() for key, value in state}
-        content = checkpoints.packed({"architecture": model.architecture, "state_dict": weights})
+        content = torch_file.packed({"architecture": model.architecture, "state_dict": weights})
         return Converted(
             backend=self,
             predict=network,

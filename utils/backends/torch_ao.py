@@ -103,7 +103,7 @@ def trace(network: fx.GraphModule) -> torch.jit.ScriptModule:
 
 
 def torchscript(network: fx.GraphModule) -> memoryview:
-    """Return `network` as the bytes of a TorchScript file; see `checkpoints.packed`."""
+    """Return `network` as the bytes of a TorchScript file; see `torch_file.packed`."""
     buffer = io.BytesIO()
     torch.jit.save(trace(network), buffer)
     return buffer.getbuffer()

@@ -1,4 +1,4 @@
-"""Images decoded once and kept as one memory-mapped array, named after all that decides the pixels.
+"""Images decoded once, in a memory-mapped array keyed by everything that decides the pixels.
 
 A cache is a folder with images.npy and an index, which has a checksum of each image. It is built
 under a lock, next to its final place, and renamed when complete. So whenever a process is killed,

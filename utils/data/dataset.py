@@ -1,8 +1,8 @@
 """The images of a study as tensors: splits, batches, calibration images.
 
 Every script sees the same test images in the same order. `utils.data.cache` decodes each image
-once. Here a batch is a slice of a memory-mapped uint8 array, so memory stays bounded whatever the
-size of the data set, and no worker processes are needed.
+once. Here a batch is read from a memory-mapped uint8 array, so memory stays bounded for data sets
+of any size, and no worker processes are needed.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ class Split:
         return len(self.index)
 
     def __reduce__(self):
-        """Give another process the name of the file instead of its bytes."""
+        """Pickle the name of the file instead of its bytes, for other processes."""
         return _reopen, (self.images.filename, self.labels, self.names, self.index)
 
     @property
@@ -39,7 +39,7 @@ class Split:
     def batch(self, positions: np.ndarray, device: str = "cpu") -> torch.Tensor:
         """Return the images at `positions` (n,), float32 (n, 3, 224, 224) in [0, 1], on `device`.
 
-        They are stored channels last and not normalised.
+        Their memory format is channels last. They are not normalised.
         """
         pixels = torch.from_numpy(self.images[self.index[positions]])
         return pixels.to(device).permute(0, 3, 1, 2).float().div_(255)
@@ -49,7 +49,7 @@ class Split:
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield all images in order, float32 (n, 3, 224, 224) normalised, and labels, int64 (n,).
 
-        Each n is `batch_size`, except for a smaller last one.
+        n is `batch_size`, except in the last batch, which may be smaller.
         """
         for start in range(0, len(self), batch_size):
             positions = np.arange(start, min(start + batch_size, len(self)))
@@ -68,10 +68,10 @@ class Split:
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield one epoch of full batches in an order drawn from `seed`, as `batches` does.
 
-        `augmentation` holds the keyword arguments of `augment`; None leaves the images as they are.
-        With `part` (rank, size), a batch holds every size-th image only: all ranks together see
-        what one process would. Images that do not fill a batch are left out, others in each epoch,
-        since BatchNorm cannot learn from a single image.
+        `augmentation` holds the keyword arguments of `augment`; None leaves the images unchanged.
+        With `part` (rank, size), a batch holds only every size-th image: all ranks together see the
+        batches of a single process. The images of the last, incomplete batch are left out, because
+        BatchNorm cannot learn from a single image; they differ between seeds.
         """
         shard = slice(part[0], None, part[1])
         generator = torch.Generator().manual_seed(seed)
@@ -91,7 +91,7 @@ class Split:
         return Split(self.images, self.labels, self.names, self.index[rank::size])
 
     def sample(self, count: int, seed: int = partition.SPLIT_SEED) -> "Split":
-        """Return at most `count` images in equal parts by class; see `partition.sample`."""
+        """Return at most `count` images, the same number of each class; see `partition.sample`."""
         return Split(
             self.images, self.labels, self.names, partition.sample(self, self.index, count, seed)
         )
@@ -99,7 +99,7 @@ class Split:
     def calibration(self, count: int) -> torch.Tensor:
         """Return the images for the calibration of PTQ: float32 (n, 3, 224, 224), normalised.
 
-        n is `count`, or the size of the split if that is smaller. The images are not augmented.
+        n is `count`, or the size of the split if it is smaller. The images are not augmented.
         """
         chosen = self.sample(count)
         return normalize_(chosen.batch(np.arange(len(chosen))))
@@ -122,7 +122,7 @@ class Data:
     broken: int  # files that could not be decoded
 
     def describe(self) -> dict:
-        """Return what a result says about its data: study, classes, hash, numbers of images."""
+        """Return the data section of a record: study, classes, hash, numbers of images."""
         negative, positive = self.classes
         return {
             "study": self.study,

@@ -66,7 +66,7 @@ def decode(source: Path | bytes) -> np.ndarray:
 
 @contextmanager
 def _room(width: int, height: int) -> Iterator[None]:
-    """Wait until there is memory for an image of this size; raise BrokenImage for too large ones."""
+    """Wait until there is memory for an image of this size; raise BrokenImage above LARGEST."""
     if width * height > LARGEST:
         raise BrokenImage(f"{width} x {height} pixels, more than {LARGEST // 10**6} million")
     with _large if width * height > LARGE else nullcontext():

@@ -1,8 +1,8 @@
 """Discovery of the labelled images of a two-class data set, without flags or a fixed layout.
 
-Folders on the way to an image name its split (train, test_set, ...). The folder that holds the
-image names its class. Only where that folder cannot, the file name does: cat.0.jpg is a cat if it
-lies in the root or in a split's folder, or if one folder that is no class holds all images.
+A folder on the path of an image names its split (train, test_set, ...). The folder that holds the
+image names its class. If it cannot, the file name does: cat.0.jpg is a cat if it lies in the root
+or in the folder of a split, or if all images lie in one folder that is not named after a class.
 """
 
 import os
@@ -17,7 +17,7 @@ from typing import NamedTuple
 from utils import studies
 from utils.errors import UserError, printable
 
-DEEPEST = 100  # folders in one another
+DEEPEST = 100  # nested folders
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"})
 SPLITS = {
@@ -27,13 +27,9 @@ SPLITS = {
 }
 SINGULAR = {"cats": "cat", "dogs": "dog"}
 CATS_AND_DOGS = ("cat", "dog")
-KAGGLE = (
-    "Kaggle Cat and Dog"  # the dissertation's data set, and the only one that may bear its name
-)
-LISTED, OFFERED = (
-    5,
-    20,
-)  # classes that an error names: of a data set with too many, and to choose from
+KAGGLE = "Kaggle Cat and Dog"  # the dissertation's data set
+LISTED = 5  # classes that an error names if there are too many
+OFFERED = 20  # classes that an error names to choose from
 EXPECTED = (
     "Expected two classes: folders like cats/ and dogs/, alone or inside train/ and test/, "
     "or files named like cat.0.jpg and dog.0.jpg."
@@ -44,8 +40,8 @@ EXPECTED = (
 class Image:
     """One labelled image file.
 
-    `path` is absolute; `name` is the path relative to the root of the data set, with forward
-    slashes. `label` is 0 or 1. `split` is "train", "val" or "test", or None in every image of a
+    `path` is absolute. `name` is the path relative to the root of the data set, with forward
+    slashes. `label` is 0 or 1. `split` is "train", "val" or "test"; it is None for every image of a
     data set without splits.
     """
 
@@ -59,10 +55,10 @@ class Image:
 class Folder:
     """A two-class data set on disk.
 
-    `classes` come in label order (cat 0, dog 1), `images` sorted by name. Each split that occurs
-    has images of both classes; where splits occur, "train" is one of them. `layout` is a name for
+    `classes` are in label order (cat 0, dog 1), `images` are sorted by name. Each split that occurs
+    has images of both classes. If there are splits, "train" is one of them. `layout` is a name for
     people, `study` a slug ([a-z0-9_]+) for the folder of results. `ignored` counts the files that
-    are no image of the two classes, hidden files excepted.
+    are not images of the two classes, except hidden files.
     """
 
     root: Path
@@ -74,7 +70,7 @@ class Folder:
 
 
 class _Row(NamedTuple):
-    """What the name of an image says."""
+    """What the path of an image says about it."""
 
     name: str
     label: str  # its class
@@ -84,8 +80,8 @@ class _Row(NamedTuple):
 def find(path: Path, classes: tuple[str, str] | None = None) -> Folder:
     """Return the data set below `path`, or its images of the two `classes`; open no image.
 
-    `classes` are compared without regard to case or order, and "cats" means "cat". Broken images
-    are still among the images.
+    Case and order of `classes` do not matter, and "cats" means "cat". Broken images are not
+    filtered out.
 
     Raises UserError if the folder is missing or cannot be read, if it does not hold exactly two
     classes and `classes` does not choose two of them, or if a split lacks one of the two.
@@ -126,12 +122,12 @@ def _root(path: Path) -> Path:
         raise UserError(f"{path} is a file: give the folder that holds the images.")
     if not is_folder:
         raise UserError(f"{path} does not exist: give the folder that holds the images.")
-    # Not resolved in full: the study is named after the link that the user gave, not its target.
+    # Links are not resolved: the study is named after the link that the user gave, not its target.
     return path.absolute() if ".." not in path.parts and path.name else path.resolve()
 
 
 def _identity(folder: Path) -> tuple[int, int]:
-    """Return what tells `folder` from any other, whatever links lead to it."""
+    """Return the device and inode of `folder`, which are the same through any link."""
     status = folder.stat()
     return status.st_dev, status.st_ino
 
@@ -141,18 +137,18 @@ def _files(
 ) -> Iterator[tuple[str, bool]]:
     """Yield the name of everything below `folder` except folders, and whether it is a file.
 
-    `prefix` precedes each name. Links are followed, except those back to a folder `above`. Raises
-    UserError below DEEPEST folders.
+    `prefix` precedes each name. Links are followed, except back to a folder in `above`. Raises
+    UserError for more than DEEPEST nested folders.
     """
     if len(above) > DEEPEST:
         where = printable(folder)[-100:]
         raise UserError(
-            f"{where}: more than {DEEPEST} folders in one another. Give the folder that holds the images."
+            f"{where}: more than {DEEPEST} nested folders. Give the folder that holds the images."
         )
     try:
         with os.scandir(folder) as entries:
             for item in entries:
-                # The Path of a dangling link is neither file nor folder; its DirEntry may raise.
+                # The Path of a dangling link is neither file nor folder; a DirEntry may raise.
                 entry = Path(item.path) if item.is_symlink() else item
                 if entry.name.startswith(".") or entry.name == "__MACOSX":
                     continue
@@ -169,13 +165,13 @@ def _class(word: str) -> str:
 
 
 def _folder_class(name: str) -> str | None:
-    """Return the class that the holding folder names; None if it is the root or names a split."""
+    """Return the class that the image's folder names; None for the root or a split's folder."""
     *folders, _ = name.split("/")
     return _class(folders[-1]) if folders and folders[-1].lower() not in SPLITS else None
 
 
 def _file_class(name: str) -> str | None:
-    """Return the class in the first letters of the file's name; None if it starts with none."""
+    """Return the class in the first letters of the file's name; None if there are no letters."""
     letters = re.match(r"[^\W\d_]+", name.rpartition("/")[2].rpartition(".")[0])
     return letters and _class(letters.group())
 
@@ -188,10 +184,10 @@ def _chosen(classes: tuple[str, str]) -> tuple[str, str]:
 
 
 def _labels(root: Path, names: list[str], chosen: tuple[str, str] | None) -> dict[str, str]:
-    """Return the class of each name that tells it; raise UserError if none does.
+    """Return the class of each name that has one; raise UserError if none has.
 
-    If one folder that is no class holds all images, file names count, provided that they name the
-    `chosen` classes or, where none are chosen, cat and dog: img_1 and dsc_2 are no classes.
+    If one folder that is not named after a class holds all images, the file names count, provided
+    that they name the `chosen` classes, by default cat and dog: img_1 and dsc_2 are not classes.
     """
     if not names:
         packed = [
@@ -202,7 +198,8 @@ def _labels(root: Path, names: list[str], chosen: tuple[str, str] | None) -> dic
     labels = _known({name: _folder_class(name) or _file_class(name) for name in names})
     if not labels:
         raise UserError(
-            f"{root}: {len(names)} images, for example {printable(names[0])}, but none carries a label.\n{EXPECTED}"
+            f"{root}: {len(names)} images, for example {printable(names[0])}, "
+            f"but none carries a label.\n{EXPECTED}"
         )
     kinds, wanted = {row.label for row in _rows(labels)}, set(chosen or CATS_AND_DOGS)
     if len(kinds) == 1 and not kinds & wanted:
@@ -217,12 +214,12 @@ def _known(labels: dict[str, str | None]) -> dict[str, str]:
 
 
 def _rows(labels: dict[str, str]) -> list[_Row]:
-    """Return a row for each image of the data set; either all rows have a split or none has."""
+    """Return a row per image of the data set; either all rows have a split or none has."""
     rows = [_Row(name, label, _split(name)) for name, label in labels.items()]
     splits = {row.split for row in rows}
-    if "train" in splits:  # the rest, like a folder single_prediction, is no part of the data set
+    if "train" in splits:  # other folders, like single_prediction, do not belong to the data set
         return [row for row in rows if row.split is not None]
-    if None in splits and len(splits) > 1:  # class folders with a test folder beside them
+    if None in splits and len(splits) > 1:  # class folders next to a test folder
         return [row._replace(split=row.split or "train") for row in rows]
     return rows
 
@@ -243,14 +240,16 @@ def _check_chosen(root: Path, classes: tuple[str, str], counts: Counter[str]) ->
     """Raise UserError if one of the `classes`, as the user gave them, has no image."""
     missing = " or ".join(name for name in classes if _class(name) not in counts)
     if missing:
-        message = f"--classes {shlex.join(classes)}: {root} has no images of {missing}, only of {_listed(counts, OFFERED)}."
-        raise UserError(message)
+        raise UserError(
+            f"--classes {shlex.join(classes)}: {root} has no images of {missing}, "
+            f"only of {_listed(counts, OFFERED)}."
+        )
 
 
 def _listed(counts: Counter[str], limit: int) -> str:
     """Return text on the `limit` largest classes and the number of the others."""
     listed = ", ".join(
-        f"{printable(name)} ({count} image{'s' * (count != 1)})"
+        f"{printable(name)} ({count} image{'' if count == 1 else 's'})"
         for name, count in counts.most_common(limit)
     )
     return f"{listed} and {len(counts) - limit} more" if len(counts) > limit else listed
@@ -267,16 +266,18 @@ def _pair(root: Path, rows: list[_Row]) -> tuple[str, str]:
         raise UserError(f"{root}: found 1 class: {listed}.\n{EXPECTED}")
     example = printable(shlex.join(sorted(name for name, _ in counts.most_common(2))))
     raise UserError(
-        f"{root}: found {len(counts)} classes: {listed}.\nChoose two with --classes A B, for example --classes {example}"
+        f"{root}: found {len(counts)} classes: {listed}.\n"
+        f"Choose two with --classes A B, for example --classes {example}"
     )
 
 
 def _check_names(root: Path, pair: tuple[str, str]) -> None:
-    """Raise UserError if a class, which all tables and figures name, has a name that cannot be printed."""
+    """Raise UserError if a class has a name that tables and figures cannot print."""
     for name in pair:
         if printable(name) != name:
             raise UserError(
-                f"{root}: the class {printable(name)} has characters that cannot be printed. Rename its folder."
+                f"{root}: the class {printable(name)} has characters that cannot be printed. "
+                "Rename its folder."
             )
 
 
@@ -291,12 +292,12 @@ def _check_splits(root: Path, rows: list[_Row], pair: tuple[str, str]) -> None:
     if splits and "train" not in splits:
         raise UserError(
             f"{root}: no images for train, only for {' and '.join(splits)}.\n"
-            "Add a folder train/, or give the folder that holds the classes: it is then split anew."
+            "Add a folder train/, or give the folder that holds the classes, which is then split."
         )
 
 
 def _layout(root: Path, rows: list[_Row], pair: tuple[str, str], whole: bool) -> str:
-    """Return the layout's name for people; `whole` says that the data set has no other classes."""
+    """Return the layout's name for people; `whole` means that there are no other classes."""
     folders = {_split_folder(row.name) for row in rows} - {None}
     if all(_folder_class(row.name) != row.label for row in rows):
         return "Kaggle Dogs vs. Cats" if pair == CATS_AND_DOGS else "files named by class"

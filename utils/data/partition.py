@@ -1,4 +1,4 @@
-"""The partition into training, validation and test images, equal on all machines. No torch."""
+"""Partition into training, validation and test images, the same on every machine. No torch."""
 
 import hashlib
 
@@ -6,42 +6,42 @@ import numpy as np
 
 from utils import progress
 
-SPLIT_SEED = 0  # never --seed: all seeds of a study must share their test images
+SPLIT_SEED = 0  # not --seed: all seeds of a study must share their test images
 TEST_SHARE, VALIDATION_SHARE = 0.20, 0.15
 
 
 def split(names, labels, splits, hashes) -> dict[str, np.ndarray]:
     """Return the images of each part as {"train" | "val" | "test": ascending int64 indices}.
 
-    The arguments have an entry for each image: `labels` 0 or 1, `names` with forward slashes,
-    `splits` "train", "val", "test" or None, `hashes` of the content.
+    Each argument has one entry per image: `labels` 0 or 1, `names` with forward slashes, `splits`
+    "train", "val", "test" or None, `hashes` of the content.
 
-    The splits decide first. Without test images, a stratified `TEST_SHARE` of the images becomes
+    Existing splits are kept. Without test images, a stratified `TEST_SHARE` of the images becomes
     the test part. Without validation images, a stratified `VALIDATION_SHARE` of the training images
-    validates. Hashed file names choose both, independently of the machine, the order of files and
-    random generators. Copies of test images are left out of the other parts, and a line says how
-    many: the network would know them by heart.
+    becomes the validation part. Hashes of the file names choose both, so the machine, the order of
+    files and random generators do not matter. Copies of test images are removed from the other
+    parts, because the network would have seen them in training; a line says how many.
     """
     labels = np.asarray(labels)
-    parts = ("train", "val", "test")
-    rows = {
-        part: np.array([i for i, name in enumerate(splits) if name == part], np.int64)
-        for part in parts
-    }
-    rest = np.array([i for i, name in enumerate(splits) if name is None], np.int64)
-    rows["train"] = np.sort(np.concatenate([rows["train"], rest]))
+    rows = {part: _where(splits, part) for part in ("train", "val", "test")}
+    rows["train"] = np.sort(np.concatenate([rows["train"], _where(splits, None)]))
     if len(rows["test"]) == 0:
         rows["train"], rows["test"] = _cut(rows["train"], labels, names, TEST_SHARE)
-    tested = {hashes[i] for i in rows["test"]}
+    tested = {hashes[image] for image in rows["test"]}
     for part in ("train", "val"):
-        kept = np.array([i for i in rows[part] if hashes[i] not in tested], np.int64)
+        kept = [image for image in rows[part] if hashes[image] not in tested]
         if leaked := len(rows[part]) - len(kept):
             copies = "1 image is a copy" if leaked == 1 else f"{leaked} images are copies"
             progress.say(f"data: {copies} of test images and left out of {part}")
-        rows[part] = kept
+        rows[part] = np.array(kept, np.int64)
     if len(rows["val"]) == 0:
         rows["train"], rows["val"] = _cut(rows["train"], labels, names, VALIDATION_SHARE)
     return rows
+
+
+def _where(splits, part: str | None) -> np.ndarray:
+    """Return the indices of the images whose split is `part`."""
+    return np.array([image for image, split in enumerate(splits) if split == part], np.int64)
 
 
 def _cut(
@@ -60,29 +60,25 @@ def sample(images, index: np.ndarray, count: int, seed: int = SPLIT_SEED) -> np.
     """Return at most `count` of the indices `index` (n,) into `images`, ascending int64.
 
     `images` has `labels`, int64, and `names`. The classes get equal parts if each has enough
-    images. Hashes of `seed` and file name choose the images: the same on every machine.
+    images. Hashes of `seed` and file name choose the images, the same ones on every machine.
     """
     labels = images.labels[index]
     per_class = [_ranked(index[labels == label], images.names, seed) for label in np.unique(labels)]
-    turns = [
-        rows[rank]
-        for rank in range(max(map(len, per_class)))
-        for rows in per_class
-        if rank < len(rows)
-    ]
+    turns = []  # the best-ranked image of each class, then the second-ranked of each, and so on
+    for rank in range(max(map(len, per_class))):
+        turns += [rows[rank] for rows in per_class if rank < len(rows)]
     return np.sort(np.array(turns[:count], dtype=np.int64))
 
 
 def _ranked(index: np.ndarray, names, seed: int) -> list[int]:
     """Return `index` in the order of the hashes of seed and file name.
 
-    Folders do not count, since copies of a data set name them in many ways.
+    Folders do not count, because copies of a data set name them differently.
     """
 
-    def rank(i: int) -> bytes:
-        # A name whose bytes are no UTF-8 holds them as lone surrogates.
-        return hashlib.sha256(
-            f"{seed}:{names[i].rsplit('/')[-1]}".encode(errors="surrogateescape")
-        ).digest()
+    def rank(image: int) -> bytes:
+        name = names[image].rsplit("/")[-1]
+        # A name whose bytes are not UTF-8 holds them as lone surrogates.
+        return hashlib.sha256(f"{seed}:{name}".encode(errors="surrogateescape")).digest()
 
     return sorted(index, key=rank)

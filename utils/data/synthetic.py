@@ -1,10 +1,10 @@
-"""The embedded data set: cats and dogs drawn by a program, so that nothing is downloaded.
+"""Synthetic images of cats and dogs, drawn by this program: no download is needed.
 
-A drawing is a function of (`VERSION`, seed, index) alone. The class decides only the shape cues of
-`CUES`, numbers from a typical cat (0) to a typical dog (1): how far the ears hang, how long the
-muzzle is, and so on. Every cue overlaps between the classes and may be hidden or out of the frame,
-so none suffices alone. Everything else (coat, pose, place, light, clutter) has one distribution for
-both classes, so colour and brightness say nothing about the class.
+An image depends only on (`VERSION`, seed, index). The class decides only the shape cues in `CUES`,
+numbers from a typical cat (0) to a typical dog (1): how far the ears hang, how long the muzzle is,
+and so on. The classes overlap in every cue, and a cue may be hidden or outside the frame, so no cue
+suffices alone. Everything else (coat, pose, place, light, clutter) has the same distribution for
+both classes, so colour and brightness do not reveal the class.
 
 Pillow draws the shapes at twice the size; reducing them smooths their edges. NumPy makes textures
 and light. Lengths of an animal are in units of its head's radius; x points right and y down.
@@ -15,7 +15,7 @@ import math
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFilter
 
-VERSION = 1  # raise it with any change that alters a pixel
+VERSION = 1  # part of the identity of the data: raise it with any change that alters a pixel
 SIZE = 224
 CLASSES = ("cat", "dog")
 
@@ -34,7 +34,7 @@ CUES = (
 )
 CUE_MEAN = (0.15, 0.85)  # of cats, of dogs
 CUE_SPREAD = 0.16
-CUE_LOST = 0.08  # probability that a cue is uniform in 0..1, whatever the class
+CUE_LOST = 0.08  # probability that a cue is uniform in 0..1, in both classes
 
 COATS = (
     "#e29248",
@@ -53,24 +53,20 @@ FLOORS = ("#7a9e54", "#b68a60", "#dac49e", "#8c6650", "#babcbe", "#7090a8", "#b0
 TOYS = ("#ce5448", "#f0be4c", "#548cbc", "#60965c", "#ece4d6", "#966ea0", "#464a5c")
 IRISES = ("#d6a034", "#8eb24e", "#6e4628", "#70a0c4", "#aa763c")
 LIT = 215  # the shade that leaves the colour of a coat unchanged
-DARK, LIGHT, PINK = (
-    (42, 32, 34, 255),
-    (248, 244, 240, 255),
-    (206, 108, 112, 255),
-)  # of lines, noses, tongues
+# Colours of lines, noses and tongues.
+DARK, LIGHT, PINK = (42, 32, 34, 255), (248, 244, 240, 255), (206, 108, 112, 255)
 
-Y, X = (
-    np.mgrid[:SIZE, :SIZE].astype(np.float32) / SIZE - 0.5
-)  # pixel positions relative to the middle
+# Pixel positions relative to the middle.
+Y, X = np.mgrid[:SIZE, :SIZE].astype(np.float32) / SIZE - 0.5
 STEPS = np.linspace(0, 1, 14)  # along a curve
 ROUND = np.linspace(0, 2 * np.pi, 48, endpoint=False)  # around an ellipse
 CIRCLE = np.stack([np.cos(ROUND), np.sin(ROUND)], 1)
 
 
 def draw(seed: int, index: int) -> tuple[np.ndarray, int]:
-    """Draw picture `index` of the data set `seed`, both non-negative.
+    """Draw image `index` of the data set `seed`, both non-negative.
 
-    Returns the picture, uint8 RGB (224, 224, 3), and its label, `index % 2`: 0 is a cat, 1 a dog.
+    Returns the image, uint8 RGB (224, 224, 3), and its label, `index % 2`: 0 is a cat, 1 a dog.
     """
     label = index % 2
     rng = np.random.default_rng(np.random.SeedSequence([VERSION, seed, index]))
@@ -83,14 +79,14 @@ def draw(seed: int, index: int) -> tuple[np.ndarray, int]:
 
 
 def _planes(image: Image.Image) -> np.ndarray:
-    """Return the bands of a picture, float32 (bands, height, width), which suits NumPy best."""
+    """Return the bands of an image as float32 (bands, height, width), the best layout for NumPy."""
     return np.stack([np.asarray(band, dtype=np.float32) for band in image.split()])
 
 
 def _over(scene: np.ndarray, layer: np.ndarray) -> np.ndarray:
     """Put a layer (4, 224, 224) over a scene (3, 224, 224).
 
-    The layer's bands are colour times coverage, then coverage (0..255).
+    The bands of the layer are colour times coverage, then coverage (0..255).
     """
     return scene * (1 - layer[3] / 255) + layer[:3]
 
@@ -105,7 +101,7 @@ def _noise(rng, cells_x: int, cells_y: int) -> np.ndarray:
 
 
 def _tint(rng, palette: tuple) -> tuple[int, int, int, int]:
-    """Return a colour of the palette, somewhat altered, and 255 for full coverage."""
+    """Return a slightly altered colour of the palette, and 255 for full coverage."""
     colour = (
         np.array(ImageColor.getrgb(palette[rng.integers(len(palette))]))
         + rng.normal(0, 12)
@@ -121,7 +117,7 @@ def _shift(point, x: float, y: float) -> np.ndarray:
 def _ellipse(centre, radii, rng=None, rough: float = 0.0) -> np.ndarray:
     """Return points (48, 2) around an ellipse.
 
-    Every other point moves out by about `rough` radii, like tufts of fur.
+    Every second point moves out by about `rough` radii, like tufts of fur.
     """
     swell = (
         1 + rough * np.abs(rng.standard_normal((48, 1))) * (np.arange(48) % 2)[:, None]
@@ -202,7 +198,7 @@ def _thing(rng, pen: ImageDraw.ImageDraw, at, size: float) -> None:
 
 
 def _occlude(rng, layer: Image.Image) -> None:
-    """Draw what hides parts of the animal: a few things anywhere, grass from below, or nothing."""
+    """Hide parts of the animal behind a few things, behind grass from below, or not at all."""
     pen = ImageDraw.Draw(layer)
     if rng.random() < 0.45:
         for _ in range(rng.integers(1, 4)):
@@ -221,7 +217,7 @@ def _occlude(rng, layer: Image.Image) -> None:
 class Animal:
     """One animal on two canvases (448, 448), unpainted where zero.
 
-    `fur` holds no colours: its bands are coverage, shade, and the amount of the coat's second
+    `fur` has no colours yet: its bands are coverage, shade, and the amount of the coat's second
     colour. `detail` (eyes, nose, whiskers) holds colour and coverage. Its mode is RGBX because
     Pillow would undo the product of the two in RGBA.
     """
@@ -244,16 +240,15 @@ class Animal:
         self.tilt = rng.normal(0, 0.2)
         self.yaw, self.pitch = np.clip(rng.normal(0, 0.4), -0.7, 0.7), rng.normal(0.03, 0.08)
         self.rough = rng.uniform(0.0, 0.06)
-        self.marks = rng.choice(
-            [0, 255], 4
-        ).tolist()  # first (0) or second coat colour of muzzle, chest, paws, ears
+        # First (0) or second coat colour of muzzle, chest, paws and ears.
+        self.marks = rng.choice([0, 255], 4).tolist()
         self._body()
         self._head()
 
     def _place(self, points: np.ndarray, tilt: float) -> np.ndarray:
-        """Return canvas positions of `points`, head radii from the head's middle, turned by `tilt`.
+        """Return the canvas positions of `points`, turned by `tilt` radians.
 
-        `tilt` is in radians.
+        The points are relative to the head's middle, in head radii.
         """
         c, s = math.cos(tilt), math.sin(tilt)
         turn = np.array([(self.flip * c, self.flip * s), (-s, c)])
@@ -301,7 +296,7 @@ class Animal:
             self._coat([_ellipse((x - 0.05, floor), (leg * 1.35, leg * 0.85))], 1.0, paws)
 
     def _tail(self, rump: np.ndarray) -> None:
-        """Draw the tail: a cat's is long and even, a dog's short, thick at the root and tapered."""
+        """Draw the tail: long and even for a cat; short, thick at the root, tapered for a dog."""
         dog, rng = self.cue["tail"], self.rng
         bend = _shift(rump, rng.uniform(0.6, 1.1) * (1.6 - dog), rng.uniform(-0.3, 0.6))
         tip = _shift(rump, rng.uniform(0.3, 1.2), -rng.uniform(0.5, 1.1) - 0.7 * (1 - dog))
@@ -348,7 +343,7 @@ class Animal:
                 _fill(self.fur_pen, self._place(inside, self.tilt), (255, 125, 160))
 
     def _face(self, longitude: float, height: float) -> np.ndarray:
-        """Return where a point of the face appears, in head radii, on the turned head."""
+        """Return the position, in head radii, of a point of the face on the turned head."""
         return np.array(
             [(1.05 - 0.16 * self.cue["skull"]) * np.sin(longitude + self.yaw), height + self.pitch]
         )
@@ -405,7 +400,7 @@ class Animal:
                 self._ink(_ribbon(hair, 0.016 - 0.01 * STEPS), fill)
 
     def _eyes(self) -> None:
-        """Draw the eyes, from large, slanted, with slit pupils to small, level, with round ones."""
+        """Draw the eyes: large, slanted, with slit pupils, to small, level, with round pupils."""
         rng, dog = self.rng, self.cue["eye"]
         size = (0.25 - 0.06 * dog) * rng.uniform(0.88, 1.12)
         slit = 0.2 + 0.55 * self.cue["pupil"]

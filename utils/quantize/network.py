@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import fx, nn
 
-from utils import architectures
+from utils import architectures, torch_file
 from utils.errors import UserError
 from utils.quantize import insertion
 from utils.quantize.insertion import Inserted
@@ -26,7 +26,6 @@ from utils.quantize.layers import weighted
 from utils.quantize.modules import QDQ, QuantizedLayer
 from utils.quantize.operators import ScaledHardswish, folded
 from utils.quantize.qdq_config import QDQConfig
-from utils.training import checkpoints
 
 FILE_FORMAT = 5
 
@@ -92,7 +91,7 @@ class Quantized:
             "scaled": scaled,
             "state_dict": state,
         }
-        path.write_bytes(checkpoints.packed(content))
+        path.write_bytes(torch_file.packed(content))
 
     @classmethod
     def load(cls, path: Path, model: nn.Module | None = None) -> "Quantized":

@@ -39,8 +39,9 @@ def find(
     A smoke run searches nothing and takes eager FP32.
     """
     if options.smoke:
-        smoke = {"best_fp32": "native", "fp32_ms": {}, "fp32_missing": {}}
-        return {size: dict(smoke) for size in batch_sizes}
+        return {
+            size: {"best_fp32": "native", "fp32_ms": {}, "fp32_missing": {}} for size in batch_sizes
+        }
     names, missing = _engines(options)
     facts = _facts(baseline, names, options)
     path = baseline.path.with_suffix(".fastest")

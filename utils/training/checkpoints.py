@@ -5,7 +5,6 @@ There is one FP32 baseline per model and seed, and every quantized script starts
 
 import hashlib
 import importlib.metadata
-import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import torch
 from filelock import FileLock
 from torch import nn
 
-from utils import architectures, checksums, cli, environment, paths, progress
+from utils import architectures, checksums, cli, environment, paths, progress, torch_file
 from utils.catalog import Run
 from utils.cli import Options
 from utils.data.dataset import Data
@@ -91,16 +90,6 @@ def _version(package: str) -> str | None:
         return None
 
 
-def packed(content: dict) -> memoryview:
-    """Return the bytes that `torch.save` would write to a file.
-
-    Its C++ writer ends the process, without a traceback, if the disk is full.
-    """
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getbuffer()
-
-
 def export(path: Path, model: nn.Module) -> None:
     """Write the weights of `model`, of an architecture of the catalog, without training facts."""
     path.write_bytes(_content(model, {"architecture": model.architecture}))
@@ -109,7 +98,7 @@ def export(path: Path, model: nn.Module) -> None:
 def _content(model: nn.Module, facts: dict) -> memoryview:
     """Return a checkpoint of `model` and `facts`, and of their digest."""
     weights, text = _weights(model), json.dumps({"format": FORMAT, **facts})
-    return packed({"state_dict": weights, "json": text, "sha256": _digest(weights, text)})
+    return torch_file.packed({"state_dict": weights, "json": text, "sha256": _digest(weights, text)})
 
 
 def _digest(weights: dict[str, torch.Tensor], text: str) -> str:

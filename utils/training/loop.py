@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils import checksums, progress, recipes
+from utils import checksums, progress, recipes, torch_file
 from utils.data.dataset import Data, Split
 from utils.environment import cpu
 from utils.errors import UserError
 from utils.recipes import Schedule
-from utils.training import checkpoints, distributed
+from utils.training import distributed
 
 EVAL_BATCH = 64
 # From images float32 (n, 3, 224, 224), normalised, to logits float32 (n, 2).
@@ -144,7 +144,7 @@ class Resume:
     def write(self, state: dict) -> None:
         """Store `state` atomically."""
         content = {"fingerprint": self.fingerprint, "state": state}
-        checksums.write(self.path, checkpoints.packed(content))
+        checksums.write(self.path, torch_file.packed(content))
 
 
 class Trainer:

@@ -1,20 +1,27 @@
-"""Quantization-aware training: where it starts, what is rounded, what learns, and that conversion keeps what was trained."""
+"""Fake quantization: where training starts, what learns, and what conversion keeps."""
 
 import copy
 import dataclasses
 
-import numpy as np
 import pytest
 import torch
 from helpers import Everything, noise, small
+from quantize_helpers import fit
 from torch import nn
 
 from utils import metrics
-from utils.quantize import ptq, qat
+from utils.quantize import fake_quant, ptq, start_qat
 from utils.quantize.exact import execute
+from utils.quantize.fake_quant import (
+    RANGE_UNIT,
+    WEIGHT_UNITS,
+    FakeQuantize,
+    FakeQuantizedLayer,
+    to_integers,
+)
 from utils.quantize.layers import weighted
-from utils.quantize.fake_quant import STEPS, WIDTH, FakeQuantize, TrainedConv2d, TrainedLinear
 from utils.quantize.qdq_config import INTEGERS, QDQConfig
+from utils.recipes import Int8
 
 UINT8 = QDQConfig("outputs", steps=127, pooling_keeps_scale=True, unit_gates=True)
 INT16 = QDQConfig("outputs", torch.int16, torch.int16, "int32", True, 2**16 - 1, "apart")
@@ -39,19 +46,8 @@ def prepared(model, config=UINT8, **changes):
     return start_qat(model, IMAGES, RECIPE.replace(**changes), config.in_training)
 
 
-def fit(network):
-    """Take a few steps of training, and return the network in evaluation mode."""
-    torch.manual_seed(1)
-    optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=0.3)
-    for _ in range(3):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(network(IMAGES), torch.arange(len(IMAGES)) % 2).backward()
-        optimizer.step()
-    return network.eval()
-
-
 def trained(model, config=UINT8, **changes):
-    return fit(prepared(model, config, **changes))
+    return fit(prepared(model, config, **changes), IMAGES)
 
 
 def of_kind(network, kind):
@@ -127,7 +123,8 @@ def test_a_range_moves_by_its_width():
     with torch.no_grad():
         qdq.stretch.fill_(2.0)
         qdq.shift.fill_(-1.0)
-    assert qdq.scale.item() == 0.5 * (1 + 2 * WIDTH) and qdq.zero_point.item() == 40 - 255 * WIDTH
+    assert qdq.scale.item() == 0.5 * (1 + 2 * RANGE_UNIT)
+    assert qdq.zero_point.item() == 40 - 255 * RANGE_UNIT
 
 
 def test_channels_have_scales_in_training_too():
@@ -153,7 +150,7 @@ def test_weights_are_rounded_and_learn_in_units_of_their_channel(kind, highest):
         layer.weight *= torch.tensor([1.0, 10, 0.01, 3]).view(-1, *[1] * (layer.weight.ndim - 1))
     before = copy.deepcopy(layer)
     largest = layer.weight.detach().abs().flatten(1).amax(1)
-    layer = qat._begin(layer, largest / (highest or STEPS), highest, torch.ones(4))
+    layer = FakeQuantizedLayer(layer, largest / (highest or WEIGHT_UNITS), highest, torch.ones(4))
     assert torch.allclose(layer.weight.abs().flatten(1).amax(1), torch.full((4,), 127.0))
     weight, bias = layer.used()
     errors = ((weight - before.weight) / by(largest, weight)).abs()
@@ -161,12 +158,24 @@ def test_weights_are_rounded_and_learn_in_units_of_their_channel(kind, highest):
         bias, before.bias
     )
     (weight.sum() + bias.sum()).backward()
-    assert torch.allclose(layer.weight.grad, by(largest / STEPS, weight).expand_as(weight))
-    assert torch.allclose(layer.bias.grad, torch.full((4,), WIDTH))
+    assert torch.allclose(layer.weight.grad, by(largest / WEIGHT_UNITS, weight).expand_as(weight))
+    assert torch.allclose(layer.bias.grad, torch.full((4,), RANGE_UNIT))
 
 
 def by(values, weight):
     return values.view(-1, *[1] * (weight.ndim - 1))
+
+
+def test_mixed_precision_rounds_to_the_integers_of_fp32():
+    qdq = FakeQuantize(torch.uint8)
+    qdq.assign(torch.tensor(0.0301), torch.tensor(17))
+    x = noise(64, 3).mul_(3).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = qdq(x)
+    assert rounded.dtype == torch.float32 and torch.equal(rounded, qdq(x.float()))
+    x.requires_grad_()
+    qdq(x).sum().backward()
+    assert x.grad.dtype == torch.bfloat16 and set(x.grad.unique().tolist()) <= {0.0, 1.0}
 
 
 # ---- the network that is trained
@@ -196,7 +205,7 @@ def test_the_float_model_is_left_alone(model):
     before = copy.deepcopy(model.state_dict())
     trained(model)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert not of_kind(model, TrainedConv2d | TrainedLinear)
+    assert not of_kind(model, FakeQuantizedLayer)
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -319,7 +328,7 @@ def test_the_reference_is_the_trained_network_without_rounding(model):
     with torch.enable_grad():
         network = trained(model)
     result = to_integers(network, (), UINT8)
-    for layer in of_kind(network, TrainedConv2d | TrainedLinear).values():
+    for layer in of_kind(network, FakeQuantizedLayer).values():
         layer.highest = None
     for name in qdqs(network):
         network.set_submodule(name, nn.Identity())
@@ -338,9 +347,9 @@ def test_the_trained_weights_come_back_from_their_file(model):
 def test_layers_kept_in_fp32_do_not_learn(model):
     keep = ("stem", "excite", "fc")
     network = trained(model, keep_fp32=keep)
-    assert type(network.excite) is nn.Conv2d and type(network.reduce) is TrainedConv2d
+    assert type(network.excite) is nn.Conv2d and type(network.reduce) is FakeQuantizedLayer
     assert torch.equal(network.excite.weight, model.excite.weight)
-    result = qat.convert(network, RECIPE.replace(keep_fp32=keep), UINT8)
+    result = to_integers(network, keep, UINT8)
     assert not set(keep) & set(result.layers) and len(result.layers) == 5
     with torch.no_grad():
         assert metrics.sqnr_db(network(IMAGES).numpy(), execute(result, IMAGES).numpy()) > 25
@@ -353,74 +362,3 @@ def test_logits_that_stay_float_are_rounded_in_training_only(model):
     result = to_integers(network, (), deployed)
     assert set(qdqs(network)) - set(result.qdqs.source) == {"qdq_head"}
     assert result.layers["head"].bias_integers is not None
-
-
-def test_every_number_says_where_it_comes_from(model):
-    origin = to_integers(trained(model), (), UINT8).origin
-    assert origin["qdq_x"] == "minmax of 24 images, trained"
-    assert origin["qdq_squeeze"] == "as qdq_swish_1, trained"
-    assert origin["qdq_gate"] == "fixed: a gate ends at 1"
-    assert origin["stem"] == "trained; scales as by PTQ"
-
-
-# ---- without rounding
-
-
-@torch.no_grad()
-def test_without_rounding_training_starts_from_the_float_network(model):
-    network = floating.floating(model, IMAGES)
-    torch.testing.assert_close(network(IMAGES), model(IMAGES), rtol=1e-4, atol=1e-5)
-    result = floating.plain(network, model)
-    torch.testing.assert_close(result(IMAGES), model(IMAGES), rtol=1e-4, atol=1e-5)
-
-
-def test_what_was_trained_without_rounding_becomes_the_float_network_again(model):
-    network = fit(floating.floating(model, IMAGES))
-    result = floating.plain(network, model)
-    assert type(result) is Everything and list(result.state_dict()) == list(model.state_dict())
-    with torch.no_grad():
-        torch.testing.assert_close(result(IMAGES), network(IMAGES), rtol=1e-4, atol=1e-5)
-        assert not np.allclose(result(IMAGES), model(IMAGES), atol=1e-2)
-
-
-@torch.no_grad()
-def test_fp16_trains_with_what_half_holds(model):
-    network, seen = floating.floating(model, IMAGES, half=True), []
-    layer = network.stem
-    weight, bias = layer.used()
-    assert torch.equal(weight, layer.float_weight().half().float()) and torch.equal(
-        bias, bias.half().float()
-    )
-    assert not torch.equal(weight, layer.float_weight())
-    layer.register_forward_hook(lambda _, inputs, output: seen.append(output))
-    expected = layer._conv_forward(IMAGES.half().float(), weight, bias)
-    network(IMAGES)
-    assert torch.equal(seen[0], expected.half().float())
-
-
-def test_gradients_pass_the_rounding_to_fp16():
-    x = torch.tensor([1 + 2**-12, 3e-9, -2.0], requires_grad=True)
-    y = qat.HalfRounding.apply(x)
-    assert y.tolist() == [1.0, 0.0, -2.0]
-    (y * torch.tensor([1e-9, 2.0, 3.0])).sum().backward()  # gradients of 1e-9 would be 0 in FP16
-    assert x.grad.tolist() == pytest.approx([1e-9, 2.0, 3.0])
-
-
-def test_what_was_trained_for_fp16_holds_its_numbers(model):
-    result = floating.plain(fit(floating.floating(model, IMAGES, half=True)), model)
-    assert torch.equal(result.stem.weight, result.stem.weight.half().float())
-    with torch.no_grad():
-        half, full = copy.deepcopy(result).half()(IMAGES.half()).float(), result(IMAGES)
-    assert metrics.sqnr_db(full.numpy(), half.numpy()) > 50
-
-
-def test_mixed_precision_rounds_to_the_integers_of_fp32():
-    qdq = FakeQuantize(torch.uint8)
-    qdq.assign(torch.tensor(0.0301), torch.tensor(17))
-    x = noise(64, 3).mul_(3).bfloat16()
-    with torch.autocast("cpu", torch.bfloat16):
-        rounded = qdq(x)
-    assert rounded.dtype == torch.float32 and torch.equal(rounded, qdq(x.float()))
-    x.requires_grad_()
-    qdq(x).sum().backward()
-    assert x.grad.dtype == torch.bfloat16 and set(x.grad.unique().tolist()) <= {0.0, 1.0}

@@ -22,7 +22,7 @@ from utils.training.initial_weights import Start
 SMOKE = {"epochs": 1, "batch_size": 8}
 # The code behind a trained network, with all that these modules import, and the packages whose
 # versions decide its bits.
-CODE = ("utils.training.train", "utils.data.decoding", "utils.data.synthetic")
+CODE = ("utils.training.trainings", "utils.data.decoding", "utils.data.synthetic")
 QAT_CODE = (*CODE, "utils.backends.lowering", "utils.quantize.floating")
 PACKAGES = ("torch", "torchvision", "numpy", "pillow")
 
