@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils import catalog, studies
+from utils import catalog, results, studies
 from utils.columns import COLUMNS
 from utils.errors import UserError
 
