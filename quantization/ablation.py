@@ -1,4 +1,4 @@
-"""Ablation of INT8: what each step of the method adds, alone and on top of the steps before it.
+"""Ablation of INT8: what each step of the method adds, alone and on top of the others.
 
     python quantization/ablation.py --data PATH --models mobilenetv3 --backend fbgemm
 
@@ -108,7 +108,7 @@ def tools() -> list[Step]:
 
 
 def steps(ptq: Int8, qat: Int8QAT, floats: tuple[str, ...]) -> list[Step]:
-    """List the steps of a model with the recipes `ptq` and `qat`; `floats` are its first blocks."""
+    """List the steps of a model with these recipes; `floats` are its first blocks."""
     start = Int8(
         ranges="minmax",
         weight_scales="tensor",
@@ -177,7 +177,7 @@ def answering(experiment: Experiment, backend, step: Step) -> tuple[Callable, li
 
 
 def _loaded(engine, save: Callable[[Path], None], suffix: str, example) -> Callable:
-    """Write a file by `save` and load it with `engine`; returns a function from images to logits.
+    """Write a file with `save` and load it with `engine`; return what answers images.
 
     `example` is an image, (1, 3, 224, 224).
     """
@@ -192,7 +192,7 @@ def _loaded(engine, save: Callable[[Path], None], suffix: str, example) -> Calla
 def measure(
     experiment: Experiment, backend, step: Step, fp32: dict[str, "np.ndarray"]
 ) -> tuple[dict, list[dict]]:
-    """Make and measure one network; `fp32` has the FP32 logits of each part of the images."""
+    """Make and measure one network; `fp32` has the FP32 logits per part of the images."""
     from utils.training import loop
 
     started, images = time.perf_counter(), experiment.data

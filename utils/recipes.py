@@ -1,4 +1,4 @@
-"""Recipes: every decision of a script, as frozen dataclasses that check themselves. No torch.
+"""Recipes: every decision of a script, as dataclasses that check themselves. No torch.
 
 A recipe says *what* is done; the command line says where and how. Each field has its unit, its
 legal values and its source. An unknown field, an illegal value, or two values of which a later step
