@@ -20,7 +20,7 @@ WRITERS = {
     "text": "paths.write_text(target, 'new' * 10_000)",
     "run": "results.write({'run': RUN}, np.zeros((5000, 2)), np.zeros(5000), folder)",
     "checkpoint": "checkpoints.save(target, 'alexnet', model, data, {'fingerprint': 'f'})",
-    "export": "checkpoints.derived(source, '.pt', lambda path: checkpoints.export(path, model))",
+    "export": "checkpoints.derived(source, '.pt', export, (), ())",
     "resume": "loop.Resume(target, 'f').write({'model': model.state_dict()})",
     "torchscript": "save(lambda path: path.write_bytes(torch_ao.torchscript(traced)))",
     "onnx": "save(lambda path: onnx_export.export(model, path))",
@@ -47,6 +47,9 @@ data = SimpleNamespace(describe=dict)
 def save(write):
     with paths.atomic(target) as temporary:
         write(temporary)
+
+def export(path):
+    checkpoints.export(path, model)
 
 with cli.reporting("program"):
     if int(sys.argv[2]):

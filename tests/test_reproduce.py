@@ -38,7 +38,9 @@ sys.path.insert(0, {str(ROOT)!r})
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it
 sys.modules["torch"] = None  # neither the stand-ins nor the runner need it
 source = types.SimpleNamespace(study="drawn", digest={DIGEST!r})
-loading = types.SimpleNamespace(open_source=lambda options: source, find=lambda options: None)
+loading = types.ModuleType("utils.data.loading")
+loading.open_source, loading.find = lambda options: source, lambda options: None
+loading.load_images = None
 sys.modules["utils.data.loading"] = loading
 from utils import catalog, paths
 from utils.catalog import Backend

@@ -52,8 +52,10 @@ CODE = ("models", "quantization", "utils", "figures/*.py", "reproduce.py", "requ
 # Modules and packages of utils/ that compute nothing: they name, print, parse or store.
 UNINVOLVED = (
     "utils.catalog",
+    "utils.caveats",
     "utils.checksums",
     "utils.cli",
+    "utils.columns",
     "utils.errors",
     "utils.paths",
     "utils.progress",
