@@ -155,7 +155,7 @@ def test_both_kinds_of_budget_must_be_met():
 def test_a_budget_that_cannot_be_met_is_the_users_to_change():
     with pytest.raises(
         UserError,
-        match=r'^formats="auto" on fake: sqnr_db >= 60 is not met with all blocks but one',
+        match=r'^formats="auto" on fake: sqnr_db >= 60 is not met with all blocks except one',
     ) as caught:
         chosen(Fake(), sqnr_db=60)
     assert str(caught.value).count("\n") == 1

@@ -1,14 +1,14 @@
-"""Mixed precision by measured latency: what to keep in FP32, and which engine to take.
+"""Mixed precision by measured latency: which blocks stay in FP32, and which engine runs them.
 
-With `formats="auto"` in its recipe, a network keeps in FP32 the blocks that are faster so, and as
-many more as its budget asks for. With `--backend fastest`, a script deploys on the engine that runs
-its network fastest within the budget. Either choice holds for this machine, its number of threads and
-the first batch size of the options, and the recipe in the run's JSON logs what was compared.
+With `formats="auto"` in its recipe, a network keeps in FP32 the blocks that are faster in FP32, and
+more blocks until it meets its budget. With `--backend fastest`, a script deploys on the engine that
+runs its network fastest within the budget. Both choices hold for this machine, its number of
+threads and the first batch size of the options. The recipe in the run's JSON logs the comparison.
 
 Wu et al. 2020, "Integer Quantization for Deep Learning Inference" (arXiv:2004.09602), section 5.1,
-leave the layers in floating point that damage the answers most. Here a block is worth what it removes
-in error for the time that it adds, as in the mixed precision of Yao et al. 2021, "HAWQ-V3"
-(arXiv:2011.10680), which measures latencies on the hardware, too.
+leave the layers in floating point that damage the answers most. Here, blocks are ranked by the
+error that they remove for the time that they add. Yao et al. 2021, "HAWQ-V3" (arXiv:2011.10680),
+also measure latencies on the hardware for mixed precision.
 """
 
 import contextlib
@@ -32,13 +32,13 @@ from utils.timing.worker import EVAL_BATCH, Worker
 from utils.training import loop
 
 WHOLLY = "all in INT8"
-FEW = 64  # calibration images of networks that serve to time and rank blocks only
-FASTER = 1.02  # ratio of times from which a block in FP32 counts as faster
+FEW = 64  # calibration images of the networks that only time and rank blocks
+FASTER = 1.02  # smallest ratio of times that makes a block in FP32 count as faster
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A deployed network with its time and its error; the error is against FP32, on validation images."""
+    """The time of a deployed network, and its error against FP32 on validation images."""
 
     name: str
     ms: float  # median milliseconds of a batch, in the same rounds as the other trials
@@ -46,14 +46,14 @@ class Trial:
     accuracy_drop: float  # FP32's accuracy minus this one's, as a share of the images
 
     def meets(self, budget: Budget) -> bool:
-        """Whether the error is within `budget`."""
+        """Return whether the error is within `budget`."""
         drop, sqnr = budget.accuracy_drop, budget.sqnr_db
         accurate = drop is None or self.accuracy_drop <= drop
         return accurate and (sqnr is None or self.sqnr_db is None or self.sqnr_db >= sqnr)
 
     @property
     def noise(self) -> float:
-        """Power of the error relative to that of the logits."""
+        """Power of the error relative to the power of the logits."""
         return 0.0 if self.sqnr_db is None else 10 ** (-self.sqnr_db / 10)
 
     def __str__(self) -> str:
@@ -64,14 +64,15 @@ class Trial:
 def fastest(experiment: Experiment, able: list[Backend], recipe: Int8) -> tuple[Backend, Int8]:
     """Return the backend of `able` that runs the network fastest within the budget of `recipe`.
 
-    The second value is the recipe with what was compared. Networks are made by PTQ, for QAT as well,
-    as speed hardly depends on the numbers. Raises `UserError` if none is within the budget.
+    The second value is the recipe with a log of the comparison. Networks are made by PTQ, also for
+    QAT, because speed hardly depends on the numbers. Raises `UserError` if none is within the
+    budget.
     """
     model, calibration = experiment.baseline.model, _calibration(experiment, recipe)
     networks, deployed = {}, {}
     for backend in able:
         config = backend.qdq_config(recipe)
-        if config not in networks:  # engines that round alike share a network
+        if config not in networks:  # engines with equal configurations share a network
             networks[config] = ptq(model, calibration, recipe, config)
         deployed[backend.name] = backend.deploy(networks[config])
     trials = compare(experiment, deployed, fp32_logits(experiment))
@@ -81,7 +82,8 @@ def fastest(experiment: Experiment, able: list[Backend], recipe: Int8) -> tuple[
     within = [trial for trial in trials if trial.meets(recipe.budget)]
     if not within:
         raise UserError(
-            f"--backend fastest: no engine is within the budget, {_wanted(recipe.budget)}; see above."
+            "--backend fastest: no engine is within the budget, "
+            f"{_wanted(recipe.budget)}; see above."
         )
     best = min(within, key=lambda trial: trial.ms)
     progress.say(f"fastest within {_wanted(recipe.budget)}: {best.name}")
@@ -90,11 +92,12 @@ def fastest(experiment: Experiment, able: list[Backend], recipe: Int8) -> tuple[
 
 
 def choose_formats(experiment: Experiment, backend: Backend, recipe: Int8) -> Int8:
-    """Return `recipe` with the blocks that stay in FP32 on `backend`, for `formats="auto"`.
+    """Choose the blocks that stay in FP32 on `backend`, and return `recipe` with them.
 
-    First, all blocks in INT8 are compared with each one in FP32. Those that are faster in FP32 stay
-    so. Then the block that removes most error for its time is added until the budget is met, by the
-    network that `recipe` gives. Raises `UserError` if it never is.
+    First, the network with all blocks in INT8 is compared with networks in which one block is in
+    FP32. Blocks that are faster in FP32 stay in FP32. Then the block that removes most error for
+    its time is added, until the network by `recipe` meets the budget. Raises `UserError` if it
+    never does.
     """
     model, calibration = experiment.baseline.model, _calibration(experiment, recipe)
     count = min(FEW, len(calibration))
@@ -118,15 +121,15 @@ def choose_formats(experiment: Experiment, backend: Backend, recipe: Int8) -> In
         keep = tuple(name for name in blocks(model) if name in names)
         label = f"in FP32: {', '.join(keep) or 'nothing'}"
         sides = whole | {label: deployed(calibration, given, keep)}
-        beside, trial = compare(experiment, sides, fp32)
-        progress.say(f"{backend.name}, {trial}; {WHOLLY}: {beside.ms:.3g} ms")
-        log += [beside, trial]
+        again, trial = compare(experiment, sides, fp32)
+        progress.say(f"{backend.name}, {trial}; {WHOLLY}: {again.ms:.3g} ms")
+        log += [again, trial]
         if trial.meets(recipe.budget):
             trials = _log(experiment, recipe.budget, log)
             return given.replace(keep_fp32=keep, trials=trials)
     raise UserError(
-        f'formats="auto" on {backend.name}: {_wanted(recipe.budget)} is not met with all blocks but '
-        "one in FP32.\nRelax the budget of the recipe."
+        f'formats="auto" on {backend.name}: {_wanted(recipe.budget)} is not met with all blocks '
+        "except one in FP32.\nRelax the budget of the recipe."
     )
 
 
@@ -135,22 +138,27 @@ def _calibration(experiment: Experiment, recipe: Int8) -> torch.Tensor:
 
 
 def _growing(fast: set[str], order: list[str]) -> Iterator[set[str]]:
-    """Yield ever more blocks to keep in FP32, first `fast`, then those in `order`, but for the last.
+    """Yield growing sets of blocks to keep in FP32: `fast`, then more and more of `order`.
 
-    The last may be the one that breaks the budget, so all then follow in `order`, from none.
+    The last block of `order` is never added. As it may be the block that breaks the budget, blocks
+    are then added in `order` to an empty set.
     """
-    for keep in (fast, set()) if fast else (fast,):
+    starts = [fast, set()] if fast else [set()]
+    for keep in starts:
         yield keep
-        for name in [name for name in order if name not in keep][:-1]:
+        added = [name for name in order if name not in keep]
+        for name in added[:-1]:
             keep = keep | {name}
             yield keep
 
 
 def _price(wholly: Trial, trial: Trial) -> float:
-    """Milliseconds that a block in FP32 adds for the error that it removes; infinite if it removes none."""
+    """Return the milliseconds that a block in FP32 adds per error that it removes, or infinity."""
     removed = wholly.noise - trial.noise
-    # Less than this is noise: blocks that cost so little are taken by what they remove.
-    return max(trial.ms - wholly.ms, (FASTER - 1) * wholly.ms) / removed if removed > 0 else np.inf
+    if removed <= 0:
+        return np.inf
+    # Smaller differences are noise: these blocks are ranked by the error that they remove.
+    return max(trial.ms - wholly.ms, (FASTER - 1) * wholly.ms) / removed
 
 
 def fp32_logits(experiment: Experiment) -> np.ndarray:
@@ -159,28 +167,24 @@ def fp32_logits(experiment: Experiment) -> np.ndarray:
 
 
 def compare(experiment: Experiment, deployed: dict[str, Deployed], fp32: np.ndarray) -> list[Trial]:
-    """Time the networks `deployed` in alternating rounds, and measure their errors on validation images.
+    """Time networks in alternating rounds, and measure their errors on validation images.
 
-    `reference` is what `fp32_logits` returned.
+    `fp32` are the logits of `fp32_logits`.
     """
     options, split = experiment.options, experiment.data.validation
     with contextlib.ExitStack() as stack:
         folder, sides = Path(stack.enter_context(tempfile.TemporaryDirectory())), []
         with progress.Bar("preparing", len(deployed), "networks") as bar:
-            for number, (name, each) in enumerate(deployed.items()):
-                path = folder / f"{number}{each.backend.suffix}"
-                each.save(path)
-                sides.append(
-                    stack.enter_context(
-                        Worker(each.backend.name, path, options.device, options.threads)
-                    )
-                )
+            for number, (name, network) in enumerate(deployed.items()):
+                path = folder / f"{number}{network.backend.suffix}"
+                network.save(path)
+                worker = Worker(network.backend.name, path, options.device, options.threads)
+                sides.append(stack.enter_context(worker))
                 bar.step(note=name)
         logits = [side.call("logits", split, EVAL_BATCH) for side in sides]
-        seconds = np.median(
-            rounds.compare(sides, split, options.batch_sizes[0], 1 if options.smoke else None),
-            axis=0,
-        )
+        count = 1 if options.smoke else None
+        times = rounds.compare(sides, split, options.batch_sizes[0], count)
+        seconds = np.median(times, axis=0)
     return [
         _trial(name, *measured, fp32, split.y)
         for name, *measured in zip(deployed, seconds, logits, strict=True)
@@ -190,9 +194,10 @@ def compare(experiment: Experiment, deployed: dict[str, Deployed], fp32: np.ndar
 def _trial(name: str, seconds: float, logits: np.ndarray, fp32: np.ndarray, y: np.ndarray) -> Trial:
     if not np.isfinite(logits).all():
         raise UserError(
-            f"{name}: some validation logits are not finite, so its error has no size; check the weights."
+            f"{name}: some validation logits are not finite, so its error has no size; check the "
+            "weights."
         )
-    # From counts, because the difference of two shares is inexact: 0.9 - 0.7 > 0.2.
+    # Counts are exact, but the difference of two shares is not: 0.9 - 0.7 > 0.2.
     lost = int((fp32.argmax(1) == y).sum()) - int((logits.argmax(1) == y).sum())
     return Trial(name, 1e3 * float(seconds), metrics.sqnr_db(fp32, logits), lost / len(y))
 
@@ -207,7 +212,7 @@ def _wanted(budget: Budget) -> str:
 
 
 def _log(experiment: Experiment, budget: Budget, trials: list[Trial]) -> dict:
-    """Return what was compared, JSON-serializable."""
+    """Return a log of the comparison, JSON-serializable."""
     options = experiment.options
     return {
         "budget": budget.describe(),

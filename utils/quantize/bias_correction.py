@@ -1,4 +1,4 @@
-"""Empirical bias correction: give each layer the mean output of the float layer."""
+"""Empirical bias correction: match each layer's mean output to the float layer's."""
 
 import torch
 
@@ -38,10 +38,10 @@ def correct_biases(quantized: Quantized, images: torch.Tensor) -> None:
     empirical bias correction of Nagel et al. 2019, "Data-Free Quantization Through Weight
     Equalization and Bias Correction" (arXiv:1906.04721), section 4.2 and appendix D.
 
-    Squeeze-and-excitation layers see the mean of an image, and most of their values lie where ReLU or
-    hardsigmoid is flat. Matching the means shifted the few values that matter: with these layers
-    corrected as well, the logits of MobileNetV3-Small shrank by a fifth (SQNR 13.8 dB against 20.4 dB
-    on validation images).
+    Squeeze-and-excitation layers read the mean of an image, and most of their outputs lie where
+    ReLU or hardsigmoid is flat. Matching the means shifted the few values that matter: with these
+    layers also corrected, the logits of MobileNetV3-Small shrank by a fifth (SQNR 13.8 dB against
+    20.4 dB on validation images).
 
     All images pass through a layer before the next layer runs: 256 images take about 8 GB in
     ResNet-18.

@@ -1,4 +1,4 @@
-"""Calibration: run images through the float network, and choose the range of every activation."""
+"""Calibration: run images through the float network and choose the range of every activation."""
 
 import copy
 
@@ -16,7 +16,8 @@ BATCH = 32
 BINS = 2048  # of a histogram
 SHARES = np.linspace(0.01, 1, 100)  # of the calibrated ends, tried by "mse"
 PERCENTILE = 99.999  # percentage of the values that "percentile" keeps
-NEARLY = 1.25  # of symmetric: how much wider steps may become to be so; 1.11 for images, 2 for what ReLU gives
+# Largest factor by which steps may grow to make a range symmetric: 1.11 for images, 2 after ReLU.
+NEARLY = 1.25
 SILENT = 2.0**-10  # smallest range of a channel, relative to the largest in its tensor
 
 
@@ -32,15 +33,16 @@ def observe(network: nn.Module, images: torch.Tensor) -> None:
 def fill(
     network: nn.Module, observers: dict[str, "Observer"], images: torch.Tensor, method: str
 ) -> None:
-    """Run `images` through a `network` with `observers`, for ranges by `method`: twice unless "minmax".
+    """Run `images` through a `network` with `observers`, twice unless `method` is "minmax".
 
-    Raises `UserError` with the first of the observers' names at which a value is infinite or NaN.
+    Raises `UserError` with the name of the first observer that meets an infinite value or NaN.
     """
     observe(network, images)
     for name, observer in observers.items():
         if not torch.isfinite(observer.high - observer.low).all():
             raise UserError(
-                f"calibration: the FP32 network gives infinite values or NaN at {name}; train it again."
+                "calibration: the FP32 network gives infinite values or NaN at "
+                f"{name}; train it again."
             )
     if method != "minmax":
         for observer in observers.values():
@@ -49,10 +51,10 @@ def fill(
 
 
 class Observer(nn.Module):
-    """A record of a tensor's values: first of their ends, then of their histogram between these.
+    """A record of a tensor's values: first their ends, then their histogram between the ends.
 
-    All channels share one row of the record, or, with `channelwise`, each has a row. Values beyond
-    the ends `useful` count as these ends. The tensor passes unchanged.
+    The record has one row for all channels, or one per channel if `channelwise` is set. Values
+    beyond the ends `useful` count as these ends. The tensor passes unchanged.
     """
 
     def __init__(self):
@@ -67,9 +69,8 @@ class Observer(nn.Module):
         values = x.detach().clamp(*self.useful) if self.useful else x.detach()
         rows = (values.transpose(0, 1) if self.channelwise else values[None]).flatten(1)
         if self.counts is not None:
-            for counts, row, low, high in zip(
-                self.counts, rows, self.low.tolist(), self.high.tolist(), strict=True
-            ):
+            ends = self.low.tolist(), self.high.tolist()
+            for counts, row, low, high in zip(self.counts, rows, *ends, strict=True):
                 if low < high:
                     counts += torch.histc(row, BINS, low, high)
             return x
@@ -79,10 +80,11 @@ class Observer(nn.Module):
         return x
 
     def range(self, method: str, config: QDQConfig) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ends of the range, float64 (rows,) each, by a method of RANGES.
+        """Return the low and the high end of the range, float64 (rows,) each.
 
-        If zero-points are 0, the ends are equal in magnitude. A row gets at least SILENT times the
-        widest range of the tensor, even if it is zero in all images. A tensor of zeros gets 1.
+        `method` is a key of RANGES. If zero-points are 0, the ends are equal in magnitude. A row
+        gets at least SILENT times the widest range of the tensor, even if it is zero in all images.
+        A tensor of zeros gets 1.
         """
         counts = [None] * len(self.low) if self.counts is None else self.counts.numpy()
         ends = zip(counts, self.low.double().tolist(), self.high.double().tolist(), strict=True)
@@ -94,16 +96,15 @@ class Observer(nn.Module):
             return (-np.ones_like(high) if config.symmetric else low), np.ones_like(high)
         scarce = (high - low) < SILENT * (high - low).max()
         widest = np.argmax(high - low)
-        least = SILENT * low[widest], SILENT * high[widest]
-        return np.where(scarce, np.minimum(least[0], low), low), np.where(
-            scarce, np.maximum(least[1], high), high
-        )
+        lower = np.minimum(SILENT * low[widest], low)
+        upper = np.maximum(SILENT * high[widest], high)
+        return np.where(scarce, lower, low), np.where(scarce, upper, high)
 
 
 def minmax(
     counts: np.ndarray | None, low: float, high: float, config: QDQConfig
 ) -> tuple[float, float]:
-    """Return the ends of all values, so that nothing is clipped."""
+    """Return the ends of all values: nothing is clipped."""
     return low, high
 
 
@@ -112,7 +113,7 @@ def percentile(
 ) -> tuple[float, float]:
     """Return the bin edges between which PERCENTILE percent of the values lie.
 
-    Half of the rest is beyond either end, or all of it beyond one end if 0 is the other.
+    Half of the rest lies beyond each end, or all of it beyond one end if the other is 0.
     """
     rest = (1 - PERCENTILE / 100) * counts.sum() / (1 if 0 in (low, high) else 2)
     edges = np.linspace(low, high, BINS + 1)
@@ -125,42 +126,52 @@ def mse(counts: np.ndarray, low: float, high: float, config: QDQConfig) -> tuple
     """Return the range with the least squared error of clipping and rounding.
 
     Both ends are tried at 100 shares of their calibrated values. Values beyond an end are clipped
-    to it. Those within half a step of 0 become 0: after ReLU, zeros are most values, and exact.
-    Rounding the others has a mean squared error of step**2 / 12.
+    to it. Values within half a step of 0 become 0: after ReLU, most values are 0, which is exact.
+    The mean squared error of rounding the others is step**2 / 12.
     """
     edges = np.linspace(low, high, BINS + 1)
     centres = (edges[:-1] + edges[1:]) / 2
-    if config.symmetric:
-        limits = SHARES * max(-low, high)
-        lows, highs, step = -limits, limits, limits / INTEGERS[config.activation][1]
-    else:
-        # An end at 0, as that of most channels after ReLU, leaves only the other one to be chosen.
-        lows, highs = ((SHARES if end else SHARES[:1]) * end for end in (low, high))
-        lows, highs = lows[:, None], highs[None, :]
-        step = (highs - lows) / config.steps
-    # Sums of counts, of values and of squares below every edge give the clipping error of any end.
+    lows, highs, step = _candidates(low, high, config)
+    # Sums of counts, values and squares below every edge give the clipping error of any end.
     sums = [np.concatenate([[0], np.cumsum(counts * centres**power)]) for power in (0, 1, 2)]
     below, beyond = np.searchsorted(centres, lows), np.searchsorted(centres, highs, side="right")
     zeros = (
         np.searchsorted(centres, np.maximum(-step / 2, lows)),
         np.searchsorted(centres, np.minimum(step / 2, highs), side="right"),
     )
-
-    def squares(places: np.ndarray, ends: np.ndarray, above: bool) -> np.ndarray:
-        count, first, second = (
-            (total[-1] - total[places]) if above else total[places] for total in sums
-        )
-        return second - 2 * ends * first + ends**2 * count
-
+    clipped = _squares([total[below] for total in sums], lows)
+    clipped = clipped + _squares([total[-1] - total[beyond] for total in sums], highs)
     count, _, near = (total[zeros[1]] - total[zeros[0]] for total in sums)
     rounded = sums[0][beyond] - sums[0][below] - count
-    error = (
-        squares(below, lows, False) + squares(beyond, highs, True) + near + rounded * step**2 / 12
-    )
+    error = clipped + near + rounded * step**2 / 12
     best = np.unravel_index(np.argmin(error), error.shape)
-    return float(np.broadcast_to(lows, error.shape)[best]), float(
-        np.broadcast_to(highs, error.shape)[best]
+    return (
+        float(np.broadcast_to(lows, error.shape)[best]),
+        float(np.broadcast_to(highs, error.shape)[best]),
     )
+
+
+def _candidates(
+    low: float, high: float, config: QDQConfig
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return low ends, high ends and the steps between integers, which broadcast together."""
+    if config.symmetric:
+        limits = SHARES * max(-low, high)
+        return -limits, limits, limits / INTEGERS[config.activation][1]
+    # An end at 0, as in most channels after ReLU, leaves only the other one to choose.
+    lows = (SHARES if low else SHARES[:1]) * low
+    highs = (SHARES if high else SHARES[:1]) * high
+    lows, highs = lows[:, None], highs[None, :]
+    return lows, highs, (highs - lows) / config.steps
+
+
+def _squares(sums: list[np.ndarray], ends: np.ndarray) -> np.ndarray:
+    """Return the squared error of clipping values to `ends`.
+
+    `sums` are the number of the values, their sum, and the sum of their squares.
+    """
+    count, first, second = sums
+    return second - 2 * ends * first + ends**2 * count
 
 
 RANGES = {"minmax": minmax, "percentile": percentile, "mse": mse}
@@ -171,9 +182,10 @@ def numbers(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the scales, float32, and zero-points, int64, of ranges from `low` to `high`, (rows,).
 
-    A single row gives the shape (). 0 is always one of the values. In a placement that is `centred`,
-    a single row gets the middle integer as its zero-point if its steps then grow by at most the factor
-    NEARLY. Engines can store such a tensor as signed integers with zero-point 0, which is faster.
+    A single row gives the shape (). 0 is always one of the values. If `config` is `centred`, a
+    single row gets the middle integer as its zero-point, provided its steps grow by at most the
+    factor NEARLY. Engines can store such a tensor as signed integers with zero-point 0, which is
+    faster.
     """
     lowest, highest = INTEGERS[config.activation]
     if config.symmetric:
@@ -181,17 +193,14 @@ def numbers(
     else:
         scale = (high - low) / config.steps
         zero_point = lowest + np.clip(np.round(-low / scale), 0, config.steps)
-        below = config.middle - lowest  # integers below the middle; above it there is one less
+        below = config.middle - lowest  # integers below the middle; there is one fewer above it
         around = np.maximum(-low / below, high / (below - 1))
         if config.centred and len(low) == 1 and around <= NEARLY * scale:
             scale, zero_point = around, np.full_like(zero_point, config.middle)
     shape = () if len(low) == 1 else (-1,)
-    scale = np.maximum(
-        scale, np.finfo(np.float32).tiny
-    )  # of a range of denormal numbers float32 would make 0
-    return torch.from_numpy(scale).float().reshape(shape), torch.from_numpy(
-        zero_point
-    ).long().reshape(shape)
+    # The scale of a range of denormal numbers would be 0 in float32.
+    scale = torch.from_numpy(np.maximum(scale, np.finfo(np.float32).tiny)).float()
+    return scale.reshape(shape), torch.from_numpy(zero_point).long().reshape(shape)
 
 
 def calibrate(
@@ -203,8 +212,8 @@ def calibrate(
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Return the scale and zero-point of every Q/DQ pair of `network`, by the pair's name.
 
-    `network` is float, with BatchNorm folded; it is not changed. `images` are float32
-    (n, 3, 224, 224), normalised; they run twice unless the ranges are "minmax". For `equalized` see
+    `network` is float, with BatchNorm folded. It is not changed. `images`, float32
+    (n, 3, 224, 224) normalised, run twice unless the ranges are "minmax". `equalized` is as for
     `insertion.insert`.
     """
     observed = copy.deepcopy(network)

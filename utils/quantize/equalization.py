@@ -1,22 +1,22 @@
 """Equalization: give the channels that a depthwise convolution reads equal ranges.
 
-One scale for a tensor gives a channel few levels if another channel is much wider. In the stem of
-MobileNetV3-Small one of 16 channels reaches 255 where the median one reaches 6, and rounding that
-tensor alone to 8 bits brings the network down to chance. A depthwise convolution multiplies each
-channel by separate weights, so the layer before it may divide a channel by a factor that these
-weights multiply by. Both have a scale for each channel of their weights, which takes the factor:
-their integers, and the network, remain the same.
+With one scale for a tensor, a channel gets few steps if another channel is much wider. In the stem
+of MobileNetV3-Small, one of 16 channels reaches 255 where the median channel reaches 6. Rounding
+that tensor alone to 8 bits brings the network down to chance. A depthwise convolution multiplies
+each channel by separate weights, so the layer before it may divide a channel by a factor that these
+weights multiply by. In both layers, the scale of the channel's weights takes the factor: their
+integers and the network stay the same.
 
-Through ReLU this is exact, because relu(x / s) = relu(x) / s: the cross-layer equalization of Nagel
-et al. 2019 (arXiv:1906.04721, section 4.1), with factors from the ranges of activations. Hardswish
-does not commute with a factor. It is replaced by `ScaledHardswish`, which multiplies its input by
-one factor for each channel and its output by another. That costs time in every engine, so it is
+Through ReLU this is exact, because relu(x / s) = relu(x) / s. It is the cross-layer equalization of
+Nagel et al. 2019 (arXiv:1906.04721, section 4.1), with factors from the ranges of activations.
+Hardswish does not commute with a factor. It is replaced by `ScaledHardswish`, which multiplies its
+input by one factor per channel and its output by another. That costs time in every engine, so it is
 done only where a single scale costs more than LIMIT.
 
-Engines that can read a scale for each channel need no `ScaledHardswish`. A scale for each channel
-costs time, too, so they read one only where no factor makes it needless: after hardswish. In
-MobileNetV3-Small these are 9 of 11 places, which makes it 1.035 to 1.065 times as fast in OpenVINO,
-and takes it no farther from FP32.
+Engines that can read one scale per channel need no `ScaledHardswish`. One scale per channel also
+costs time, so they read it only where no factor replaces it: after hardswish. In MobileNetV3-Small
+these are 9 of 11 places, which makes the network 1.035 to 1.065 times as fast in OpenVINO, and no
+farther from FP32.
 """
 
 import math
@@ -36,25 +36,22 @@ from utils.quantize.qdq_config import QDQConfig
 from utils.recipes import Int8
 
 LIMIT = 30.0  # dB: SQNR of the logits if a single tensor is rounded with one scale
-IMAGES = 64  # that measure it
+IMAGES = 64  # for this measurement
 LOW = 0.5  # largest magnitude of an equalized range's low end, relative to its high end
-SMALLEST = (
-    2.0**-8
-)  # of the factors, relative to the largest: rare values of quiet channels must fit, too
+# Smallest factor, relative to the largest: rare values of quiet channels must also fit.
+SMALLEST = 2.0**-8
 
-Range = tuple[
-    torch.Tensor, torch.Tensor
-]  # low and high ends of the channels, float32 (channels,) each
+Range = tuple[torch.Tensor, torch.Tensor]  # low and high ends, float32 (channels,) each
 
 
 @dataclass(frozen=True)
 class Place:
-    """A depthwise convolution that alone reads what another layer computes."""
+    """A depthwise convolution that is the only reader of another layer."""
 
     layer: str  # the other layer
     activation: str | None  # ReLU or hardswish between the two
     depthwise: str
-    exact: bool  # what lies between lets a factor pass: ReLU or nothing
+    exact: bool  # whether a factor passes between them: through ReLU or nothing
 
     @property
     def read(self) -> str:
@@ -63,7 +60,10 @@ class Place:
 
 
 def places(network: fx.GraphModule, keep_fp32: tuple[str, ...]) -> list[Place]:
-    """Return where a folded `network` can be equalized, in order of computation, but for `keep_fp32`."""
+    """Return where a folded `network` can be equalized, in order of computation.
+
+    Modules in `keep_fp32` are left out.
+    """
     graph, result = Graph(network), []
     for node in graph.nodes:
         if not graph.depthwise(node):
@@ -71,12 +71,11 @@ def places(network: fx.GraphModule, keep_fp32: tuple[str, ...]) -> list[Place]:
         between = graph.module(node.args[0])
         activation = node.args[0] if isinstance(between, nn.ReLU | nn.Hardswish) else None
         layer = node.args[0] if activation is None else activation.args[0]
-        alone = all(len(each.users) == 1 for each in (layer, activation) if each is not None)
-        if (
-            graph.kinds[layer] is Kind.LAYER
-            and alone
-            and not any(graph.inside(each, keep_fp32) for each in (layer, node))
-        ):
+        if graph.kinds[layer] is not Kind.LAYER or len(layer.users) > 1:
+            continue
+        if activation is not None and len(activation.users) > 1:
+            continue
+        if not (graph.inside(layer, keep_fp32) or graph.inside(node, keep_fp32)):
             exact = not isinstance(between, nn.Hardswish)
             result.append(Place(layer.target, activation and activation.target, node.target, exact))
     return result
@@ -89,8 +88,8 @@ def equalize(
     """Equalize a float `network`, whose BatchNorm is folded, in place.
 
     It stays the same function, except for FP32's rounding. Ranges are taken over `images`, float32
-    (n, 3, 224, 224) normalised, by the method of the recipe. Where `config` has one scale per channel
-    "apart", nothing is done; where it has one only if "needed", nothing is done after hardswish.
+    (n, 3, 224, 224) normalised, by the method of the recipe. If the scales of `config` are "apart",
+    nothing is done. If they are per channel where "needed", nothing is done after hardswish.
     Returns the depthwise convolutions for whose inputs one scale is enough.
     """
     if config.scales not in ("tensor", "needed"):
@@ -130,7 +129,7 @@ def one_scale_sqnr_db(
 ) -> float:
     """Return the lowest SQNR of the logits, in dB, if one tensor alone is rounded with one scale.
 
-    `ends` has the ranges of the channels of these tensors, by module; `logits` are the float answers.
+    `ends` has the channel ranges of these tensors, by module. `logits` are of the float network.
     """
     worst = math.inf
     for name, channels in ends.items():
@@ -144,7 +143,10 @@ def one_scale_sqnr_db(
 def channel_ranges(
     network: fx.GraphModule, names: set[str], images: torch.Tensor, config: QDQConfig, method: str
 ) -> dict[str, Range]:
-    """Return the ranges of every channel of the modules `names`, by a method of `calibration.METHODS`."""
+    """Return the channel ranges of the outputs of the modules `names`.
+
+    `method` is a key of `calibration.RANGES`.
+    """
     graph, observers = Graph(network), {}
     for node in graph.nodes:
         if node.target in names:
@@ -153,17 +155,18 @@ def channel_ranges(
     modules = [(name, network.get_submodule(name)) for name in observers]
     with watching(modules, lambda name, output: observers[name](output)):
         calibration.fill(network, observers, images, method)
-    ends = {name: observer.range(method, config) for name, observer in observers.items()}
-    return {
-        name: tuple(torch.from_numpy(end).float() for end in both) for name, both in ends.items()
-    }
+    ranges = {}
+    for name, observer in observers.items():
+        low, high = observer.range(method, config)
+        ranges[name] = torch.from_numpy(low).float(), torch.from_numpy(high).float()
+    return ranges
 
 
 def factors(ends: Range) -> torch.Tensor:
-    """Return the factors, float32 (channels,), whose quotients with the channels have one range.
+    """Return factors, float32 (channels,): channels divided by them have equal ranges.
 
-    The largest is 1. Low ends are at most LOW times the high end afterwards: a channel of negative
-    numbers would else double the range of all.
+    The largest factor is 1. Afterwards, low ends are at most LOW times the high end: otherwise, a
+    channel of negative numbers would double the range of all channels.
     """
     low, high = ends
     reach = torch.maximum(high, -low / LOW)
@@ -193,7 +196,7 @@ def _rounded_alone(
 
 
 class _Alone(fx.Interpreter):
-    """An interpreter that rounds the output of one module, and nothing else."""
+    """An interpreter that rounds the output of one module and nothing else."""
 
     def __init__(self, network: fx.GraphModule, name: str, qdq: QDQ):
         super().__init__(network)

@@ -1,11 +1,11 @@
-"""Execute a quantized network exactly: the answers of the method, before any engine adds to them.
+"""Exact execution of a quantized network: the logits of the method, before any engine's error.
 
 Integers are carried in float64, which holds every product and sum of this arithmetic without
-rounding: a sum of 10,000 products of 16 bits has 46 bits, and float64 has 53. Where FP32 sums are
-exact, too, they are used, as they take less time. A layer's scales are multiplied once, after its
-sum. Between pairs, what engines compute in floating point is computed in
+rounding: a sum of 10,000 products of 16 bits has 46 bits, and float64 has 53. FP32 sums are used
+where they are also exact, because they take less time. A layer's scales are multiplied once, after
+its sum. Operators between Q/DQ pairs, which engines compute in floating point, are computed in
 float64. FP32 would not do: a sum near a rounding boundary falls to the other side, and later layers
-amplify that. The same network in FP32 is only 38 to 44 dB away on ResNet-18.
+amplify the difference. On ResNet-18, the same network in FP32 is only 38 to 44 dB away.
 """
 
 import copy
@@ -44,7 +44,7 @@ class ExactInterpreter(fx.Interpreter):
             output = layer_output(module, x, self.quantized.input_scale(target))
         elif isinstance(module, WEIGHTED):
             output = float_layer(module, x)
-        elif isinstance(module, nn.BatchNorm2d):  # one that no convolution could take
+        elif isinstance(module, nn.BatchNorm2d):  # not folded: there is no convolution before it
             return copy.deepcopy(module).double()(x)
         else:
             return module(*args, **kwargs)
@@ -53,24 +53,18 @@ class ExactInterpreter(fx.Interpreter):
 
 
 def round_to(qdq: QDQ, x: torch.Tensor) -> torch.Tensor:
-    """Return the values that `pair` lets through for `x`, float64."""
+    """Round `x` to the values of a Q/DQ pair, float64."""
     scale, zero_point = along_channels(qdq.scale.double(), x), along_channels(qdq.zero_point, x)
-    return (
-        (x / scale)
-        .round_()
-        .add_(zero_point)
-        .clamp_(*INTEGERS[qdq.dtype])
-        .sub_(zero_point)
-        .mul_(scale)
-    )
+    integers = (x / scale).round_().add_(zero_point).clamp_(*INTEGERS[qdq.dtype])
+    return integers.sub_(zero_point).mul_(scale)
 
 
 def layer_output(layer: QuantizedLayer, x: torch.Tensor, input_scale: torch.Tensor) -> torch.Tensor:
-    """Return the output of `layer` on `x`, float64, whose values are multiples of `input_scale`."""
+    """Return the output of `layer`, float64, on multiples `x` of `input_scale`."""
     # Multiples of a float32 are exact in float64, so the division gives back the integers.
     integers = (x / along_channels(input_scale.double(), x)).round_()
     sums = exact_sums(layer, integers)
-    # A scale for each channel occurs with depthwise layers only, whose outputs are its channels.
+    # Only depthwise layers read one scale per channel. Their outputs are these channels.
     scale = along_channels(input_scale.double() * layer.scale.double(), sums)
     if layer.bias_integers is None:
         return sums.mul_(scale).add_(along_channels(layer.bias.double(), sums))
@@ -78,28 +72,23 @@ def layer_output(layer: QuantizedLayer, x: torch.Tensor, input_scale: torch.Tens
 
 
 def exact_sums(layer: QuantizedLayer, integers: torch.Tensor) -> torch.Tensor:
-    """Return the sums of products of `integers` and the layer's weights, float64, without rounding.
+    """Return the sums of products of `integers` and the layer's weights, exact, as float64.
 
     FP32 holds all integers up to 2^24. If a sum of products may be larger, the integers are split
-    into multiples of 16 and remainders, whose sums are smaller. FP32 convolutions of 8-bit integers
-    are exact by this in all of the study's layers, at two to four times the speed of float64.
+    into multiples of 16 and remainders, whose sums are smaller. This makes FP32 convolutions of
+    8-bit integers exact in all of the study's layers, at two to four times the speed of float64.
     """
     largest = integers.abs().max().item()
-    reach = (
-        layer.weight.double().abs().flatten(1).sum(1).max().item()
-    )  # of a sum with integers of 1
+    # The largest sum if all integers were 1.
+    reach = layer.weight.double().abs().flatten(1).sum(1).max().item()
     if largest * reach < 2**24:
         return layer.compute(integers.float(), layer.weight.float(), None).double()
     if max(16.0, largest / 16 + 1) * reach < 2**24:
         integers, weight = integers.float(), layer.weight.float()
         multiples = torch.floor(integers / 16)
         remainders = integers - 16 * multiples
-        return (
-            layer.compute(multiples, weight, None)
-            .double()
-            .mul_(16)
-            .add_(layer.compute(remainders, weight, None))
-        )
+        sums = layer.compute(multiples, weight, None).double().mul_(16)
+        return sums.add_(layer.compute(remainders, weight, None))
     return layer.compute(integers, layer.weight.double(), None)
 
 
@@ -120,9 +109,9 @@ def execute(quantized: Quantized, images: torch.Tensor) -> torch.Tensor:
 
 
 def logits(quantized: Quantized, split, batch_size: int = 16) -> np.ndarray:
-    """Return the reference logits of a split of images in its order, float32 (n, 2)."""
+    """Return the exact logits of a split of images in its order, float32 (n, 2)."""
     rows = []
-    with progress.Bar("reference", len(split), "images") as bar:
+    with progress.Bar("exact execution", len(split), "images") as bar:
         for x, _ in split.batches(batch_size):
             rows.append(execute(quantized, x).float().numpy())
             bar.step(len(x))

@@ -1,14 +1,15 @@
-"""Fake quantization: a network that rounds in its forward pass, and learns to.
+"""Fake quantization: a network that rounds in its forward pass and learns to compensate for it.
 
-Weights, biases and the ranges of activations learn. Gradients pass the rounding as if it were not
-there, and are zero where values are clipped: the straight-through estimator of Bengio et al. 2013
+Weights, biases and the ranges of activations learn. Gradients pass through rounding as if it were
+absent, and are zero where values are clipped: the straight-through estimator of Bengio et al. 2013
 (arXiv:1308.3432). Ranges learn at both ends, as in LSQ+ (Bhalgat et al. 2020, arXiv:2004.09576).
 
-Each parameter learns in units of its size: a weight in 1/127 of the largest of its channel, a bias in
-RANGE_UNIT of the spread of its channel's output, the ends of a range in RANGE_UNIT of that range. So
-one learning rate fits all channels, layers, networks and bit widths. Plain units would not do: after
-folding and equalization, the channels of a layer differ by factors of hundreds, and a step that hardly
-changes one channel moves the weights of another by several integers.
+Each parameter learns in units of its size: a weight in 1/127 of the largest weight of its channel,
+a bias in RANGE_UNIT of the spread of its channel's output, the ends of a range in RANGE_UNIT of
+that range. So one learning rate fits all channels, layers, networks and bit widths. Plain units
+would not work: after folding and equalization, the channels of a layer differ by factors of
+hundreds, and a step that hardly changes one channel moves the weights of another by several
+integers.
 """
 
 import copy
@@ -30,17 +31,17 @@ RANGE_UNIT = 1 / 16
 class RoundActivation(torch.autograd.Function):
     """Rounding to the nearest value of a Q/DQ pair, with gradients for scale and zero-point.
 
-    With x, its rounded value y and their gradients dx (0 where x is clipped) and dy, the gradients of
+    x is rounded to y, and their gradients are dx (0 where x is clipped) and dy. The gradients of
     the scale s and the zero-point z are sum(dy y - dx x) / s and s sum(dx - dy). These are the
     formulas of LSQ+, in which y - x is the rounding error and y the clipped end.
 
-    A few vectorised operators are faster on CPUs than one of torch's `fake_quantize` operators, which
-    are not vectorised: 6 against 33 ms for 6.4 million values on 2 threads.
+    On CPUs, a few vectorised operators are faster than one of torch's `fake_quantize` operators,
+    which are not vectorised: 6 against 33 ms for 6.4 million values on 2 threads.
     """
 
     @staticmethod
     def forward(ctx, x, scale, zero_point, limits):
-        x = x.float()  # mixed precision gives BF16 or FP16, which would round to other integers
+        x = x.float()  # BF16 or FP16, from mixed precision, would round to other integers
         scales = along_channels(scale, x)
         integer = along_channels(zero_point.round().clamp(*limits), x)
         y = (x / scales).round_().add_(integer).clamp_(*limits).sub_(integer).mul_(scales)
@@ -64,7 +65,7 @@ class RoundActivation(torch.autograd.Function):
 class RoundWeight(torch.autograd.Function):
     """Rounding of weights (out, ...) to integers of magnitude `highest` at most, times `unit`.
 
-    An integer stands for `step` in the numbers of the weights. `unit`, which broadcasts over the
+    One integer step is `step` in the numbers of the weights. `unit`, which broadcasts over the
     weights, does not learn.
     """
 
@@ -94,12 +95,12 @@ class RoundHalf(torch.autograd.Function):
 
 
 def unclipped(gradient: torch.Tensor, numbers: torch.Tensor, low: int, high: int) -> torch.Tensor:
-    """Return `gradient` where `numbers`, of its shape, round to `low` to `high`, and 0 elsewhere."""
+    """Return `gradient` where `numbers` round to an integer from `low` to `high`, 0 elsewhere."""
     return torch.ops.aten.hardtanh_backward(gradient, numbers, low - 0.5, high + 0.5)
 
 
 class FakeQuantize(nn.Module):
-    """A Q/DQ pair in float arithmetic, whose range learns at both ends.
+    """A Q/DQ pair in float arithmetic with a range that learns at both ends.
 
     `stretch` and `shift`, float32 () or (channels,), start at 0.
     """
@@ -116,9 +117,10 @@ class FakeQuantize(nn.Module):
         learns: bool = True,
         symmetric: bool = False,
     ) -> None:
-        """Set the scale and the zero-point, () or (channels,), at which training starts.
+        """Set the scale and the zero-point, () or (channels,), from which training starts.
 
-        They stay unless the pair `learns`. The zero-point of a `symmetric` pair always stays.
+        They stay constant unless the pair `learns`. The zero-point of a `symmetric` pair is always
+        constant.
         """
         self.register_buffer("first_scale", scale.float())
         self.register_buffer("first_zero_point", zero_point.float())
@@ -144,10 +146,10 @@ class FakeQuantize(nn.Module):
 class FakeQuantizedLayer(WeightedLayer):
     """A convolution or linear layer that learns in units of its size and may round its weights.
 
-    `weight` and `bias` are in units; the bias adds to `first_bias`. `scale` (out,) is the step of a
-    channel's weights, whose integers reach from -`highest` to `highest`; if `highest` is None, they
-    are not rounded. `spread` (out,) is the standard deviation of a channel's output. If `half` is set,
-    the layer reads, holds and writes FP16 numbers.
+    `weight` and `bias` are in units; the bias adds to `first_bias`. `scale` (out,) is the step
+    between a channel's weights, whose integers reach from -`highest` to `highest`. If `highest` is
+    None, weights are not rounded. `spread` (out,) is the standard deviation of a channel's output.
+    If `half` is set, the layer reads, holds and writes FP16 numbers.
     """
 
     half = False
@@ -172,7 +174,7 @@ class FakeQuantizedLayer(WeightedLayer):
         return self.weight * by_output(self.unit, self.weight)
 
     def used(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the weights and the bias that the layer computes with, in the network's numbers."""
+        """Return the weights and the bias of the computation, in the network's numbers."""
         if self.highest is None:
             weight = self.float_weight()
         else:
@@ -191,7 +193,7 @@ class FakeQuantizedLayer(WeightedLayer):
 
 
 def fake_quantized(quantized: Quantized, images: torch.Tensor) -> fx.GraphModule:
-    """Return the network of `quantized`, whose biases are float, ready to learn with its rounding.
+    """Return a network that learns with the rounding of `quantized`, whose biases are float.
 
     `images`, float32 (n, 3, 224, 224) normalised, give the spread of each layer's output. Modules
     that stay in FP32 do not learn. Weights start from FP32, with the scales of `quantized`.
@@ -219,7 +221,7 @@ def fake_quantized(quantized: Quantized, images: torch.Tensor) -> fx.GraphModule
 
 
 def frozen(network: fx.GraphModule) -> fx.GraphModule:
-    """Copy `network` with nothing that learns, and no operator that overwrites its input."""
+    """Copy `network` without learning parameters and without operators that work in place."""
     network = copy.deepcopy(network).requires_grad_(False).train()
     for module in network.modules():
         if getattr(module, "inplace", False):
@@ -235,10 +237,7 @@ def frozen(network: fx.GraphModule) -> fx.GraphModule:
 def to_integers(
     network: fx.GraphModule, keep_fp32: tuple[str, ...], config: QDQConfig
 ) -> Quantized:
-    """Return the quantized network for `config` of a fake-quantized `network`.
-
-    The network was made for `config.in_training`.
-    """
+    """Convert a fake-quantized `network`, made for `config.in_training`, for `config`."""
     result = Quantized.skeleton(without_rounding(network), config, keep_fp32)
     shift = INTEGERS[config.activation][0] - INTEGERS[config.in_training.activation][0]
     for name in result.qdqs.source:
@@ -252,7 +251,7 @@ def to_integers(
 
 
 def without_rounding(network: fx.GraphModule) -> fx.GraphModule:
-    """Copy a fake-quantized `network` as the float network that it has learned to be."""
+    """Copy a fake-quantized `network` as a float network with the learned weights and biases."""
     network = copy.deepcopy(network).eval()
     modules = dict(network.named_modules(remove_duplicate=False))
     for node in list(network.graph.nodes):

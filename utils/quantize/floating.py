@@ -1,4 +1,4 @@
-"""Training in the units of QAT without integers: the control of QAT, and QAT to FP16."""
+"""Training in the units of QAT, but without integers: the control of QAT, and QAT to FP16."""
 
 import copy
 
@@ -20,8 +20,9 @@ from utils.quantize.operators import Graph, folded
 def floating(model: nn.Module, images: torch.Tensor, half: bool = False) -> fx.GraphModule:
     """Return the folded network of `model`, ready to learn in the units of QAT without integers.
 
-    In FP32 it is the control of QAT. If `half` is set, weights, biases, and what layers read and write
-    are rounded to FP16. `images`, float32 (n, 3, 224, 224) normalised, give the spread of outputs.
+    In FP32, it is the control of QAT. If `half` is set, weights and biases are rounded to FP16, and
+    so are the inputs and outputs of layers. `images`, float32 (n, 3, 224, 224) normalised, give the
+    spread of outputs.
     """
     network = frozen(folded(model))
     moments = channel_moments(network, images.split(calibration.BATCH))
@@ -35,9 +36,9 @@ def floating(model: nn.Module, images: torch.Tensor, half: bool = False) -> fx.G
 
 @torch.no_grad()
 def plain(trained: fx.GraphModule, model: nn.Module) -> nn.Module:
-    """Return a copy of `model` with the weights that `trained`, made by `floating`, has learned.
+    """Return a copy of `model` with the learned weights of `trained`, which `floating` made.
 
-    Weights hold the factors of their BatchNorm, which then only adds the bias.
+    Weights include the factors of their BatchNorm, which then only adds the bias.
     """
     result = copy.deepcopy(model)
     graph = Graph(fx.symbolic_trace(copy.deepcopy(model).eval()))

@@ -1,4 +1,4 @@
-"""The start of PTQ, reconstruction and QAT: fold, equalize, calibrate, round to the nearest."""
+"""The common start of PTQ, reconstruction and QAT: fold, equalize, calibrate and round."""
 
 import torch
 from torch import fx, nn
@@ -15,7 +15,7 @@ from utils.recipes import Int8, Int16
 def initialize(
     model: nn.Module, images: torch.Tensor, recipe: Int8 | Int16, config: QDQConfig
 ) -> Quantized:
-    """Quantize a float `model` with calibrated ranges, and every weight rounded to the nearest.
+    """Quantize a float `model` with calibrated ranges and weights rounded to the nearest integer.
 
     `images`, float32 (n, 3, 224, 224) normalised, are for calibration. The model is not changed.
     Raises `UserError` if `keep_fp32` of the recipe names a module that the model lacks.
@@ -37,7 +37,7 @@ def initialize(
 
 
 def _check_names(model: nn.Module, network: fx.GraphModule, names: tuple[str, ...]) -> None:
-    known = {*dict(model.named_modules()), *dict(network.named_modules())}
+    known = {*dict(model.named_modules()), *dict(network.named_modules())} - {""}
     for name in names:
         if name not in known:
             example = next(iter(dict(model.named_children())), "")

@@ -1,4 +1,4 @@
-"""Insertion of Q/DQ pairs into a network, where a configuration asks for them."""
+"""Insert Q/DQ pairs into a network where a configuration asks for them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,10 +10,13 @@ from utils.errors import UserError
 from utils.quantize.operators import ADDITIONS, IDLE, Graph, Kind
 from utils.quantize.qdq_config import QDQConfig
 
+# Other moving operators give a size, or do nothing.
+RESHAPING = (torch.flatten, "flatten", "view", "reshape", "contiguous")
+
 
 @dataclass
 class Inserted:
-    """The Q/DQ pairs in a graph, by name, and what surrounds them."""
+    """The Q/DQ pairs of a graph by name, and their neighbours."""
 
     reads: dict[str, str]  # quantized convolution or linear layer -> the pair that it reads
     source: dict[str, str]  # pair -> the module or node whose output it quantizes: "x", "add", ...
@@ -32,15 +35,15 @@ def insert(
 ) -> Inserted:
     """Insert a module `make()` at every place of a Q/DQ pair in `network`, in place.
 
-    Operators inside the modules `keep_fp32` are not quantized. Operators that are computed together,
-    such as a convolution with its BatchNorm and ReLU, share a pair. It is named after the first of
-    them, so that its name does not depend on folding. One scale is enough for the inputs of the
-    depthwise convolutions `equalized`. Raises `UserError` for an unknown operator, and for a
-    quantized layer that is called on several tensors.
+    Operators inside the modules `keep_fp32` are not quantized. Operators computed together, such as
+    a convolution with its BatchNorm and ReLU, share a pair. It is named after the first operator,
+    so its name does not depend on folding. One scale is enough for the inputs of the depthwise
+    convolutions `equalized`. Raises `UserError` for an unknown operator, and for a quantized layer
+    that is called on several tensors.
     """
     graph = Graph(network)
     places = _places(graph, config, keep_fp32)
-    firsts = {node: graph.first(node) for node in places}  # before any pair stands in between
+    firsts = {node: graph.first(node) for node in places}  # before pairs separate them
     inserted = Inserted({}, {}, set(), {}, set(), {})
     carried: dict[fx.Node, str] = {}  # tensor -> the pair whose values it holds
     for node in graph.nodes:
@@ -60,7 +63,7 @@ def insert(
             network.add_submodule(name, make())
             carried[_call(network, node, name, places[node])] = name
         elif moved:
-            # The same pair again changes nothing, but it tells an engine that the operator may
+            # Repeating the pair changes no value, but it tells an engine that the operator may
             # compute on integers.
             carried[_call(network, node, moved, list(node.users))] = moved
         elif isinstance(graph.module(node), IDLE) and node.args[0] in carried:
@@ -85,25 +88,29 @@ def _places(
     else:
         places = _outputs(graph, keep_fp32)
     if config.float_logits:
-        logits = [
-            node for node in places if {graph.kinds[user] for user in places[node]} == {Kind.OUTPUT}
-        ]
+        logits = [node for node, users in places.items() if _are_outputs(graph, users)]
         places = {node: users for node, users in places.items() if node not in logits}
     return places
 
 
-def _inputs(graph: Graph, keep_fp32: tuple[str, ...], sums: bool) -> dict[fx.Node, list[fx.Node]]:
-    """Return the tensors that quantized layers read, and if `sums` additions, each with these readers.
+def _are_outputs(graph: Graph, users: list[fx.Node]) -> bool:
+    return {graph.kinds[user] for user in users} == {Kind.OUTPUT}
 
-    Max pooling gives the same numbers whether it reads rounded ones or its output is rounded. Engines
-    are faster on integers, so the tensor before it is rounded.
+
+def _inputs(graph: Graph, keep_fp32: tuple[str, ...], sums: bool) -> dict[fx.Node, list[fx.Node]]:
+    """Return the tensors that quantized layers read, each with these readers.
+
+    If `sums` is set, this includes the tensors that additions read. Max pooling gives the same
+    numbers whether its input or its output is rounded. Engines are faster on integers, so its input
+    is rounded.
     """
     places: dict[fx.Node, list[fx.Node]] = {}
     for reader in graph.nodes:
         is_sum = sums and reader.target in ADDITIONS
         if graph.inside(reader, keep_fp32) or not (is_sum or graph.kinds[reader] is Kind.LAYER):
             continue
-        for node in reader.all_input_nodes if is_sum else reader.args[:1]:
+        inputs = reader.all_input_nodes if is_sum else reader.args[:1]
+        for node in inputs:
             user = reader
             while isinstance(graph.module(node), nn.MaxPool2d):
                 user, node = node, node.args[0]
@@ -114,33 +121,28 @@ def _inputs(graph: Graph, keep_fp32: tuple[str, ...], sums: bool) -> dict[fx.Nod
 
 
 def _outputs(graph: Graph, keep_fp32: tuple[str, ...]) -> dict[fx.Node, list[fx.Node]]:
-    """Return the outputs of all quantized operators and what these read, each with its users."""
+    """Return the inputs and outputs of all quantized operators, each with its users."""
 
     def quantized(node: fx.Node) -> bool:
-        return not graph.inside(node, keep_fp32) and graph.kinds[node] not in (
-            Kind.INPUT,
-            Kind.OUTPUT,
-        )
+        is_operator = graph.kinds[node] not in (Kind.INPUT, Kind.OUTPUT)
+        return is_operator and not graph.inside(node, keep_fp32)
 
-    return {
-        node: list(node.users)
-        for node in graph.nodes
-        if graph.computes(node)
-        and graph.followed(node) is None
-        and (quantized(graph.first(node)) or any(map(quantized, graph.readers(node.users))))
-    }
+    places = {}
+    for node in graph.nodes:
+        if not graph.computes(node) or graph.followed(node) is not None:
+            continue
+        if quantized(graph.first(node)) or any(map(quantized, graph.readers(node.users))):
+            places[node] = list(node.users)
+    return places
 
 
 def _moved(graph: Graph, node: fx.Node, carried: dict[fx.Node, str]) -> str | None:
-    """Return the pair whose values `node` moves or selects; None if it moves none, or no tensor."""
-    is_tensor = isinstance(graph.module(node), nn.MaxPool2d | nn.Flatten) or node.target in (
-        torch.flatten,
-        "flatten",
-        "view",
-        "reshape",
-        "contiguous",
-    )
-    return carried.get(node.args[0]) if graph.kinds[node] is Kind.MOVING and is_tensor else None
+    """Return the pair whose values the tensor `node` moves or selects, or None."""
+    if graph.kinds[node] is not Kind.MOVING:
+        return None
+    if isinstance(graph.module(node), nn.MaxPool2d | nn.Flatten) or node.target in RESHAPING:
+        return carried.get(node.args[0])
+    return None
 
 
 def _needs_channels(
@@ -166,7 +168,7 @@ def _needs_channels(
 
 
 def _call(network: fx.GraphModule, node: fx.Node, name: str, users: list[fx.Node]) -> fx.Node:
-    """Insert a call of module `name` after `node`, and let `users` read it."""
+    """Insert a call of module `name` after `node`, and make `users` read it."""
     with network.graph.inserting_after(node):
         new = network.graph.call_module(name, (node,))
     for user in users:

@@ -1,4 +1,4 @@
-"""The weighted layers of a network, and contexts that watch the outputs of its layers."""
+"""Weighted layers of a network, and contexts that watch the outputs of layers."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +15,7 @@ def weighted(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def is_depthwise(module: nn.Module | None) -> bool:
-    """Return whether `module` is a convolution with one filter for each channel."""
+    """Return whether `module` is a convolution with one filter per channel."""
     return (
         isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels
     )
@@ -24,10 +24,10 @@ def is_depthwise(module: nn.Module | None) -> bool:
 def blocks(model: nn.Module) -> tuple[str, ...]:
     """Return the names of the blocks of `model`, in the order of their definition.
 
-    In the study's networks that is the order of computation. A block is a child of the model, or of
-    a plain `nn.Sequential` in it at any depth, that contains a convolution or linear layer.
-    Subclasses of `nn.Sequential` are blocks, not containers. Every convolution or linear layer is
-    in exactly one block.
+    In the study's networks, this is also the order of computation. A block is a child of the model
+    that contains a convolution or linear layer. A plain `nn.Sequential` is not a block, but its
+    children are. Subclasses of `nn.Sequential` are blocks. Every convolution or linear layer is in
+    exactly one block.
     """
     names = []
     for name, child in model.named_children():
@@ -57,7 +57,7 @@ def watching(
 
 @contextlib.contextmanager
 def outputs(modules: dict[str, nn.Module]) -> Iterator[dict[str, torch.Tensor]]:
-    """Collect the latest output of each of `modules` while images run through their network.
+    """Collect the latest outputs of `modules` while images run through their network.
 
     The yielded dict is in the order of computation. Quantized outputs are dequantized to float32.
     The others are copied, because activation functions may work in place.
@@ -75,8 +75,8 @@ def outputs(modules: dict[str, nn.Module]) -> Iterator[dict[str, torch.Tensor]]:
 def extremes(network: nn.Module) -> Iterator[dict]:
     """Report the extreme values in the layers of `network` while images run through it.
 
-    The yielded dict is filled on leaving. `nonfinite`: number of values that were infinite or NaN;
-    `largest`: the largest finite magnitude; `largest_in`: the layer that it occurred in.
+    The yielded dict is filled when the context ends. `nonfinite` is the number of infinite values
+    and NaN, `largest` the largest finite magnitude, `largest_in` the layer where it occurred.
     """
     worst: dict[str, torch.Tensor] = {}  # float64 (2,): non-finite values, largest finite magnitude
     report: dict = {}
@@ -102,7 +102,7 @@ def extremes(network: nn.Module) -> Iterator[dict]:
 def channel_moments(
     network: nn.Module, batches: Iterable[torch.Tensor]
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Return the mean and the standard deviation of each channel of all weighted layers' outputs.
+    """Return the channel means and standard deviations of the outputs of all weighted layers.
 
     They are taken over images and positions while `batches`, float32 (n, 3, 224, 224), run through
     `network`, before the activation functions: float32 (channels,) each, by layer.
@@ -111,10 +111,8 @@ def channel_moments(
     count = 0
 
     def add(name: str, output: torch.Tensor) -> None:
-        now = torch.stack(
-            [mean_by_channel(output), mean_by_channel(output.square())]
-        ).double() * len(output)
-        sums[name] = sums.get(name, 0) + now
+        means = torch.stack([mean_by_channel(output), mean_by_channel(output.square())])
+        sums[name] = sums.get(name, 0) + means.double() * len(output)
 
     with watching(weighted(network).items(), add):
         for batch in batches:

@@ -1,4 +1,4 @@
-"""Modules of a quantized network: Q/DQ pairs, and layers with integer weights."""
+"""Modules of a quantized network: Q/DQ pairs and layers with integer weights."""
 
 import torch
 import torch.nn.functional as F
@@ -106,7 +106,7 @@ class QuantizedLayer(WeightedLayer):
         """Take the integers nearest to the weights and the bias of a float `layer`.
 
         `input_scale` is the scale of the Q/DQ pair that the layer reads. The scales of the weights
-        are `scale` (out,), if given, or from `quantize_weight`.
+        are `scale` (out,), if given; otherwise `quantize_weight` chooses them.
         """
         out = len(layer.weight)
         bias = torch.zeros(out) if layer.bias is None else layer.bias.detach().float()
@@ -139,9 +139,9 @@ def quantize_weight(
     """Quantize `weight` (out, ...) symmetrically, with one scale per output channel.
 
     Returns integers, float32 (out, ...), and scales, float32 (out,). These are `scale`, if given;
-    else the largest magnitude of a channel becomes `highest`. No scale is below `smallest`, or below
-    SMALLEST_SCALE times the layer's largest. A channel of zeros has the layer's largest scale, and a
-    layer of zeros 1.
+    otherwise, the largest magnitude of a channel becomes `highest`. No scale is below `smallest`,
+    or below SMALLEST_SCALE times the layer's largest. A channel of zeros has the layer's largest
+    scale. A layer of zeros has the scale 1.
     """
     weight = weight.detach()
     scale = weight.abs().flatten(1).amax(1) / highest if scale is None else scale.clone()

@@ -1,9 +1,9 @@
-"""The quantized network: every integer, scale and zero-point of it, decided once for all engines.
+"""The quantized network: all its integers, scales and zero-points, decided once for all engines.
 
-It is the folded float network with a Q/DQ pair wherever its configuration asks for one, and with the
-integers of every quantized weight. `utils.quantize.exact` executes it exactly; a backend lowers it by
-exporting it. It is written with torch's `quantized_decomposed` operators, which torch's exporters and
-the engines' compilers understand.
+It is the folded float network with Q/DQ pairs where its configuration asks for them, and with
+integer weights. `utils.quantize.exact` executes it exactly, and a backend lowers it by exporting
+it. It uses torch's `quantized_decomposed` operators, which torch's exporters and the engines'
+compilers understand.
 
 The scheme is from Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
 Integer-Arithmetic-Only Inference" (arXiv:1712.05877): a number is scale x (integer - zero-point);
@@ -47,7 +47,7 @@ class Quantized:
     ) -> "Quantized":
         """Build the quantized form of a folded float network, without numbers yet.
 
-        `fp32` is copied. Modules that stay in FP32 have its weights.
+        `fp32` is copied. Modules that stay in FP32 keep its weights.
         """
         network = copy.deepcopy(fp32)
         qdqs = insertion.insert(network, config, keep_fp32, lambda: QDQ(config.activation))
@@ -74,9 +74,9 @@ class Quantized:
         """Write the quantized network to `path`; `load` reads it."""
         state = {}
         for name, value in self.network.state_dict().items():
-            # Of a tensor that shares memory with a larger one, torch.save would write the larger one.
+            # If a tensor shares memory with a larger one, torch.save would write the larger one.
             value = value.detach().clone()
-            # Zero-points are integers of at most 16 bits, whatever torch's operators take them as.
+            # Zero-points have at most 16 bits, although torch's operators take 64.
             state[name] = value.to(torch.int16) if value.dtype is torch.int64 else value
         scaled = {
             name: module.before.numel()
@@ -98,7 +98,7 @@ class Quantized:
         """Read the quantized network in `path`.
 
         `model` gives the structure if the catalog lacks the architecture. Raises `UserError` if
-        `path` holds no quantized network of this version.
+        `path` does not hold a quantized network of this version.
         """
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)

@@ -1,4 +1,4 @@
-"""The operators that quantization knows, and what each does to the numbers that pass through it."""
+"""Operators that quantization knows, and what they do to the numbers that they read."""
 
 import copy
 import enum
@@ -17,7 +17,7 @@ from utils.quantize.layers import WEIGHTED, is_depthwise
 
 
 class Kind(enum.Enum):
-    """What an operator does to numbers, which decides how its output is quantized."""
+    """The effect of an operator on numbers, which decides how its output is quantized."""
 
     INPUT = enum.auto()  # the images
     LAYER = enum.auto()  # a convolution or linear layer
@@ -28,9 +28,9 @@ class Kind(enum.Enum):
 
 
 class ScaledHardswish(nn.Module):
-    """Hardswish between two factors for each channel: hardswish(x * before) * after.
+    """Hardswish between two factors per channel: hardswish(x * before) * after.
 
-    `before` and `after` are float32 (channels,); `utils.quantize.equalization` chooses them.
+    `before` and `after` are float32 (channels,). `utils.quantize.equalization` chooses them.
     """
 
     def __init__(self, before: torch.Tensor, after: torch.Tensor):
@@ -42,13 +42,13 @@ class ScaledHardswish(nn.Module):
         return F.hardswish(x * self.before) * self.after
 
 
-FLAT = {  # activation functions: beyond these ends they are flat
+FLAT = {  # beyond these ends, the activation functions are flat
     nn.Hardswish: (-3.0, math.inf),
     nn.Hardsigmoid: (-3.0, 3.0),
     nn.ReLU6: (0.0, 6.0),
 }
-FOLLOWING = (nn.BatchNorm2d, nn.ReLU)  # hardware computes these together with what they follow
-IDLE = (nn.Dropout, nn.Identity)  # these do nothing in evaluation mode
+FOLLOWING = (nn.BatchNorm2d, nn.ReLU)  # computed together with the operator before them
+IDLE = (nn.Dropout, nn.Identity)  # without effect in evaluation mode
 ADDITIONS = (operator.add, operator.iadd, torch.add)
 MODULES = {
     Kind.LAYER: WEIGHTED,
@@ -67,7 +67,7 @@ ONE_NODE = {"placeholder": Kind.INPUT, "output": Kind.OUTPUT}
 class Graph:
     """A traced network with the kind of each operator, by node.
 
-    Raises `UserError` for an operator that is not known, because it would stay unquantized.
+    Raises `UserError` for an unknown operator, because it would stay unquantized.
     """
 
     def __init__(self, network: fx.GraphModule):
@@ -84,13 +84,8 @@ class Graph:
         module = self.module(node)
         if node.op in ONE_NODE:
             return ONE_NODE[node.op]
-        if isinstance(module, nn.Conv2d) and (
-            module.padding_mode != "zeros" or isinstance(module.padding, str)
-        ):
-            kind = module.padding_mode if module.padding_mode != "zeros" else module.padding
-            raise UserError(
-                f"quantization knows convolutions padded by numbers of zeros only, not {kind!r} ({node.name})."
-            )
+        if isinstance(module, nn.Conv2d):
+            _check_padding(module, node.name)
         listed, matches = {
             "call_module": (MODULES, lambda types: isinstance(module, types)),
             "call_function": (FUNCTIONS, lambda targets: node.target in targets),
@@ -100,14 +95,13 @@ class Graph:
         for kind, entries in listed.items():
             if matches(entries):
                 return kind
-        name = (
-            type(module).__name__
-            if module is not None
-            else getattr(node.target, "__name__", node.target)
-        )
+        if module is None:
+            name = getattr(node.target, "__name__", node.target)
+        else:
+            name = type(module).__name__
         raise UserError(
-            f"quantization does not know the operator {name} ({node.name}), so it would stay unrounded. Add it to "
-            "utils/quantize/operators.py, with a test."
+            f"quantization does not know the operator {name} ({node.name}), so it would stay "
+            "unrounded. Add it to utils/quantize/operators.py, with a test."
         )
 
     def computes(self, node: fx.Node) -> bool:
@@ -115,9 +109,9 @@ class Graph:
         return self.kinds[node] in (Kind.INPUT, Kind.LAYER, Kind.COMPUTING, Kind.AVERAGING)
 
     def followed(self, node: fx.Node) -> fx.Node | None:
-        """Return the BatchNorm or ReLU that is computed together with `node`; None if there is none.
+        """Return the BatchNorm or ReLU that is computed together with `node`, or None.
 
-        Dropout and identities between them are passed.
+        Dropout and identities between them are skipped.
         """
         users = list(node.users)
         while len(users) == 1 and isinstance(self.module(users[0]), IDLE):
@@ -132,7 +126,7 @@ class Graph:
     def first(self, node: fx.Node) -> fx.Node:
         """Return the operator that `node`, a BatchNorm or ReLU, is computed together with.
 
-        Dropout and identities are passed. Return `node` itself if there is none.
+        Dropout and identities are skipped. Returns `node` itself if there is none.
         """
         while isinstance(self.module(node), (*FOLLOWING, *IDLE)):
             before = node.args[0]
@@ -145,52 +139,56 @@ class Graph:
 
     def inside(self, node: fx.Node, names: tuple[str, ...]) -> bool:
         """Return whether `node` belongs to one of the modules `names` or to a module inside one."""
-        path = (
-            node.target
-            if node.op == "call_module"
-            else next(reversed(node.meta.get("nn_module_stack") or [""]))
-        )
+        if node.op == "call_module":
+            path = node.target
+        else:
+            path = next(reversed(node.meta.get("nn_module_stack") or [""]))
         return any(path == name or path.startswith(f"{name}.") for name in names)
 
     def readers(self, users: Iterable[fx.Node]) -> list[fx.Node]:
-        """Return the operators among `users`; in place of one that moves numbers, those that read them then."""
-        direct = [user for user in users if self.kinds[user] is not Kind.OUTPUT]
-        return [
-            reader for user in direct for reader in (self.readers(user.users) if self.kinds[user] is Kind.MOVING else [user])
-        ]  # fmt: skip
+        """Return the operators among `users`.
+
+        An operator that moves numbers is replaced by the operators that read them afterwards.
+        """
+        readers = []
+        for user in users:
+            if self.kinds[user] is Kind.MOVING:
+                readers.extend(self.readers(user.users))
+            elif self.kinds[user] is not Kind.OUTPUT:
+                readers.append(user)
+        return readers
 
     def useful(self, readers: list[fx.Node]) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Return the ends of the range beyond which none of `readers` tells numbers apart.
+        """Return the ends of the range beyond which no reader distinguishes numbers.
 
-        They are float32, of shape () or (1, channels, 1, 1), and one may be infinite: hardswish is 0
-        below -3, hardsigmoid 0 below -3 and 1 above 3, ReLU6 0 below 0 and 6 above 6. None if a reader
-        tells all apart.
+        They are float32, of shape () or (1, channels, 1, 1), and one may be infinite: hardswish is
+        0 below -3, hardsigmoid 0 below -3 and 1 above 3, ReLU6 0 below 0 and 6 above 6. None if a
+        reader distinguishes all numbers.
         """
-        modules = [self.module(reader) for reader in readers]
-        if not modules or not all(
-            isinstance(module, (*FLAT, ScaledHardswish)) for module in modules
-        ):
+        lows, highs = [], []
+        for module in map(self.module, readers):
+            if not isinstance(module, (*FLAT, ScaledHardswish)):
+                return None
+            low, high = FLAT.get(type(module), FLAT[nn.Hardswish])
+            lows.append(low / getattr(module, "before", torch.tensor(1.0)))
+            highs.append(high)
+        if not readers:
             return None
-        ends = [FLAT.get(type(module), (-3.0, math.inf)) for module in modules]
-        lows = [
-            low / getattr(module, "before", torch.tensor(1.0))
-            for (low, _), module in zip(ends, modules, strict=True)
-        ]
-        return functools.reduce(torch.minimum, lows), torch.tensor(max(high for _, high in ends))
+        return functools.reduce(torch.minimum, lows), torch.tensor(max(highs))
 
     def depthwise(self, node: fx.Node) -> bool:
-        """Return whether `node` is a convolution with one filter for each channel."""
+        """Return whether `node` is a convolution with one filter per channel."""
         return is_depthwise(self.module(node))
 
     def keeps_channels_apart(self, node: fx.Node) -> bool:
-        """Return whether `node` adds no two channels up: each has a separate accumulator."""
+        """Return whether `node` never adds channels: each has a separate accumulator."""
         if self.kinds[node] is Kind.LAYER:
             return self.depthwise(node)
-        # Moving operators were passed by `readers`; of these, only those that reshape mix channels.
+        # Moving operators, of which only reshaping ones mix channels, were skipped by `readers`.
         return self.kinds[node] in (Kind.COMPUTING, Kind.AVERAGING)
 
     def mixes_when_moved(self, node: fx.Node) -> bool:
-        """Return whether a reader flattens `node`, so that its channels are no dimension any more."""
+        """Return whether a reader reshapes `node`: its channels are no longer a dimension."""
         plain = (nn.MaxPool2d, *IDLE)
         moving = [user for user in node.users if self.kinds[user] is Kind.MOVING]
         return any(
@@ -199,10 +197,20 @@ class Graph:
         )
 
 
+def _check_padding(convolution: nn.Conv2d, name: str) -> None:
+    mode, padding = convolution.padding_mode, convolution.padding
+    if mode != "zeros" or isinstance(padding, str):
+        kind = mode if mode != "zeros" else padding
+        raise UserError(
+            "quantization knows convolutions padded by numbers of zeros only, "
+            f"not {kind!r} ({name})."
+        )
+
+
 def folded(model: nn.Module) -> fx.GraphModule:
     """Copy `model` to the CPU in evaluation mode, with BatchNorm folded into convolutions.
 
-    Dropout and identities, which do nothing in evaluation mode, are removed. Average pooling that is
+    Dropout and identities, which do nothing in evaluation mode, are removed. Average pooling
     called as a function, as in MobileNetV2, becomes a module.
     """
     network = fuse(copy.deepcopy(model).cpu().eval())

@@ -1,8 +1,8 @@
 """Q/DQ configuration: where an engine wants a network quantized, and in which formats.
 
-A *Q/DQ pair* is a quantization followed at once by a dequantization: whatever reads it gets one of
-few values. Engines recognise the pairs in the exported graph and compute on integers between them.
-They want them in different places, so each backend declares its `QDQConfig`, and the method knows it
+A *Q/DQ pair* is a quantization followed at once by a dequantization: its readers get one of few
+values. Engines recognise the pairs in the exported graph and compute on integers between them. They
+want pairs in different places, so each backend declares its `QDQConfig`, and the method knows it
 before it chooses ranges and corrects biases.
 """
 
@@ -30,36 +30,31 @@ NARROW_STEPS = 127  # between the ends of a range of activations of 7 bits
 
 @dataclass(frozen=True)
 class QDQConfig:
-    """The Q/DQ pairs and number formats that a backend asks for.
+    """The positions of Q/DQ pairs and the number formats that a backend asks for.
 
     Backends with equal configurations share one quantized network.
     """
 
-    position: (
-        str  # pairs at "outputs" of all operators, or "inputs" of convolutions and linear layers
-    )
+    # Pairs at the "outputs" of all operators, or at the "inputs" of convolutions and linear layers.
+    position: str
     activation: torch.dtype = torch.uint8
     weight: torch.dtype = torch.int8
     bias: str = "float"  # "float", or "int32" in units of input scale times weight scale
-    symmetric: bool = False  # whether the zero-points of activations are 0
+    symmetric: bool = False  # zero-points of activations are 0
     steps: int = 255  # between the ends of a calibrated range
-    # One scale for an activation ("tensor"), or one per channel: wherever no reader adds channels up
-    # ("apart"), or only where depthwise convolutions read it and `equalize` cannot make one scale
+    # One scale for an activation ("tensor"), or one per channel: wherever no reader adds channels
+    # ("apart"), or only where a depthwise convolution reads it and `equalize` cannot make one scale
     # enough ("needed").
     scales: str = "tensor"
-    rounded_sums: bool = (
-        False  # whether additions read quantized values; at "outputs" they always do
-    )
-    centred: bool = False  # whether nearly symmetric ranges get the middle integer as zero-point
-    pooling_keeps_scale: bool = False  # whether an average has the scale of its input
-    float_logits: bool = False  # whether the output of the last operator stays as it is
-    unit_gates: bool = False  # whether hardsigmoid, which ends at 1, always has the scale 1/256
-    overflow: str = (
-        "none"  # layers in which sums of 8-bit products overflow: none, depthwise or all
-    )
-    overflow_fix: str = (
-        "none"  # the factor with 7 bits in these layers: none, activations or weights
-    )
+    rounded_sums: bool = False  # additions read quantized values; at "outputs" they always do
+    centred: bool = False  # nearly symmetric ranges get the middle integer as zero-point
+    pooling_keeps_scale: bool = False  # an average has the scale of its input
+    float_logits: bool = False  # the output of the last operator is not quantized
+    unit_gates: bool = False  # hardsigmoid, which ends at 1, always has the scale 1/256
+    # Layers in which sums of 8-bit products overflow: "none", "depthwise" or "all".
+    overflow: str = "none"
+    # The factor with 7 bits in these layers: "none", "activations" or "weights".
+    overflow_fix: str = "none"
 
     @property
     def middle(self) -> int:
@@ -69,7 +64,7 @@ class QDQConfig:
     def highest_weight(self, layer: nn.Module) -> int:
         """Return the largest magnitude of a weight of `layer`.
 
-        The lowest integer is not used, so that 0 is the middle.
+        The lowest integer is not used, so 0 is the middle.
         """
         overflows = self.overflow == "all" or (self.overflow == "depthwise" and is_depthwise(layer))
         if overflows and self.overflow_fix == "weights":
@@ -77,10 +72,10 @@ class QDQConfig:
         return INTEGERS[self.weight][1]
 
     def fixed(self, overflow_fix: str, portable: bool = False) -> "QDQConfig":
-        """Return the configuration with `overflow_fix`, a value of `recipes.Int8`.
+        """Return the configuration with `overflow_fix`, a value of that field of `recipes.Int8`.
 
-        With `portable`, it applies on every processor. If only depthwise layers overflow, their
-        weights get 7 bits: their inputs are also read by other layers.
+        If it is `portable`, it applies on every processor. If only depthwise layers overflow, their
+        weights get 7 bits, because other layers may also read their inputs.
         """
         overflow = "all" if portable else self.overflow
         if overflow == "none" or overflow_fix == "none":
@@ -92,17 +87,16 @@ class QDQConfig:
 
     def describe(self) -> dict:
         """Return all fields, JSON-serializable."""
-        fields = vars(self).items()
-        return {
-            name: str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
-            for name, value in fields
+        formats = {"activation": self.activation, "weight": self.weight}
+        return vars(self) | {
+            name: str(dtype).removeprefix("torch.") for name, dtype in formats.items()
         }
 
     @property
     def in_training(self) -> "QDQConfig":
-        """The configuration that QAT trains with, shared by all backends that differ only here.
+        """The configuration of QAT, shared by all backends that differ only in what it replaces.
 
-        In training, biases are not rounded and logits are. int8 rounds as uint8 does, with
+        In training, biases are not rounded, but logits are. int8 rounds like uint8, with
         zero-points lower by 128.
         """
         shifted = self.activation is torch.int8 and not self.symmetric
@@ -111,6 +105,6 @@ class QDQConfig:
 
     @classmethod
     def of(cls, settings: dict) -> "QDQConfig":
-        """Return the configuration that `describe` described."""
+        """Return the configuration that `describe` returned as `settings`."""
         formats = {name: getattr(torch, settings[name]) for name in ("activation", "weight")}
         return cls(**settings | formats)

@@ -1,11 +1,12 @@
-"""Block reconstruction: each block of a quantized network learns to answer as the float block does.
+"""Block reconstruction: each block of a quantized network learns the outputs of its FP32 block.
 
-This is BRECQ's order: Li et al. 2021, "BRECQ: Pushing the Limit of Post-Training Quantization by
-Block Reconstruction" (arXiv:2102.05426), algorithm 1. Blocks learn one after the other, from
-calibration images without labels. A block reads what the quantized blocks before it give, and is to
-give what the float network has there, so it also makes up for the errors before it. Unlike in
-BRECQ, weights are not only rounded up or down: they learn by the straight-through estimator of
-`utils.quantize.fake_quant`, with biases and the ranges of activations, and all squared errors count alike.
+The order is from BRECQ: Li et al. 2021, "BRECQ: Pushing the Limit of Post-Training Quantization by
+Block Reconstruction" (arXiv:2102.05426), algorithm 1. Blocks learn one after another, from
+calibration images without labels. A block reads the outputs of the quantized blocks before it, and
+its targets are the values of the float network, so it also compensates for earlier errors. Unlike
+in BRECQ, weights are not only rounded up or down: they learn by the straight-through estimator of
+`utils.quantize.fake_quant`, with biases and the ranges of activations, and all squared errors have
+the same weight.
 """
 
 import math
@@ -18,33 +19,33 @@ from utils import progress
 from utils.quantize.calibration import BATCH
 from utils.quantize.fake_quant import FakeQuantize
 
-MOST_STEPS = 100  # the most that a block learns for, with one batch in each; 200 brought MobileNetV3-Small 0.1 dB
-PASSES = 25  # the most that a block sees each image
+# Steps of a block at most, with one batch each. With 200, MobileNetV3-Small gained 0.1 dB.
+MOST_STEPS = 100
+PASSES = 25  # of a block over the images, at most
 RATE = 1e-2  # at first, in the units of `utils.quantize.fake_quant`; it falls to 0 along a cosine
-TINY = 1e-12  # of a variance: a tensor may be constant
+TINY = 1e-12  # smallest variance to divide by: a tensor may be constant
 
 
 class Part:
     """Consecutive operators of a network, as a function of the values that they read from others.
 
-    `read` and `given` are the nodes of these values, and of those that operators outside read.
+    `read` are the nodes of these values. `given` are the nodes that operators outside read.
     """
 
     def __init__(self, network: fx.GraphModule, nodes: list[fx.Node]):
         self.nodes, self.interpreter = nodes, fx.Interpreter(network)
         inside = set(nodes)
-        read = [node for each in nodes for node in each.all_input_nodes if node not in inside]
-        self.read = list(dict.fromkeys(read))
+        inputs = [source for node in nodes for source in node.all_input_nodes]
+        self.read = [source for source in dict.fromkeys(inputs) if source not in inside]
         self.given = [node for node in nodes if not inside.issuperset(node.users)]
         modules = dict.fromkeys(
             network.get_submodule(node.target) for node in nodes if node.op == "call_module"
         )
-        self.learning = [
-            each for module in modules for each in module.parameters() if each.requires_grad
-        ]
+        parameters = [parameter for module in modules for parameter in module.parameters()]
+        self.learning = [parameter for parameter in parameters if parameter.requires_grad]
 
     def __call__(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Return the values of `given` from those of `read`."""
+        """Compute the values of `given` from the values of `read`."""
         values = self.interpreter.env = dict(zip(self.read, inputs, strict=True))
         for node in self.nodes:
             values[node] = self.interpreter.run_node(node)
@@ -52,18 +53,16 @@ class Part:
 
     @torch.no_grad()
     def answers(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Return the same for many images, a batch after the other."""
-        batches = [
-            self(list(batch))
-            for batch in zip(*(values.split(BATCH) for values in inputs), strict=True)
-        ]
-        return [torch.cat(values) for values in zip(*batches, strict=True)]
+        """Compute the same for many images, batch by batch."""
+        batches = zip(*(values.split(BATCH) for values in inputs), strict=True)
+        outputs = [self(list(batch)) for batch in batches]
+        return [torch.cat(values) for values in zip(*outputs, strict=True)]
 
 
 def reconstruct(
     network: fx.GraphModule, fp32: fx.GraphModule, names: tuple[str, ...], images: torch.Tensor
 ) -> None:
-    """Train the blocks `names` of a fake-quantized `network`, in place, one after the other.
+    """Train the blocks `names` of a fake-quantized `network`, in place, one after another.
 
     `fp32` is the folded float network that `network` was made from. `images`, float32
     (n, 3, 224, 224) normalised, are for calibration.
@@ -83,34 +82,34 @@ def reconstruct(
 
 
 def divide(network: fx.GraphModule, names: tuple[str, ...]) -> list[Part]:
-    """Divide a network into the blocks `names`; what belongs to none goes with the operator before it."""
-    parts: dict[int, list[fx.Node]] = {}
-    number = 0
+    """Divide a network into the blocks `names`.
+
+    An operator that belongs to none joins the operator before it.
+    """
+    parts: dict[str, list[fx.Node]] = {}
+    current = next(iter(names), "")
     for node in network.graph.nodes:
         if node.op in ("placeholder", "output"):
             continue
         if node.op == "call_module":
-            number = next(
-                (i for i, name in enumerate(names) if f"{node.target}.".startswith(f"{name}.")),
-                number,
-            )
-        parts.setdefault(number, []).append(node)
+            holders = [name for name in names if f"{node.target}.".startswith(f"{name}.")]
+            current = holders[0] if holders else current
+        parts.setdefault(current, []).append(node)
     return [Part(network, nodes) for nodes in parts.values()]
 
 
 def learn(
     part: Part, inputs: list[torch.Tensor], targets: list[torch.Tensor]
 ) -> list[torch.Tensor]:
-    """Train `part` on `inputs`, (n, ...) each, to give `targets`, (n, ...) each, in place; returns what it gives.
+    """Train `part` in place on `inputs` to compute `targets`, (n, ...) each; return its outputs.
 
-    What it learns counts only if its error on all images is smaller than before.
+    Training is undone unless it reduces the error on all images.
     """
     first_answers = part.answers(inputs)
     if not part.learning:
         return first_answers
-    weights = [
-        1 / target.var().clamp_min(TINY) for target in targets
-    ]  # tensors count alike, whatever their size
+    # Tensors have the same influence, whatever the size of their values.
+    weights = [1 / target.var().clamp_min(TINY) for target in targets]
 
     def error(outputs: list[torch.Tensor], chosen: torch.Tensor | slice) -> torch.Tensor:
         compared = zip(outputs, targets, weights, strict=True)
@@ -137,7 +136,7 @@ def learn(
 
 
 def _source(network: fx.GraphModule, node: fx.Node) -> str:
-    """Return the name of the node whose values `node` holds, rounded if it is a pair."""
+    """Return the name of the node whose values `node` holds, or rounds if it is a Q/DQ pair."""
     while node.op == "call_module" and isinstance(network.get_submodule(node.target), FakeQuantize):
         node = node.args[0]
     return node.name
