@@ -154,8 +154,8 @@ def drafts_of_model(
     meaning = MEANING.format(positive=frames.classes(frame)[1])
     for name, method in catalog.METHODS.items():
         if method.quantizes and (runs["method"] == name).any():
-            content = quality(runs[runs["method"].isin((*method.beside, name))], frame)
-            note = CONTROL + meaning if "control" in method.beside else meaning
+            content = quality(runs[runs["method"].isin((*method.compared_with, name))], frame)
+            note = CONTROL + meaning if "control" in method.compared_with else meaning
             yield Table(f"{model}_{name}", f"{label}: {method.title}", note, content)
     timed = frame[frame["model"] == model].dropna(subset="latency_ms_p50")
     if not timed.empty:

@@ -53,7 +53,7 @@ def make(frame, args):
     figure, panels = plt.subplots(len(methods), len(models), **shared, **size)
     for name, row in zip(methods, panels, strict=True):
         method = catalog.METHODS[name]
-        draw(row, models, frame[frame["method"].isin((*method.beside, name))])
+        draw(row, models, frame[frame["method"].isin((*method.compared_with, name))])
         row[0].set_ylabel(f"{method.label}: images/s (log scale)", fontsize=8)
     batches = sorted(frame["batch_size"].dropna().unique())
     for axes in panels.ravel():

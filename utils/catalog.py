@@ -25,7 +25,7 @@ class Method:
     label: str
     title: str  # of its table
     script: str  # path from the repository root, with {model} and {dtype}
-    beside: tuple[str, ...] = ()  # methods that its tables and panels show for comparison
+    compared_with: tuple[str, ...] = ()  # methods in its tables and panels
     native: str | None = None  # method of its runs on the backend `native`, which quantizes nothing
     filled: bool = True  # markers in figures: filled or hollow
 
@@ -72,11 +72,11 @@ METHODS = {
     ),
     "ptq": Method(
         "PTQ", "post-training quantization", "quantization/ptq/{model}_ptq_{dtype}.py",
-        beside=("fp32",),
+        compared_with=("fp32",),
     ),
     "qat": Method(
         "QAT", "quantization-aware training", "quantization/qat/{model}_qat_{dtype}.py",
-        beside=("fp32", "control"), native="control", filled=False,
+        compared_with=("fp32", "control"), native="control", filled=False,
     ),
 }  # fmt: skip
 FORMATS = {

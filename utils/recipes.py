@@ -1,8 +1,8 @@
 """Recipes: every decision of a script, as dataclasses that check themselves. No torch.
 
 A recipe says *what* is done; the command line says where and how. Each field has its unit, its
-legal values and its source. An unknown field, an illegal value, or two values of which a later step
-would ignore one end a script with one line, before any work.
+legal values and its source. An unknown field, an illegal value, or a combination that a later step
+would ignore in part ends a script with one line, before any work.
 """
 
 import dataclasses
@@ -88,7 +88,7 @@ class Recipe:
     def __new__(cls, *positional, **given):
         fields = {field.name: field for field in dataclasses.fields(cls)}
         if positional:
-            example = f"such as {next(iter(fields))}=..." if fields else "of which there are none"
+            example = f"such as {next(iter(fields))}=..." if fields else "but it has none"
             raise RecipeError(f"{cls.__name__}: name each field, {example}")
         for name in given:
             if name not in fields:
@@ -294,7 +294,7 @@ class Int8(_Integers):
     # "activations" as reduce_range in torch, "weights" as in ONNX Runtime and NNCF's OverflowFix.
     overflow_fix: str = field(one_of("none", "activations", "weights"), "activations")
     portable: bool = field(FLAG, False)  # the fix on every processor, for a file that serves all
-    # "auto" keeps in FP32 the blocks that are faster there, and as many as `budget` needs; see
+    # "auto" keeps in FP32 the blocks that are faster there, and more until `budget` is met; see
     # utils/mixed_precision.py.
     formats: str = field(one_of("given", "auto"), "given", trains=False)
     budget: Budget = field(a(Budget), Budget(accuracy_drop=0.003), trains=False)

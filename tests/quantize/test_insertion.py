@@ -73,7 +73,7 @@ class Block(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv, self.beside, self.later, self.relu = (
+        self.conv, self.compared_with, self.later, self.relu = (
             nn.Conv2d(3, 3, 1),
             nn.Conv2d(3, 3, 1),
             nn.Conv2d(3, 3, 1),
@@ -81,7 +81,7 @@ class Block(nn.Module):
         )
 
     def forward(self, x):
-        y = self.relu(self.conv(x) + self.beside(x))
+        y = self.relu(self.conv(x) + self.compared_with(x))
         return self.relu(self.later(y) + y)
 
 

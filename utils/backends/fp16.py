@@ -1,11 +1,11 @@
-"""Floats of 16 bits in PyTorch: all in FP16 or BF16, or cast where autocast does.
+"""16-bit floats in PyTorch: everything in FP16 or BF16, or only where autocast casts.
 
 `half` is the dissertation's "direct": `.half()`, with a file of half the size. `amp` keeps FP32
 weights in the file and converts them in every run; softmax-like operations and sums stay in FP32
-(torch.autocast). A processor without FP16 arithmetic emulates both, at as little as a hundredth of
-its FP32 speed; that speed is measured and tagged, never hidden. `bfloat16` and `amp_bf16` are the
-same in BF16, which has FP32's range and 8 bits of precision. Many CPUs have its arithmetic; on the
-others these two do not run.
+(torch.autocast). A processor without FP16 arithmetic emulates both, as slowly as a hundredth of its
+FP32 speed. That speed is measured and tagged, never hidden. `bfloat16` and `amp_bf16` do the same
+in BF16, which has the range of FP32 and 8 bits of precision. They run only on CPUs with BF16
+arithmetic.
 """
 
 import copy
@@ -41,7 +41,7 @@ def native(device: str) -> bool:
 
 
 class Half(nn.Module):
-    """A network in a float format of 16 bits, with FP32 inputs and outputs."""
+    """A network in a 16-bit float format, with FP32 inputs and outputs."""
 
     def __init__(self, network: nn.Module, dtype: torch.dtype = torch.float16):
         super().__init__()
@@ -64,7 +64,7 @@ class Autocast(nn.Module):
 
 
 class Float16(ByTorch, Floating, Backend):
-    """A backend of networks in a float format of 16 bits, `torch.float16` or `torch.bfloat16`."""
+    """The backend of networks in `torch.float16` or `torch.bfloat16`."""
 
     layout, half = torch.channels_last, True
 
@@ -72,16 +72,15 @@ class Float16(ByTorch, Floating, Backend):
         self.name, self.dtype, self.suffix = name, dtype, f".{name}.pt"
         self.format = {torch.float16: "FP16", torch.bfloat16: "BF16"}[dtype]
         self.wrapper = functools.partial(wrapper, dtype=dtype)
-        self.watched = (
-            dtype is torch.float16
-        )  # whose largest number is 65,504; that of BF16 is FP32's
+        # The largest FP16 number is 65,504; BF16 reaches as far as FP32.
+        self.watched = dtype is torch.float16
 
     def problem(self) -> str | None:
         emulated = self.dtype is torch.bfloat16 and not NATIVE_BF16 & set(environment.cpu()[1])
         return "this CPU has no BF16 arithmetic" if emulated else None
 
     def deploy_half(self, model: nn.Module) -> Converted:
-        """Convert a float `model`."""
+        """Convert a float `model` to this format."""
         fp32 = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
         network = self.wrapper(copy.deepcopy(fp32))
         state = network.network.state_dict().items()

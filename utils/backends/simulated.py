@@ -1,8 +1,8 @@
 """INT16 simulated in FP32, because no engine here has 16-bit integer kernels.
 
 Every weight is one of 65,535 integers and every activation one of 65,536, exactly as on integer
-hardware. Only sums are rounded differently: FP32 keeps 24 bits, hardware keeps more. Accuracy and
-size are therefore those of INT16; speed is never claimed.
+hardware. Only sums are rounded differently: FP32 keeps 24 bits, hardware keeps more. So accuracy
+and size are valid for INT16. Speed is not, and is never claimed.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ from utils.backends.lowering import Lowering
 from utils.quantize.network import Quantized
 from utils.quantize.qdq_config import QDQConfig
 
-# Symmetric, with biases of 32 bits, as in hardware with 16-bit integers. A scale for each channel
-# costs nothing where no channels are added up: each has a separate accumulator there in any case.
+# Symmetric, with 32-bit biases, as in hardware with 16-bit integers. One scale per channel costs
+# nothing where channels are not added up: each has a separate accumulator there anyway.
 INT16 = QDQConfig(
     "outputs",
     torch.int16,
