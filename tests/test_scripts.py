@@ -187,7 +187,7 @@ def test_a_second_run_does_not_train_again_and_has_a_row_for_each_batch_size(smo
     path = home / "weights/drawn_smoke/mobilenetv3_fp32_seed0.pt"
     before = path.read_bytes()
     output = run(script, *OPTIONS[:-1], "1,3", *folders, cwd=home).stdout
-    assert "training: done before" in output
+    assert "training: reusing" in output
     assert path.read_bytes() == before
     with (home / "again/drawn_smoke/results.csv").open() as file:
         assert [row["batch_size"] for row in csv.DictReader(file)] == ["1", "3"]
