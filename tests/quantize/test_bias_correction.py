@@ -66,7 +66,7 @@ def test_the_bias_compensates_for_a_shifted_weight(bias):
     assert torch.equal(layer.weight, integers)
 
 
-def test_a_later_layer_sees_what_the_corrected_layers_before_it_give():
+def test_a_later_layer_reads_the_output_of_corrected_layers():
     model = sequence(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))
     images = noise(8, 4) + 2
     result = ptq(model, images, RECIPE, INT16)
@@ -124,7 +124,7 @@ def test_a_layer_kept_in_fp32_is_not_corrected(model):
     assert not torch.equal(result.layers["depthwise"].bias, plain.layers["depthwise"].bias)
 
 
-def test_images_in_batches_count_the_same(monkeypatch, model):
+def test_the_batch_size_does_not_matter(monkeypatch, model):
     whole = ptq(model, IMAGES, CORRECTED, OUTPUTS)
     monkeypatch.setattr(calibration, "BATCH", 5)
     parts = ptq(model, IMAGES, CORRECTED, OUTPUTS)

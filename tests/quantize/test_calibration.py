@@ -36,17 +36,22 @@ def observed(values: torch.Tensor, channelwise: bool = False) -> Observer:
 # ---- observed values
 
 
-def test_calibration_shows_each_image_once_in_order_without_gradients():
-    seen = []
+class Recorder(nn.Module):
+    """Keeps all images that it reads."""
 
-    class Recorder(nn.Module):
-        def forward(self, x):
-            seen.append(x.clone())
-            assert not torch.is_grad_enabled()
+    def __init__(self):
+        super().__init__()
+        self.seen = []
 
-    images = noise(70, 4)
-    calibration.observe(Recorder(), images)
-    assert len(seen) == 3 and torch.equal(torch.cat(seen), images)
+    def forward(self, x):
+        assert not torch.is_grad_enabled()
+        self.seen.append(x.clone())
+
+
+def test_calibration_shows_every_image_once_in_order_without_gradients():
+    images, recorder = noise(70, 4), Recorder()
+    calibration.observe(recorder, images)
+    assert len(recorder.seen) == 3 and torch.equal(torch.cat(recorder.seen), images)
 
 
 def test_histograms_are_numpys_over_all_batches():

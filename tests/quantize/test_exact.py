@@ -401,7 +401,7 @@ def test_in_fp32_the_network_differs_by_what_its_arithmetic_explains(config, see
     assert bool((low == high).any())
 
 
-def test_the_network_in_fp32_answers_nearly_as_the_exact_one():
+def test_the_network_in_fp32_is_close_to_the_exact_one():
     images, quantized = noise(16, 33), None
     for config in NETWORKS:
         quantized = ptq(small(Everything), images, RECIPE, config)

@@ -254,7 +254,7 @@ def test_dropout_between_a_layer_and_its_relu_moves_no_pair():
     )
 
 
-def test_learning_the_answers_of_the_float_network_brings_them_nearer(model):
+def test_training_on_fp32_logits_brings_the_network_nearer_to_fp32(model):
     """Five bits leave much to learn."""
     coarse = QDQConfig("inputs", steps=31)
     network = prepared(model, coarse)
@@ -275,7 +275,7 @@ def test_learning_the_answers_of_the_float_network_brings_them_nearer(model):
 
 @pytest.mark.parametrize("config", CONFIGS)
 @torch.no_grad()
-def test_conversion_answers_as_the_trained_network(model, config):
+def test_conversion_keeps_the_logits_of_the_trained_network(model, config):
     with torch.enable_grad():
         network = trained(model, config, headroom=2.0)
     result = to_integers(network, (), config)

@@ -147,7 +147,7 @@ def test_names_do_not_depend_on_folding(keep_fp32):
         assert folded == as_it_is
 
 
-# ---- what stays in FP32
+# ---- layers in FP32
 
 
 def test_layers_in_fp32_have_pairs_only_next_to_quantized_operators():
