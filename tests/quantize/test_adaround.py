@@ -1,4 +1,4 @@
-"""Adaptive rounding: weights that make up for one another, and layers that are never worse for it."""
+"""AdaRound: errors of weights that cancel, and layers that never get worse."""
 
 import copy
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from utils.quantize import adaround, ptq
 from utils.quantize.exact import execute
-from utils.quantize.modules import QuantizedLayer
+from utils.quantize.modules import QuantizedLayer, by_output
 from utils.recipes import Int8
 
 FOUR_BITS = FourBits("inputs")
@@ -34,22 +34,17 @@ def quantized_layer(layer, config=FOUR_BITS):
 
 
 def inputs_for(layer):
-    """Inputs whose values go together, as those of images do."""
+    """Inputs with correlated values, as in images."""
     generator = torch.Generator().manual_seed(0)
-    return (
-        2 + torch.randn(64, 20, generator=generator)
-        if isinstance(layer, nn.Linear)
-        else 2 + torch.randn(8, 4, 9, 11, generator=generator)
-    )
+    shape = (64, 20) if isinstance(layer, nn.Linear) else (8, 4, 9, 11)
+    return 2 + torch.randn(shape, generator=generator)
 
 
 def adapted(layer, x, count=64):
     """Return the adapted layer, with the inputs and the float outputs that it was adapted to."""
     result = quantized_layer(layer)
-    inputs, outputs = (
-        adaround.inputs_at(result, x.double(), count),
-        adaround.outputs_at(layer(x).detach(), count),
-    )
+    inputs = adaround.inputs_at(result, x.double(), count)
+    outputs = adaround.outputs_at(layer(x).detach(), count)
     adaround.adapt_layer(result, layer.weight.detach(), inputs, outputs)
     return result, inputs, outputs
 
@@ -69,16 +64,13 @@ def test_one_of_two_equal_weights_is_rounded_up_where_their_inputs_are_equal():
 def test_an_output_comes_from_its_inputs(name):
     layer = LAYERS[name]
     x = inputs_for(layer)
-    inputs, outputs = (
-        adaround.inputs_at(quantized_layer(layer), x, 30),
-        adaround.outputs_at(layer(x), 30),
-    )
-    weight = layer.weight.flatten(1).unflatten(
-        0, (inputs.shape[1], -1)
-    )  # (groups, out of a group, inputs)
-    expected = torch.einsum("ngi,goi->ngo", inputs, weight).flatten(1) + (
-        0 if layer.bias is None else layer.bias
-    )
+    inputs = adaround.inputs_at(quantized_layer(layer), x, 30)
+    outputs = adaround.outputs_at(layer(x), 30)
+    # (groups, out of a group, inputs)
+    weight = layer.weight.flatten(1).unflatten(0, (inputs.shape[1], -1))
+    expected = torch.einsum("ngi,goi->ngo", inputs, weight).flatten(1)
+    if layer.bias is not None:
+        expected += layer.bias
     torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -89,14 +81,13 @@ def test_no_channel_is_worse_than_by_the_nearest_integers_which_stay_neighbours(
     layer = copy.deepcopy(LAYERS[name])
     result, inputs, outputs = adapted(layer, inputs_for(layer))
     errors = []
-    for each in (result, quantized_layer(layer)):
-        weight = each.values().flatten(1).unflatten(0, (inputs.shape[1], -1))
-        given = torch.einsum("ngi,goi->ngo", inputs, weight).flatten(1) + each.bias
+    for quantized in (result, quantized_layer(layer)):
+        weight = quantized.values().flatten(1).unflatten(0, (inputs.shape[1], -1))
+        given = torch.einsum("ngi,goi->ngo", inputs, weight).flatten(1) + quantized.bias
         errors.append((given - outputs).square().mean(0))
     assert (errors[0] <= 1.0001 * errors[1]).all() and errors[0].sum() < errors[1].sum()
-    assert (
-        result.weight - layer.weight / result.scale.view(-1, *[1] * (layer.weight.ndim - 1))
-    ).abs().max() < 1.001
+    exact = layer.weight / by_output(result.scale, layer.weight)
+    assert (result.weight - exact).abs().max() < 1.001
     assert result.weight.abs().max() <= 7
 
 
@@ -109,9 +100,8 @@ def test_a_network_of_four_bits_comes_nearer_to_the_float_one():
     nearest, adaptive = (sqnr_db(model(IMAGES), execute(result, IMAGES)) for result in results)
     assert adaptive > nearest + 3
     for name, layer in results[1].layers.items():
-        assert torch.equal(layer.scale, results[0].layers[name].scale) and torch.equal(
-            layer.bias, results[0].layers[name].bias
-        )
+        assert torch.equal(layer.scale, results[0].layers[name].scale)
+        assert torch.equal(layer.bias, results[0].layers[name].bias)
     again = ptq(model, IMAGES, RECIPE.replace(adaround=True), FOUR_BITS)
     assert again.digest() == results[1].digest()
 
@@ -119,10 +109,8 @@ def test_a_network_of_four_bits_comes_nearer_to_the_float_one():
 def test_no_single_exchange_would_lower_the_error_any_more(monkeypatch):
     monkeypatch.setattr(adaround, "SWEEPS", 1000)
     torch.manual_seed(0)
-    x, target = (
-        1 + torch.randn(300, 150, dtype=torch.float64),
-        torch.randn(300, 4, dtype=torch.float64),
-    )
+    x = 1 + torch.randn(300, 150, dtype=torch.float64)
+    target = torch.randn(300, 4, dtype=torch.float64)
     low = torch.floor(torch.randn(1, 4, 150, dtype=torch.float64))
     chosen = adaround.descend(low, low + 1, (x.T @ x)[None], (target.T @ x)[None])[0]
 

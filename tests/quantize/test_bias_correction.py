@@ -41,7 +41,7 @@ def sequence(*modules):
 
 
 def exactly_rounded(conv: nn.Conv2d) -> nn.Conv2d:
-    """`conv` with weights that rounding to 16 bits does not change by more than 2^-17 of the largest."""
+    """Round the weights of `conv`: 16 bits then change them by at most 2^-17 of the largest."""
     with torch.no_grad():
         conv.weight.mul_(2**6).round_().mul_(2**-6)
     return conv
@@ -51,8 +51,8 @@ INT16 = QDQConfig("inputs", torch.int16, torch.int16, symmetric=True, steps=2**1
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_shifted_weight_is_made_up_for_by_the_bias(bias):
-    """The known answer: where the float network's weights are larger by `shift`, its mean is by shift x mean input."""
+def test_the_bias_compensates_for_a_shifted_weight(bias):
+    """If the float weights are larger by `shift`, the mean is larger by shift x mean input."""
     model = sequence(exactly_rounded(nn.Conv2d(3, 2, 1, bias=bias)), nn.ReLU())
     images = noise(8, 4) + torch.tensor([1.0, 2.0, 4.0]).view(1, 3, 1, 1)
     result = ptq(model, images, RECIPE, INT16)
@@ -66,7 +66,7 @@ def test_a_shifted_weight_is_made_up_for_by_the_bias(bias):
     assert torch.equal(layer.weight, integers)
 
 
-def test_a_later_layer_sees_what_the_corrected_layers_before_it_give():
+def test_a_later_layer_reads_the_output_of_corrected_layers():
     model = sequence(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))
     images = noise(8, 4) + 2
     result = ptq(model, images, RECIPE, INT16)
@@ -74,14 +74,14 @@ def test_a_later_layer_sees_what_the_corrected_layers_before_it_give():
     result.fp32.get_submodule("0").bias.data += 0.3
     correct_biases(result, images)
     assert torch.allclose(result.layers["0"].bias, before["0"] + 0.3, atol=1e-3)
-    # The second layer already gets the corrected mean, so what is left to correct is none of the first one's.
+    # The second layer already reads the corrected mean, so it needs no correction.
     shift = model[1].weight.flatten(1).sum(1) * 0.3
     assert shift.abs().min() > 0.02
     assert torch.allclose(result.layers["1"].bias, before["1"], atol=2e-3)
 
 
 def mean_errors(result, images):
-    """How far exact execution shifts the mean of each channel from the float network's, by layer."""
+    """Return the largest shift of a channel's mean between exact and float execution, by layer."""
     moments, errors = layers.channel_moments(result.fp32, [images]), {}
 
     def look(name, output):
@@ -94,26 +94,22 @@ def mean_errors(result, images):
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_after_correction_layers_with_positions_have_the_mean_of_the_float_network(model, config):
-    plain, result = (
-        ptq(model, IMAGES, RECIPE.replace(bias_correction=each), config) for each in (False, True)
-    )
+    plain, result = ptq(model, IMAGES, RECIPE, config), ptq(model, IMAGES, CORRECTED, config)
     before, after = mean_errors(plain, IMAGES), mean_errors(result, IMAGES)
     assert list(after) == list(before) == list(result.layers)
     for name, layer in result.layers.items():
         if name not in SPATIAL:
             assert torch.equal(layer.bias, plain.layers[name].bias), name
             continue
-        step = (
-            (result.input_scale(name).max() * layer.scale.max()).item()
-            if config.bias == "int32"
-            else 0.0
-        )
+        step = 0.0
+        if config.bias == "int32":
+            step = (result.input_scale(name).max() * layer.scale.max()).item()
         assert after[name] <= 1e-6 + 0.51 * step, name
         assert config.bias == "int32" or after[name] < 0.1 * before[name], name
 
 
-def test_corrected_biases_are_rounded_as_the_placement_says(model):
-    result = ptq(model, IMAGES, RECIPE.replace(bias_correction=True), CONFIGS[1])
+def test_corrected_biases_are_rounded_as_the_configuration_says(model):
+    result = ptq(model, IMAGES, CORRECTED, CONFIGS[1])
     for name, layer in result.layers.items():
         step = result.input_scale(name).double() * layer.scale.double()
         assert torch.equal(layer.bias, (layer.bias_integers * step).float())
@@ -128,25 +124,22 @@ def test_a_layer_kept_in_fp32_is_not_corrected(model):
     assert not torch.equal(result.layers["depthwise"].bias, plain.layers["depthwise"].bias)
 
 
-def test_images_in_batches_count_the_same(monkeypatch, model):
-    recipe = RECIPE.replace(bias_correction=True)
-    whole = ptq(model, IMAGES, recipe, OUTPUTS)
+def test_the_batch_size_does_not_matter(monkeypatch, model):
+    whole = ptq(model, IMAGES, CORRECTED, OUTPUTS)
     monkeypatch.setattr(calibration, "BATCH", 5)
-    parts = ptq(model, IMAGES, recipe, OUTPUTS)
+    parts = ptq(model, IMAGES, CORRECTED, OUTPUTS)
     for name, layer in whole.layers.items():
         assert torch.allclose(layer.bias, parts.layers[name].bias, atol=1e-5)
 
 
 def test_correction_keeps_within_32_bits():
-    """Channels of which hardly more than the bias is left: 2^31 steps of their weights would not reach it."""
+    """Channels with tiny weights: 2^31 of their steps would not reach the bias."""
     model = sequence(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Conv2d(3, 3, 3, groups=3))
     with torch.no_grad():
         model[2].weight *= torch.tensor([1, 1e-8, 1e-12]).view(-1, 1, 1, 1)
         model[2].bias.copy_(torch.tensor([0.5, 1.0, -2.0]))
     images = noise(16, 8)
-    result = ptq(
-        model, images, RECIPE.replace(bias_correction=True), QDQConfig("outputs", bias="int32")
-    )
+    result = ptq(model, images, CORRECTED, QDQConfig("outputs", bias="int32"))
     with torch.no_grad():
         mean = model(images).mean((0, 2, 3))
     assert torch.allclose(result.layers["2"].bias[1:], mean[1:], rtol=1e-5)

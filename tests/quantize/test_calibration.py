@@ -1,4 +1,4 @@
-"""Calibration: what is seen of the values, which ranges follow by each method, and which integers from these."""
+"""Calibration: observed values, the ranges that each method derives, and scales."""
 
 import copy
 import dataclasses
@@ -24,7 +24,7 @@ ALL = [UINT8, SEVEN_BITS, SYMMETRIC, INT16, QDQConfig("outputs", torch.int8)]
 
 
 def observed(values: torch.Tensor, channelwise: bool = False) -> Observer:
-    """An observer that has seen `values` twice, as in calibration: for their ends, then for their histogram."""
+    """An observer that has seen `values` twice, as in calibration: for ends, then for counts."""
     observer = Observer()
     observer.channelwise = channelwise
     calibration.observe(observer, values)
@@ -33,20 +33,25 @@ def observed(values: torch.Tensor, channelwise: bool = False) -> Observer:
     return observer
 
 
-# ---- what is seen
+# ---- observed values
 
 
-def test_calibration_shows_each_image_once_in_order_without_gradients():
-    seen = []
+class Recorder(nn.Module):
+    """Keeps all images that it reads."""
 
-    class Recorder(nn.Module):
-        def forward(self, x):
-            seen.append(x.clone())
-            assert not torch.is_grad_enabled()
+    def __init__(self):
+        super().__init__()
+        self.seen = []
 
-    images = noise(70, 4)
-    calibration.observe(Recorder(), images)
-    assert len(seen) == 3 and torch.equal(torch.cat(seen), images)
+    def forward(self, x):
+        assert not torch.is_grad_enabled()
+        self.seen.append(x.clone())
+
+
+def test_calibration_shows_every_image_once_in_order_without_gradients():
+    images, recorder = noise(70, 4), Recorder()
+    calibration.observe(recorder, images)
+    assert len(recorder.seen) == 3 and torch.equal(torch.cat(recorder.seen), images)
 
 
 def test_histograms_are_numpys_over_all_batches():
@@ -84,12 +89,12 @@ def histogram(values: np.ndarray) -> tuple[np.ndarray, float, float]:
     return np.histogram(values, BINS, (low, high))[0].astype(float), low, high
 
 
-def squared_error(values: np.ndarray, low: float, high: float, levels: int) -> float:
+def squared_error(values: np.ndarray, low: float, high: float, steps: int) -> float:
     """Mean squared error of clipping to [low, high] and rounding to steps of which 0 is one."""
-    step = (high - low) / levels
+    step = (high - low) / steps
     zero_point = np.rint(-low / step)
     return np.square(
-        values - (np.clip(np.rint(values / step) + zero_point, 0, levels) - zero_point) * step
+        values - (np.clip(np.rint(values / step) + zero_point, 0, steps) - zero_point) * step
     ).mean()
 
 
@@ -111,19 +116,16 @@ def test_minmax_clips_nothing():
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-@pytest.mark.parametrize("levels", [15, 127, 255])
-def test_mse_finds_the_range_that_really_has_the_least_error(name, levels):
+@pytest.mark.parametrize("steps", [15, 127, 255])
+def test_mse_finds_the_range_that_really_has_the_least_error(name, steps):
     values = SAMPLES[name]
     counts, low, high = histogram(values)
-    error = squared_error(
-        values,
-        *RANGES["mse"](counts, low, high, dataclasses.replace(UINT8, steps=levels)),
-        levels,
-    )
+    chosen = RANGES["mse"](counts, low, high, dataclasses.replace(UINT8, steps=steps))
+    error = squared_error(values, *chosen, steps)
     shares = np.linspace(0.04, 1, 25)
     lows, highs = shares * low if low else [0.0], shares * high if high else [0.0]
     assert error < 1.05 * min(
-        squared_error(values, low, high, levels) for low in lows for high in highs
+        squared_error(values, low, high, steps) for low in lows for high in highs
     )
 
 
@@ -144,9 +146,8 @@ def test_mse_clips_what_is_rare_and_keeps_what_is_not():
     chosen = RANGES["mse"](counts, low, high, dataclasses.replace(UINT8, steps=15))
     assert squared_error(heavy, *chosen, 15) < 0.5 * squared_error(heavy, low, high, 15)
     counts, low, high = histogram(SAMPLES["mostly zeros"])
-    assert (
-        RANGES["mse"](counts, low, high, UINT8)[1] > 0.8 * high
-    )  # zeros are exact whatever the step
+    # Zeros are exact whatever the step.
+    assert RANGES["mse"](counts, low, high, UINT8)[1] > 0.8 * high
 
 
 def test_percentile_keeps_its_share():
@@ -163,7 +164,7 @@ def test_percentile_keeps_its_share():
 
 @pytest.mark.parametrize("side", [1, -1])
 def test_percentile_gives_up_no_more_than_its_share(side):
-    """Ten of a million values are outliers: the share that PERCENTILE drops at one end if 0 is the other."""
+    """Ten of a million are outliers: PERCENTILE drops this share if one end is 0."""
     values = side * np.concatenate([np.full(999_990, 1.0), np.full(10, 50.0)])
     kept = RANGES["percentile"](*histogram(values), UINT8)
     assert max(np.abs(kept)) == pytest.approx(1, abs=50 / BINS)
@@ -173,8 +174,9 @@ def test_percentile_gives_up_no_more_than_its_share(side):
 
 @pytest.mark.parametrize("config", [UINT8, SEVEN_BITS, INT16])
 def test_a_lone_outlier_is_clipped_as_the_methods_say(config):
-    # Of n values one is 100. Clipping at c costs (100 - c)^2 there. Rounding the others to l steps costs n (c / l)^2 / 12, since
-    # none is near 0. The sum is least where 100 - c = n c / (12 l^2).
+    # One of n values is 100, and clipping it at c costs (100 - c)^2. Rounding the others to l steps
+    # costs n (c / l)^2 / 12, because none is near 0. The sum is least where
+    # 100 - c = n c / (12 l^2).
     values = np.concatenate([np.random.default_rng(0).uniform(1, 3, 200_000), [100.0]])
     steps = 2**15 - 1 if config.symmetric else config.steps
     best = 100 / (1 + len(values) / (12 * steps**2))
@@ -242,46 +244,44 @@ def test_without_zero_points_the_ends_are_equal():
 # ---- numbers
 
 
+def numbers(low: np.ndarray, high: np.ndarray, config: QDQConfig) -> list[float]:
+    """Return the scale and the zero-point of one range."""
+    return [number.item() for number in calibration.numbers(low, high, config)]
+
+
 def test_numbers_by_hand():
     ends = np.array([-1.0]), np.array([4.0])
-    assert [n.item() for n in calibration.numbers(*ends, UINT8)] == pytest.approx([5 / 255, 51])
-    assert [n.item() for n in calibration.numbers(*ends, SEVEN_BITS)] == pytest.approx(
-        [5 / 127, 25]
-    )  # 25.4
-    assert [
-        n.item() for n in calibration.numbers(*ends, QDQConfig("outputs", torch.int8))
-    ] == pytest.approx([5 / 255, 51 - 128])
+    assert numbers(*ends, UINT8) == pytest.approx([5 / 255, 51])
+    assert numbers(*ends, SEVEN_BITS) == pytest.approx([5 / 127, 25])  # 25.4
+    assert numbers(*ends, QDQConfig("outputs", torch.int8)) == pytest.approx([5 / 255, 51 - 128])
     ends = np.array([-4.0]), np.array([4.0])
-    assert [n.item() for n in calibration.numbers(*ends, SYMMETRIC)] == pytest.approx([4 / 127, 0])
-    assert [n.item() for n in calibration.numbers(*ends, INT16)] == pytest.approx([4 / 32767, 0])
+    assert numbers(*ends, SYMMETRIC) == pytest.approx([4 / 127, 0])
+    assert numbers(*ends, INT16) == pytest.approx([4 / 32767, 0])
 
 
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
     [
         (-4.0, 4.0, (4 / 127, 128)),
-        (-5.12, 5.0, (5.12 / 128, 128)),  # the lower end reaches as far as the lowest integer
+        (-5.12, 5.0, (5.12 / 128, 128)),  # the low end is the lowest integer
         (-4.0, 5.5, (5.5 / 127, 128)),  # steps 1.16 times as wide
         (-1.0, 4.0, (5 / 255, 51)),  # they would be 1.6 times as wide
         (0.0, 4.0, (4 / 255, 0)),
     ],
 )
-def test_nearly_symmetric_ranges_are_centred_where_the_placement_says_so(low, high, expected):
-    numbers = calibration.numbers(
-        np.array([low]), np.array([high]), QDQConfig("inputs", centred=True)
-    )
-    assert [n.item() for n in numbers] == pytest.approx(expected)
+def test_nearly_symmetric_ranges_are_centred_where_the_configuration_says_so(low, high, expected):
+    config = QDQConfig("inputs", centred=True)
+    assert numbers(np.array([low]), np.array([high]), config) == pytest.approx(expected)
 
 
 def test_channels_with_scales_apart_are_not_centred_and_the_middle_of_seven_bits_is_64():
-    qdq = np.array([-4.0, -4.0]), np.array([4.0, 4.1])
-    centred, plain = (
-        calibration.numbers(*qdq, QDQConfig("inputs", centred=each)) for each in (True, False)
-    )
-    assert all(torch.equal(*both) for both in zip(centred, plain, strict=True))
+    two = np.array([-4.0, -4.0]), np.array([4.0, 4.1])
+    centred = calibration.numbers(*two, QDQConfig("inputs", centred=True))
+    plain = calibration.numbers(*two, QDQConfig("inputs"))
+    assert torch.equal(centred[0], plain[0]) and torch.equal(centred[1], plain[1])
     ends = np.array([-4.0]), np.array([4.1])
-    seven = calibration.numbers(*ends, QDQConfig("inputs", centred=True, steps=127))
-    assert [n.item() for n in seven] == pytest.approx([4.1 / 63, 64])
+    seven = QDQConfig("inputs", centred=True, steps=127)
+    assert numbers(*ends, seven) == pytest.approx([4.1 / 63, 64])
 
 
 @pytest.mark.parametrize("config", ALL)
@@ -324,7 +324,7 @@ IMAGES = noise(40, 33)
 
 @torch.no_grad()
 def ends(model, name):
-    """The ends of what module `name` of the folded model gives first."""
+    """Return the ends of the first output of module `name` of the folded model."""
     network, seen = folded(model), []
     network.get_submodule(name).register_forward_hook(
         lambda _m, _i, output: seen.append((output.min().item(), output.max().item()))

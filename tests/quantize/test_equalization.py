@@ -1,4 +1,4 @@
-"""Equalization: the network remains the same function, and its depthwise layers read channels of one range."""
+"""Equalization: the same function, in which depthwise layers read equal channel ranges."""
 
 import copy
 import functools
@@ -22,7 +22,7 @@ RECIPE = Int8(ranges="minmax", calibration_images=40)
 
 
 class Uneven(nn.Module):
-    """A convolution whose channels differ by factors, an activation, and a depthwise convolution that evens them out."""
+    """A convolution with uneven channels, an activation, and an equalizing depthwise layer."""
 
     def __init__(self, activation, uneven=(1.0, 3.0, 10.0, 30.0)):
         super().__init__()
@@ -63,9 +63,8 @@ def test_channels_have_one_range_afterwards_and_weights_the_same_integers(activa
     reach = torch.maximum(*ends)
     assert torch.allclose(reach, reach.max().expand(4), rtol=1e-4)
     for name in ("stem", "depthwise"):
-        before, after = (
-            quantize_weight(each.get_submodule(name).weight, 127)[0] for each in (model, network)
-        )
+        before, _ = quantize_weight(model.get_submodule(name).weight, 127)
+        after, _ = quantize_weight(network.get_submodule(name).weight, 127)
         assert torch.equal(before, after)
 
 
@@ -76,25 +75,22 @@ def test_factors_are_those_computed_by_hand():
 
 
 @torch.no_grad()
-def test_an_outlier_channel_before_hardswish_takes_nothing_from_the_others():
+def test_an_outlier_channel_before_hardswish_does_not_coarsen_the_others():
     model, images = small(Outlier), uneven_images()
     for config in (OUTPUTS, INPUTS):
-        plain, equalized = (
-            ptq(model, images, RECIPE.replace(equalize=each), config) for each in (False, True)
-        )
+        plain = ptq(model, images, RECIPE, config)
+        equalized = ptq(model, images, RECIPE.replace(equalize=True), config)
         assert sqnr_db(model(images), execute(plain, images)) < 10
         assert sqnr_db(model(images), execute(equalized, images)) > 25
         assert sqnr_db(model(images), equalized.fp32(images)) > 100  # the same function
-        (scaled,) = (
-            module for module in equalized.network.modules() if isinstance(module, ScaledHardswish)
-        )
-        assert bool((scaled.before == 1).all()) == (
-            config is INPUTS
-        )  # nothing rounds what hardswish reads
+        modules = equalized.network.modules()
+        (scaled,) = (module for module in modules if isinstance(module, ScaledHardswish))
+        # With pairs at inputs, nothing rounds what hardswish reads.
+        assert bool((scaled.before == 1).all()) == (config is INPUTS)
 
 
 class Mixed(nn.Module):
-    """A depthwise convolution after ReLU, and two after hardswish, one of which reads a large channel."""
+    """Depthwise layers after ReLU, and after hardswish with and without a large channel."""
 
     def __init__(self):
         super().__init__()
@@ -110,7 +106,7 @@ class Mixed(nn.Module):
 
 
 @torch.no_grad()
-def test_a_scale_for_each_channel_stays_only_where_no_factor_makes_it_needless(tmp_path):
+def test_a_scale_for_each_channel_stays_only_where_no_factor_replaces_it(tmp_path):
     model, images = small(Mixed), uneven_images()
     mixed = ptq(model, images, RECIPE.replace(equalize=True), QDQConfig("inputs", scales="needed"))
     layers = ("exact.depthwise", "outlier.depthwise", "calm.depthwise")
@@ -123,13 +119,12 @@ def test_a_scale_for_each_channel_stays_only_where_no_factor_makes_it_needless(t
     ]
     assert changed == [True, False, False]
     assert sqnr_db(model(images), mixed.fp32(images)) > 100  # the same function
-    # One scale takes nothing after ReLU, and nearly everything after hardswish.
+    # One scale costs nothing after ReLU, and nearly everything after hardswish.
     everywhere = ptq(model, images, RECIPE, QDQConfig("inputs", scales="needed"))
     assert len(everywhere.qdqs.channelwise) == 3
     nowhere = ptq(model, images, RECIPE, INPUTS)
-    values = [
-        sqnr_db(model(images), execute(each, images)) for each in (mixed, everywhere, nowhere)
-    ]
+    networks = (mixed, everywhere, nowhere)
+    values = [sqnr_db(model(images), execute(network, images)) for network in networks]
     assert abs(values[0] - values[1]) < 1 and values[0] > values[2] + 15
     mixed.save(tmp_path / "q.pt")
     loaded = Quantized.load(tmp_path / "q.pt", model)
@@ -152,9 +147,8 @@ def test_places_are_depthwise_convolutions_that_alone_read_another_layer():
     assert places(folded(small(SmallDepthwise)), ()) == [
         Place("stem.0", "stem.2", "depthwise.0", exact=True)
     ]
-    assert (
-        places(folded(small(SmallDepthwise)), ("stem",)) == []
-    )  # what stays in FP32 is not changed
+    # Layers that stay in FP32 are not changed.
+    assert places(folded(small(SmallDepthwise)), ("stem",)) == []
     assert places(folded(small(Twice)), ()) == []
 
 

@@ -1,4 +1,4 @@
-"""Exact execution, bit for bit against integer arithmetic in NumPy: int64 sums, then the scaling in float64."""
+"""Exact execution, bit for bit as in NumPy: int64 sums, then scaling in float64."""
 
 import dataclasses
 
@@ -32,7 +32,7 @@ def along_channels(values: torch.Tensor, ndim: int) -> np.ndarray:
 
 
 def windows(x: np.ndarray, kernel: tuple, stride: tuple, dilation: tuple = (1, 1)) -> np.ndarray:
-    """What each position of a kernel sees: (n, channels, height, width, *kernel)."""
+    """Return the inputs of a kernel at each position: (n, channels, height, width, *kernel)."""
     spans = [step * (size - 1) + 1 for size, step in zip(kernel, dilation, strict=True)]
     views = np.lib.stride_tricks.sliding_window_view(x, spans, (2, 3))
     return views[:, :, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
@@ -133,7 +133,7 @@ class One(nn.Module):
 
 
 class Two(nn.Module):
-    """A sum or product of the image and what `operator` makes of it."""
+    """A sum or product of the image and the output of `operator`."""
 
     def __init__(self, operator: nn.Module, product: bool):
         super().__init__()
@@ -144,7 +144,7 @@ class Two(nn.Module):
 
 
 def with_numbers(model: nn.Module, config: QDQConfig, random: np.random.Generator) -> Quantized:
-    """The quantized network of `model` with random scales and integers, of which many are as large as they can be."""
+    """Quantize `model` with random scales and integers, of which many are as large as possible."""
     quantized = Quantized.skeleton(folded(model), config, ())
     lowest, highest = INTEGERS[config.activation]
     for name in quantized.qdqs.source:
@@ -200,15 +200,15 @@ configs = st.builds(
     scales=st.sampled_from(["tensor", "needed", "apart"]),
 )
 sizes, seeds = st.integers(1, 3), st.integers(0, 2**32 - 1)
+both = st.tuples(sizes, sizes)
 
 
 @given(
-    configs, st.tuples(sizes, sizes), st.tuples(sizes, sizes), st.tuples(sizes, sizes), st.tuples(sizes, sizes),
-    st.sampled_from([1, 3]), st.sampled_from([3, 6, 33]), seeds,
+    configs, both, both, both, both, st.sampled_from([1, 3]), st.sampled_from([3, 6, 33]), seeds,
 )  # fmt: skip
 @settings(FEW, max_examples=80)
 def test_convolutions(config, kernel, stride, padding, dilation, groups, channels, seed):
-    """With groups, one filter for each channel or several of them."""
+    """With groups, there are one or several filters per channel."""
     random = np.random.default_rng(seed)
     padding = tuple(min(pad, size) for pad, size in zip(padding, kernel, strict=True))
     conv = nn.Conv2d(3, channels, kernel, stride, padding, dilation, groups)
@@ -217,7 +217,7 @@ def test_convolutions(config, kernel, stride, padding, dilation, groups, channel
     assert np.array_equal(exact.execute(quantized, images).numpy(), by_numpy(quantized, images))
 
 
-def test_depthwise_layers_with_a_scale_for_each_channel_are_among_them():
+def test_they_include_depthwise_layers_with_one_scale_per_channel():
     quantized = with_numbers(
         One(nn.Conv2d(3, 3, 3, groups=3)),
         QDQConfig("inputs", scales="needed"),
@@ -350,7 +350,7 @@ def test_sums_are_exact_in_each_of_three_ways(monkeypatch, inputs, dtype, highes
     ("kernel", "channels", "groups"), [(1, 256, 1), (3, 48, 1), (3, 64, 64), (5, 16, 1), (11, 3, 1)]
 )
 def test_float_convolutions_of_integers_are_exact(batch, kernel, channels, groups):
-    """A transformed convolution, as by Winograd, would not be: float32 must be added up as it is."""
+    """A transformed convolution, such as Winograd's, would not be exact."""
     random = torch.Generator().manual_seed(kernel)
     weight = torch.randint(
         -127,
@@ -366,7 +366,7 @@ def test_float_convolutions_of_integers_are_exact(batch, kernel, channels, group
         assert torch.equal(exact.exact_sums(layer, x.contiguous(memory_format=layout)), expected)
 
 
-# ---- beside the same network in FP32
+# ---- next to the same network in FP32
 
 
 @given(configs, seeds)
@@ -387,7 +387,7 @@ def test_in_fp32_the_network_differs_by_what_its_arithmetic_explains(config, see
             images.double()
         )
         single = quantized.network(images).double()
-    # FP32 rounds each of 27 products and sums, by 2^-24 of the magnitudes that are added up at most.
+    # FP32 rounds 27 products and sums, each by at most 2^-24 of the magnitudes that are added.
     reach = (
         255
         * layer.weight.double().abs().flatten(1).sum(1)
@@ -401,7 +401,7 @@ def test_in_fp32_the_network_differs_by_what_its_arithmetic_explains(config, see
     assert bool((low == high).any())
 
 
-def test_the_network_in_fp32_answers_nearly_as_the_exact_one():
+def test_the_network_in_fp32_is_close_to_the_exact_one():
     images, quantized = noise(16, 33), None
     for config in NETWORKS:
         quantized = ptq(small(Everything), images, RECIPE, config)
@@ -413,7 +413,7 @@ def test_the_network_in_fp32_answers_nearly_as_the_exact_one():
         assert error < signal / 1e3, config  # 30 dB, by a few roundings to the other side
 
 
-# ---- what stays in floating point
+# ---- operators in floating point
 
 
 def test_layers_kept_in_fp32_are_computed_in_float64():
@@ -423,9 +423,9 @@ def test_layers_kept_in_fp32_are_computed_in_float64():
     assert quantized.layers == {}
     with torch.inference_mode():
         expected = model.double()(images.double())
-    torch.testing.assert_close(
-        exact.execute(quantized, images), expected, rtol=1e-5, atol=1e-6
-    )  # BatchNorm is folded in FP32
+    answer = exact.execute(quantized, images)
+    # BatchNorm is folded in FP32.
+    torch.testing.assert_close(answer, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_batchnorm_that_stays_is_computed_in_float64():

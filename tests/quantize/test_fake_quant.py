@@ -83,7 +83,7 @@ def test_gradients_pass_the_rounding_and_stop_where_values_are_clipped(dtype, ze
 
 
 def straight_through(x, scale, zero_point, limits, shape=()):
-    """LSQ+ by automatic differentiation: the rounding's gradient is 1, by detaching what it adds."""
+    """LSQ+ by automatic differentiation: the gradient of rounding is 1."""
 
     def rounded(value):
         return value + (value.round() - value).detach()
@@ -187,7 +187,7 @@ def test_mixed_precision_rounds_to_the_integers_of_fp32():
 )
 @torch.no_grad()
 def test_training_starts_where_ptq_ends(model, config, recipe):
-    """Integers, zero-points and biases are the same; FP32's sums differ, and int32 biases are not rounded."""
+    """Scales and zero-points are equal; FP32's sums differ, and int32 biases are not rounded."""
     network, deployed = (
         prepared(model, config, **recipe).eval(),
         ptq(model, IMAGES, RECIPE.replace(**recipe), config),
@@ -254,7 +254,7 @@ def test_dropout_between_a_layer_and_its_relu_moves_no_pair():
     )
 
 
-def test_learning_the_answers_of_the_float_network_brings_them_nearer(model):
+def test_training_on_fp32_logits_brings_the_network_nearer_to_fp32(model):
     """Five bits leave much to learn."""
     coarse = QDQConfig("inputs", steps=31)
     network = prepared(model, coarse)
@@ -275,14 +275,12 @@ def test_learning_the_answers_of_the_float_network_brings_them_nearer(model):
 
 @pytest.mark.parametrize("config", CONFIGS)
 @torch.no_grad()
-def test_conversion_answers_as_the_trained_network(model, config):
+def test_conversion_keeps_the_logits_of_the_trained_network(model, config):
     with torch.enable_grad():
         network = trained(model, config, headroom=2.0)
     result = to_integers(network, (), config)
     rounded, answer = network(IMAGES), execute(result, IMAGES)
-    sqnr = metrics.sqnr_db(
-        rounded.numpy(), answer.numpy()
-    )  # None: rounded logits can be the very same
+    sqnr = metrics.sqnr_db(rounded.numpy(), answer.numpy())  # None: equal, as both are rounded
     assert sqnr is None or sqnr > (55 if config is INT16 else 25)
     assert metrics.sqnr_db(rounded.numpy(), model(IMAGES).numpy()) < 25  # it did learn something
 
@@ -324,7 +322,7 @@ def test_int8_with_zero_points_of_0_is_trained_as_it_is(model):
 
 
 @torch.no_grad()
-def test_the_reference_is_the_trained_network_without_rounding(model):
+def test_fp32_is_the_trained_network_without_rounding(model):
     with torch.enable_grad():
         network = trained(model)
     result = to_integers(network, (), UINT8)

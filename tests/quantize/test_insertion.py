@@ -1,4 +1,4 @@
-"""Where pairs stand on a network that has everything, and which of them share or divide their scales."""
+"""Insertion of Q/DQ pairs: their places, and pairs that share or divide their scales."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ OUTPUTS, INPUTS = QDQConfig("outputs"), QDQConfig("inputs")
 def inserted(
     settings: QDQConfig, keep_fp32: tuple[str, ...] = (), fold: bool = True
 ) -> tuple[list[str], Inserted]:
-    """What `Everything` calls one after the other with pairs inserted, and their description."""
+    """Insert pairs into `Everything`; return its calls in order, and what describes the pairs."""
     model = small(Everything)
     network = operators.folded(model) if fold else fx.symbolic_trace(model)
     qdqs = insert(network, settings, keep_fp32, nn.Identity)
@@ -28,80 +28,75 @@ def inserted(
 # ---- places
 
 
-def test_pairs_at_outputs_stand_behind_every_operator():
+def test_pairs_at_outputs_follow_every_operator():
     calls, qdqs = inserted(OUTPUTS)
     assert calls == [
-        "x", "qdq_x", "stem", "relu", "qdq_stem", "shrink", "qdq_stem",  # the same pair behind what moves its values
-        "conv", "qdq_conv", "add", "qdq_add", "swish", "qdq_swish", "depthwise", "qdq_depthwise", "swish", "qdq_swish_1",
-        "squeeze", "qdq_squeeze", "reduce", "relu", "qdq_reduce", "excite", "qdq_excite", "gate", "qdq_gate",
-        "mul", "qdq_mul", "project", "qdq_project", "squeeze", "qdq_squeeze_1", "flatten", "qdq_squeeze_1",
+        "x", "qdq_x", "stem", "relu", "qdq_stem",
+        "shrink", "qdq_stem",  # the same pair follows an operator that moves its values
+        "conv", "qdq_conv", "add", "qdq_add", "swish", "qdq_swish",
+        "depthwise", "qdq_depthwise", "swish", "qdq_swish_1",
+        "squeeze", "qdq_squeeze", "reduce", "relu", "qdq_reduce",
+        "excite", "qdq_excite", "gate", "qdq_gate", "mul", "qdq_mul",
+        "project", "qdq_project", "squeeze", "qdq_squeeze_1", "flatten", "qdq_squeeze_1",
         "fc", "qdq_fc", "swish", "qdq_swish_2", "head", "qdq_head", "output",
     ]  # fmt: skip
     assert qdqs.reads == {
-        "stem": "qdq_x", "conv": "qdq_stem", "depthwise": "qdq_swish", "reduce": "qdq_squeeze", "excite": "qdq_reduce",
-        "project": "qdq_mul", "fc": "qdq_squeeze_1", "head": "qdq_swish_2",
+        "stem": "qdq_x", "conv": "qdq_stem", "depthwise": "qdq_swish", "reduce": "qdq_squeeze",
+        "excite": "qdq_reduce", "project": "qdq_mul", "fc": "qdq_squeeze_1", "head": "qdq_swish_2",
     }  # fmt: skip
-    assert list(qdqs.source) == list(
-        dict.fromkeys(call for call in calls if call.startswith("qdq_"))
-    )
+    pairs = [call for call in calls if call.startswith("qdq_")]
+    assert list(qdqs.source) == list(dict.fromkeys(pairs))
     sources = {
-        "qdq_x": "x",
-        "qdq_stem": "stem",
-        "qdq_add": "add",
-        "qdq_swish_1": "swish",
+        "qdq_x": "x", "qdq_stem": "stem", "qdq_add": "add", "qdq_swish_1": "swish",
         "qdq_mul": "mul",
-    }
+    }  # fmt: skip
     assert {name: qdqs.source[name] for name in sources} == sources
 
 
-def test_pairs_at_inputs_stand_before_convolutions_and_linear_layers_only():
+def test_pairs_at_inputs_precede_convolutions_and_linear_layers_only():
     calls, qdqs = inserted(INPUTS)
     assert calls == [
-        "x", "qdq_x", "stem", "relu", "qdq_stem", "shrink", "qdq_stem",  # max pooling selects from rounded numbers
+        "x", "qdq_x", "stem", "relu", "qdq_stem",
+        "shrink", "qdq_stem",  # max pooling selects from rounded numbers
         "conv", "add", "swish", "qdq_swish", "depthwise", "swish",
-        "squeeze", "qdq_squeeze", "reduce", "relu", "qdq_reduce", "excite", "gate", "mul", "qdq_mul", "project",
-        "squeeze", "flatten", "qdq_flatten", "fc", "swish", "qdq_swish_2", "head", "output",
+        "squeeze", "qdq_squeeze", "reduce", "relu", "qdq_reduce", "excite", "gate", "mul",
+        "qdq_mul", "project", "squeeze", "flatten", "qdq_flatten",
+        "fc", "swish", "qdq_swish_2", "head", "output",
     ]  # fmt: skip
     assert qdqs.reads == {
-        "stem": "qdq_x", "conv": "qdq_stem", "depthwise": "qdq_swish", "reduce": "qdq_squeeze", "excite": "qdq_reduce",
-        "project": "qdq_mul", "fc": "qdq_flatten", "head": "qdq_swish_2",
+        "stem": "qdq_x", "conv": "qdq_stem", "depthwise": "qdq_swish", "reduce": "qdq_squeeze",
+        "excite": "qdq_reduce", "project": "qdq_mul", "fc": "qdq_flatten", "head": "qdq_swish_2",
     }  # fmt: skip
 
 
 class Block(nn.Module):
-    """A residual block with a convolution beside it, as in ResNet-18, and one without."""
+    """Residual blocks with and without a convolution in the shortcut, as in ResNet-18."""
 
     def __init__(self):
         super().__init__()
-        self.conv, self.compared_with, self.later, self.relu = (
-            nn.Conv2d(3, 3, 1),
-            nn.Conv2d(3, 3, 1),
-            nn.Conv2d(3, 3, 1),
-            nn.ReLU(),
-        )
+        self.conv, self.shortcut = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        self.later, self.relu = nn.Conv2d(3, 3, 1), nn.ReLU()
 
     def forward(self, x):
-        y = self.relu(self.conv(x) + self.compared_with(x))
+        y = self.relu(self.conv(x) + self.shortcut(x))
         return self.relu(self.later(y) + y)
 
 
-def test_additions_read_rounded_numbers_where_the_placement_says_so():
+@pytest.mark.parametrize(
+    ("rounded", "expected"),
+    [
+        (True, {"add": ["qdq_conv", "qdq_shortcut"], "add_1": ["qdq_later", "qdq_add"]}),
+        (False, {"add": ["conv", "shortcut"], "add_1": ["later", "relu"]}),
+    ],
+)
+def test_additions_read_rounded_numbers_where_the_configuration_says_so(rounded, expected):
     network = fx.symbolic_trace(Block().eval())
-    insert(network, QDQConfig("inputs", rounded_sums=True), (), nn.Identity)
-    read = {
-        node.name: [each.name for each in node.args]
-        for node in network.graph.nodes
-        if node.name.startswith("add")
-    }
-    assert read == {"add": ["qdq_conv", "qdq_beside"], "add_1": ["qdq_later", "qdq_add"]}
-    network = fx.symbolic_trace(Block().eval())
-    insert(network, QDQConfig("inputs"), (), nn.Identity)
-    read = {
-        node.name: [each.name for each in node.args]
-        for node in network.graph.nodes
-        if node.name.startswith("add")
-    }
-    assert read == {"add": ["conv", "beside"], "add_1": ["later", "relu"]}
+    insert(network, QDQConfig("inputs", rounded_sums=rounded), (), nn.Identity)
+    read = {}
+    for node in network.graph.nodes:
+        if node.name.startswith("add"):
+            read[node.name] = [operand.name for operand in node.args]
+    assert read == expected
 
 
 class TwoReaders(nn.Module):
@@ -122,9 +117,7 @@ def test_layers_that_read_one_tensor_read_one_pair(settings, raw):
     qdqs = insert(network, settings, (), nn.Identity)
     assert qdqs.reads == {"left": "qdq_relu", "right": "qdq_relu"}
     last = next(node for node in network.graph.nodes if node.name == "add_1")
-    assert last.args[1].target == (
-        "relu" if raw else "qdq_relu"
-    )  # a sum reads what the placement says
+    assert last.args[1].target == ("relu" if raw else "qdq_relu")
 
 
 @pytest.mark.parametrize(
@@ -154,22 +147,16 @@ def test_names_do_not_depend_on_folding(keep_fp32):
         assert folded == as_it_is
 
 
-# ---- what stays in FP32
+# ---- layers in FP32
 
 
-def test_what_stays_in_fp32_reads_and_gives_pairs_only_where_others_are_quantized():
+def test_layers_in_fp32_have_pairs_only_next_to_quantized_operators():
     calls, qdqs = inserted(OUTPUTS, ("reduce", "excite"))
     missing = {"qdq_reduce"}  # between the two
     assert set(inserted(OUTPUTS)[1].source) - set(qdqs.source) == missing
     assert "reduce" not in qdqs.reads and "excite" not in qdqs.reads
-    assert calls[calls.index("squeeze") :][:6] == [
-        "squeeze",
-        "qdq_squeeze",
-        "reduce",
-        "relu",
-        "excite",
-        "qdq_excite",
-    ]
+    expected = ["squeeze", "qdq_squeeze", "reduce", "relu", "excite", "qdq_excite"]
+    assert calls[calls.index("squeeze") :][:6] == expected
     _, at_inputs = inserted(INPUTS, ("reduce", "excite"))
     assert set(inserted(INPUTS)[1].source) - set(at_inputs.source) == {"qdq_squeeze", "qdq_reduce"}
 
@@ -192,24 +179,17 @@ def test_a_network_that_stays_in_fp32_has_no_pairs():
 # ---- scales
 
 
-def test_a_scale_for_each_channel_where_no_reader_adds_channels_up():
+def test_one_scale_per_channel_where_no_reader_sums_over_channels():
     apart = {
-        "qdq_conv",
-        "qdq_add",
-        "qdq_swish",
-        "qdq_depthwise",
-        "qdq_swish_1",
-        "qdq_excite",
-        "qdq_gate",
-        "qdq_project",
-    }
-    apart |= {"qdq_fc"}  # hardswish reads it
+        "qdq_conv", "qdq_add", "qdq_swish", "qdq_depthwise", "qdq_swish_1", "qdq_excite",
+        "qdq_gate", "qdq_project", "qdq_fc",
+    }  # fmt: skip
     assert inserted(QDQConfig("outputs", scales="apart"))[1].channelwise == apart
     assert inserted(QDQConfig("inputs", scales="apart"))[1].channelwise == {"qdq_swish"}
 
 
 @pytest.mark.parametrize("position", ["outputs", "inputs"])
-def test_a_scale_for_each_channel_only_where_depthwise_convolutions_read(position):
+def test_one_scale_per_channel_only_where_depthwise_convolutions_read(position):
     assert inserted(QDQConfig(position, scales="needed"))[1].channelwise == {"qdq_swish"}
     assert inserted(QDQConfig(position))[1].channelwise == set()
 
@@ -223,37 +203,32 @@ def test_equalized_inputs_of_depthwise_convolutions_have_one_scale(position):
         assert qdqs.channelwise == expected
 
 
-def test_a_sum_beside_a_depthwise_convolution_leaves_it_its_scales():
-    class Residual(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.stem, self.depthwise, self.last = (
-                nn.Conv2d(3, 4, 1),
-                nn.Conv2d(4, 4, 3, padding=1, groups=4),
-                nn.Conv2d(4, 2, 1),
-            )
-
-        def forward(self, x):
-            x = self.stem(x)
-            return self.last(x + self.depthwise(x))
-
-    settings = QDQConfig("inputs", scales="needed", rounded_sums=True)
-    assert insert(fx.symbolic_trace(Residual()), settings, (), nn.Identity).channelwise == {
-        "qdq_stem"
-    }
-
-
-class Flattened(nn.Module):
-    """Elementwise operators, whose channels become pixels in between."""
+class DepthwiseResidual(nn.Module):
+    """A depthwise convolution and a sum read the same tensor."""
 
     def __init__(self):
         super().__init__()
-        self.conv, self.act, self.gate, self.fc = (
-            nn.Conv2d(3, 4, 1),
-            nn.Hardswish(),
-            nn.Hardsigmoid(),
-            nn.Linear(4 * 64, 2),
-        )
+        self.stem, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+        self.depthwise = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.last(x + self.depthwise(x))
+
+
+def test_a_sum_does_not_take_its_scales_from_a_depthwise_convolution():
+    settings = QDQConfig("inputs", scales="needed", rounded_sums=True)
+    qdqs = insert(fx.symbolic_trace(DepthwiseResidual()), settings, (), nn.Identity)
+    assert qdqs.channelwise == {"qdq_stem"}
+
+
+class Flattened(nn.Module):
+    """Elementwise operators with a flattening between them."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(3, 4, 1), nn.Hardswish()
+        self.gate, self.fc = nn.Hardsigmoid(), nn.Linear(4 * 64, 2)
 
     def forward(self, x):
         return self.fc(self.gate(torch.flatten(self.act(self.conv(x)), 1)))
@@ -263,10 +238,10 @@ def test_flattened_channels_share_a_scale():
     qdqs = insert(
         operators.folded(Flattened()), QDQConfig("outputs", scales="apart"), (), nn.Identity
     )
-    assert qdqs.channelwise == {"qdq_conv"}  # not that of hardswish, whose reader sees one row
+    assert qdqs.channelwise == {"qdq_conv"}  # not qdq_act, which is read flattened
 
 
-def test_an_average_has_the_scale_of_what_it_averages_and_a_gate_a_fixed_one():
+def test_an_average_has_the_scale_of_its_input_and_a_gate_a_fixed_one():
     _, qdqs = inserted(QDQConfig("outputs", pooling_keeps_scale=True, unit_gates=True))
     assert qdqs.same_as == {"qdq_squeeze": "qdq_swish_1", "qdq_squeeze_1": "qdq_project"}
     assert qdqs.gates == {"qdq_gate"}

@@ -1,4 +1,4 @@
-"""Which layers carry weights, and what is seen of their outputs while images run through a network."""
+"""Weighted layers, blocks, and the outputs that are watched while images run."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_blocks_hold_each_weighted_layer_once_in_the_order_of_computation(name):
         for layer in layers.weighted(model)
     }
     assert all(len(names) == 1 for names in holders.values()), holders
-    assert {names[0] for names in holders.values()} == set(blocks)  # and no block is without any
+    assert {names[0] for names in holders.values()} == set(blocks)  # no block lacks one
     with (
         layers.outputs({block: model.get_submodule(block) for block in blocks}) as outputs,
         torch.inference_mode(),
@@ -45,10 +45,11 @@ def test_blocks_hold_each_weighted_layer_once_in_the_order_of_computation(name):
     assert list(outputs) == list(blocks)
 
 
-def test_only_plain_sequences_are_taken_apart():
-    class Unit(nn.Sequential):
-        pass
+class Unit(nn.Sequential):
+    """A block of several layers."""
 
+
+def test_only_plain_sequences_are_taken_apart():
     inner = nn.Sequential(
         nn.ReLU(), Unit(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)), nn.Sequential(nn.Linear(1, 1))
     )
@@ -109,9 +110,8 @@ def test_channel_moments_by_hand():
     model[3].weight.fill_(1.0)
     model[3].bias.zero_()
     images = torch.tensor([0.0, 3.0, 6.0]).view(3, 1, 1, 1).expand(3, 1, 2, 2)
-    moments = layers.channel_moments(
-        model, images.split(2)
-    )  # batches of two and one: each image counts the same
+    # Batches of two and one: all images have the same weight.
+    moments = layers.channel_moments(model, images.split(2))
     assert moments["0"][0].tolist() == [2 * 3 + 1, -3]  # before the ReLU
     assert moments["3"][0].tolist() == [4 * (1 + 7 + 13) / 3]
     assert moments["0"][1].tolist() == pytest.approx([2 * 6**0.5, 6**0.5])

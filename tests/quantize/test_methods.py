@@ -109,7 +109,7 @@ def test_a_model_in_training_mode_is_quantized_as_in_evaluation_and_stays_as_it_
 
 
 @torch.no_grad()
-def test_an_outlier_channel_takes_nothing_from_the_others():
+def test_an_outlier_channel_does_not_coarsen_the_others():
     model, images = small(Outlier), uneven_images()
 
     def sqnr(position, scales):

@@ -53,7 +53,7 @@ def test_activations_are_numpys_integers_times_the_scale(dtype, zero_point):
     assert len(answer.unique()) <= highest - lowest + 1
 
 
-def test_channels_can_have_numbers_of_their_own():
+def test_channels_can_have_separate_numbers():
     x = noise(4, 5)
     scales, zero_points = torch.tensor([2.0**-7, 2.0**-5, 2.0**-3]), torch.tensor([0, 100, 255])
     answer = qdq(torch.uint8, scales, zero_points)(x)
@@ -65,14 +65,8 @@ def test_channels_can_have_numbers_of_their_own():
 def test_halves_are_rounded_to_even():
     x = torch.tensor([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5])
     assert qdq(torch.int8, 1.0, 0)(x).tolist() == [-2, -2, 0, 0, 2, 2]
-    assert qdq(torch.uint8, 1.0, 7)(x).tolist() == [
-        -2,
-        -2,
-        0,
-        0,
-        2,
-        2,
-    ]  # an odd zero-point changes nothing
+    # An odd zero-point changes nothing.
+    assert qdq(torch.uint8, 1.0, 7)(x).tolist() == [-2, -2, 0, 0, 2, 2]
 
 
 # ---- weights
@@ -84,18 +78,17 @@ def by_channel(factors):
 
 @pytest.mark.parametrize(("dtype", "highest"), [(torch.int8, 127), (torch.int16, 32767)])
 def test_weights_are_numpys_integers_for_each_channel(dtype, highest):
-    weight = torch.randn(5, 4, 3, 3, generator=torch.Generator().manual_seed(0)) * by_channel(
-        [1e-2, 0.1, 1, 10, 100]
-    )
+    weight = torch.randn(5, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    weight = weight * by_channel([1e-2, 0.1, 1, 10, 100])
     weight[2] = 0
     integers, scale = quantize_weight(weight, highest)
-    for numbers, row, unit in zip(integers.numpy(), weight.numpy(), scale.numpy(), strict=True):
-        shown = (
-            row if row.any() else weight.numpy()
-        )  # a channel of zeros has the layer's largest scale
-        assert unit == np.float32(np.abs(shown).max()) / np.float32(highest)
-        assert np.array_equal(numbers, np.rint(row / unit))
-        assert np.abs(numbers).max() == (highest if row.any() else 0)
+    channels = zip(integers.numpy(), weight.numpy(), scale.numpy(), strict=True)
+    for numbers, channel, unit in channels:
+        # A channel of zeros has the layer's largest scale.
+        largest = np.abs(channel if channel.any() else weight.numpy()).max()
+        assert unit == np.float32(largest) / np.float32(highest)
+        assert np.array_equal(numbers, np.rint(channel / unit))
+        assert np.abs(numbers).max() == (highest if channel.any() else 0)
     layer = QuantizedLayer(nn.Conv2d(4, 5, 3), dataclasses.replace(OUTPUTS, weight=dtype))
     layer.quantize(conv_of(weight), torch.tensor(1.0))
     assert layer.weight.dtype == dtype and np.array_equal(layer.weight.numpy(), integers.numpy())
@@ -118,8 +111,8 @@ def test_a_smallest_scale_holds_for_the_channels_below_it():
     assert quantize_weight(torch.zeros(2, 3), 127)[1].tolist() == [1, 1]
 
 
-def test_no_channel_is_fainter_than_engines_can_tell():
-    """A channel's scale is SMALLEST_SCALE times the layer's largest at least; what is under half of it becomes 0."""
+def test_no_scale_is_too_small_for_engines():
+    """Scales are at least SMALLEST_SCALE times the layer's largest."""
     weight = torch.tensor([[127.0], [1e-3], [1e-5]])
     integers, scale = quantize_weight(weight, 127)
     assert scale.tolist() == [1, pytest.approx(1e-3 / 127), modules.SMALLEST_SCALE]
@@ -140,12 +133,8 @@ def layer_with(bias, weight_scale, input_scale, kind="int32"):
 def test_int32_biases_are_in_units_of_input_scale_times_weight_scale():
     layer = layer_with([0.5, -3.0, 100.0, 0.0], [2.0**-13, 2.0**-14, 2.0**-15, 2.0**-15], 2.0**-12)
     assert layer.bias_integers.dtype == torch.int32
-    assert layer.bias_integers.tolist() == [
-        2**24,
-        -3 * 2**26,
-        INT32,
-        0,
-    ]  # the third one does not fit
+    # The third bias does not fit.
+    assert layer.bias_integers.tolist() == [2**24, -3 * 2**26, INT32, 0]
     assert layer.bias.tolist() == [0.5, -3.0, pytest.approx(16, abs=1e-5), 0.0]
 
 
@@ -161,7 +150,7 @@ def test_float_biases_are_not_rounded():
 
 @pytest.mark.parametrize("input_scale", [0.02, [0.02, 1e-4, 3.0, 0.02, 1e-9]])
 def test_biases_never_clip_however_small_the_weights(input_scale):
-    """Channels of which nothing but the bias is left: 2^31 steps of their weights would not reach it."""
+    """Channels with tiny weights: 2^31 of their steps would not reach the bias."""
     weight = torch.randn(5, 1, 3, 3, generator=torch.Generator().manual_seed(0)) * by_channel(
         [1, 1e-6, 1e-12, 0, 1e-3]
     )
@@ -172,7 +161,7 @@ def test_biases_never_clip_however_small_the_weights(input_scale):
     assert ((layer.bias - bias).abs() <= 0.51 * step + 2e-7 * bias.abs()).all()
     assert step[1:3].max() < 1e-4  # of the two that have hardly any weights
     error = (layer.values() - weight).abs().flatten(1).amax(1)
-    assert (error <= 0.501 * layer.scale).all()  # no weight clips, either
+    assert (error <= 0.501 * layer.scale).all()  # no weight clips
     assert layer.weight[0].abs().max() == 127 and not layer.weight[3].any()
 
 
@@ -185,7 +174,7 @@ def test_a_layer_without_bias_has_zeros():
 # ---- the network
 
 
-def test_the_skeleton_has_pairs_and_integers_where_the_placement_says(model):
+def test_the_skeleton_has_pairs_and_integers_where_the_configuration_says(model):
     result = Quantized.skeleton(folded(model), OUTPUTS, ("excite",))
     assert list(result.layers) == ["stem", "conv", "depthwise", "reduce", "project", "fc", "head"]
     assert type(result.network.excite) is nn.Conv2d and torch.equal(
@@ -240,9 +229,8 @@ def test_the_file_holds_integers_and_no_float_weights(model, tmp_path):
     state = torch.load(tmp_path / "file", weights_only=True)["state_dict"]
     assert {state[f"{name}.weight"].dtype for name in result.layers} == {torch.int16}
     assert {state[f"{name}.bias_integers"].dtype for name in result.layers} == {torch.int32}
-    assert all(
-        value.numel() <= 8 for value in state.values() if value.is_floating_point()
-    )  # scales and biases
+    scales_and_biases = [value for value in state.values() if value.is_floating_point()]
+    assert all(value.numel() <= 8 for value in scales_and_biases)
 
 
 def test_the_catalog_gives_the_structure_of_its_architectures(monkeypatch, model, tmp_path):
@@ -258,13 +246,17 @@ def test_a_damaged_file_is_the_users_to_delete(model, tmp_path):
     result.save(path)
     content = path.read_bytes()
     later = torch.load(path, weights_only=True) | {"format": network.FILE_FORMAT + 1}
-    for damage in (lambda: path.write_bytes(content[:1000]), lambda: path.write_bytes(b""), lambda: torch.save([1], path),
-                   lambda: torch.save(later, path), path.unlink):  # fmt: skip
+    damages = (
+        lambda: path.write_bytes(content[:1000]),
+        lambda: path.write_bytes(b""),
+        lambda: torch.save([1], path),
+        lambda: torch.save(later, path),
+        path.unlink,
+    )
+    message = "holds no quantized network that this version can read; delete it and run again"
+    for damage in damages:
         damage()
-        with pytest.raises(
-            UserError,
-            match="holds no quantized network that this version can read; delete it and run again",
-        ):
+        with pytest.raises(UserError, match=message):
             Quantized.load(path, model)
 
 

@@ -1,4 +1,4 @@
-"""Block reconstruction: the parts of a network, what they learn, and that it brings the whole nearer to FP32."""
+"""Block reconstruction: the parts of a network, their training, and the gain of the whole."""
 
 import pytest
 import torch
@@ -47,12 +47,12 @@ def test_a_coarse_network_comes_nearer_to_the_float_one_on_other_images_too(
         results.append(ptq(model, IMAGES, RECONSTRUCTED, config))
     with torch.no_grad():
         before, after = (sqnr_db(model(others), execute(result, others)) for result in results)
-    # At 8 bits this network is 49 dB away, and processors differ in whether that can be bettered: 49.0 to 49.2 dB.
+    # With 8 bits this network has 49.0 to 49.2 dB. Whether it gains depends on the processor.
     assert after > before + (1 if isinstance(config, FourBits) else -0.5)
     assert ptq(model, IMAGES, RECONSTRUCTED, config).digest() == results[1].digest()
 
 
-def test_what_stays_in_fp32_does_not_learn(model):
+def test_layers_in_fp32_do_not_learn(model):
     result = ptq(model, IMAGES, RECONSTRUCTED.replace(keep_fp32=("stem", "relu")), CONFIGS[0])
     assert "stem" not in result.layers
     assert torch.equal(
@@ -61,7 +61,7 @@ def test_what_stays_in_fp32_does_not_learn(model):
 
 
 def part_of(layer):
-    """A part that is one layer, and something that it can learn from: images, and what another layer gives for them."""
+    """Return a part of one layer, with inputs and the outputs of another layer as targets."""
     torch.manual_seed(0)
     network = fx.symbolic_trace(nn.Sequential(layer))
     x, target = torch.randn(320, 3), nn.Linear(3, 2)
@@ -85,7 +85,7 @@ def test_a_part_learns_its_target():
     assert error(part, x, wanted) < 0.01 * before
 
 
-def test_what_makes_a_part_worse_is_forgotten(monkeypatch):
+def test_training_that_makes_a_part_worse_is_undone(monkeypatch):
     part, x, wanted = part_of(nn.Linear(3, 2))
     before = error(part, x, wanted)
     monkeypatch.setattr(reconstruction, "RATE", 1e3)

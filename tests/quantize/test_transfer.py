@@ -1,4 +1,4 @@
-"""The recipes on networks that they were not made for: ResNet-34 and MobileNetV2, trained for a minute on small images."""
+"""The recipes on other networks: ResNet-34 and MobileNetV2, trained for a minute."""
 
 import copy
 import dataclasses
@@ -16,15 +16,14 @@ from utils.catalog import BACKENDS
 from utils.metrics import sqnr_db
 from utils.quantize import ptq, reconstruction
 from utils.quantize.exact import execute
+from utils.quantize.layers import weighted
 
 RECIPES = {"resnet34": "resnet18", "mobilenet_v2": "mobilenetv3"}
 SIDE, COUNT = 64, 160
-EPOCHS, ROUNDS = (
-    16,
-    4,
-)  # the most rounds of epochs; processors round differently, and one was not enough on all
+# Rounds of 16 epochs at most: processors round differently, and one round was not always enough.
+EPOCHS, ROUNDS = 16, 4
 GOOD = 0.9  # accuracy
-CONFIGS = {}  # of the engines, by the engine that is the first to have it
+CONFIGS = {}  # configuration -> the first engine that asks for it
 for engine, entry in BACKENDS.items():
     if ("ptq", "int8") in entry.serves and "cpu" in entry.devices:
         CONFIGS.setdefault(registry.get(engine).default_config(8), engine)
@@ -43,16 +42,14 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=RECIPES)
 def trained(request, data):
-    """A network that tells the images apart, with the recipe of its relative in the study, and validation images."""
+    """A network that classifies the images, the recipe of its relative, and validation images."""
     torch.manual_seed(0)
     model = getattr(architectures.torchvision_models(), request.param)(weights=None, num_classes=2)
     x, y = data.train.calibration(COUNT), torch.from_numpy(data.train.sample(COUNT).y)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     recipe = importlib.import_module(f"quantization.ptq.{RECIPES[request.param]}_ptq_int8").RECIPE
-    shown, labels = (
-        data.validation.calibration(COUNT),
-        torch.from_numpy(data.validation.sample(COUNT).y),
-    )
+    shown = data.validation.calibration(COUNT)
+    labels = torch.from_numpy(data.validation.sample(COUNT).y)
     for _ in range(ROUNDS):
         train(model, optimizer, x, y)
         if accuracy(model, shown, labels) > GOOD:
@@ -61,7 +58,7 @@ def trained(request, data):
 
 
 def train(model, optimizer, x, y):
-    """Train for EPOCHS, then give BatchNorm the statistics of the weights that training ended with."""
+    """Train for EPOCHS, then give BatchNorm the statistics of the final weights."""
     norms = [module for module in model.train().modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 0.1
@@ -93,9 +90,7 @@ def test_int8_of_another_network_is_near_its_fp32(trained, data, config, monkeyp
     before = copy.deepcopy(model.state_dict())
     config = config.fixed(recipe.overflow_fix, recipe.portable)
     quantized = ptq(model, data.train.calibration(COUNT), recipe, config)
-    assert len(quantized.layers) == sum(
-        isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules()
-    )
+    assert len(quantized.layers) == len(weighted(model))
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     answer = execute(quantized, x)
     assert sqnr_db(expected.numpy(), answer.numpy()) > 15

@@ -1,4 +1,4 @@
-"""Weights and activations of any numbers: integers and scales within their formats, errors within half a step, or a line."""
+"""Any weights and activations: integers and scales in their formats, or an error of one line."""
 
 import math
 
@@ -13,11 +13,11 @@ from utils.errors import UserError
 from utils.quantize import ptq
 from utils.quantize.calibration import RANGES, Observer, numbers
 from utils.quantize.exact import execute
-from utils.quantize.modules import by_output, quantize_weight
+from utils.quantize.modules import along_channels, by_output, quantize_weight
 from utils.quantize.qdq_config import INTEGERS, NARROW_WEIGHT, QDQConfig
 from utils.recipes import Int8
 
-# Ordinary values, and those that break careless code: zeros, equal values, denormals, outliers.
+# Ordinary values, and values that break careless code: zeros, equal ones, denormals, outliers.
 VALUES = st.one_of(
     st.floats(-4, 4, width=32),
     st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e-45, -1e-38, 1e-20, 1e-7, 1e5, -1e10, 1e20, -3e30]),
@@ -28,10 +28,16 @@ ROWS = st.one_of(
     st.just([0.0] * 4),
 )
 CHANNELS = st.lists(ROWS, min_size=1, max_size=5)
-CONFIGS = st.sampled_from([
-    QDQConfig("outputs"), QDQConfig("outputs", steps=127), QDQConfig("inputs", centred=True), QDQConfig("outputs", torch.int8),
-    QDQConfig("inputs", torch.int8, symmetric=True), QDQConfig("outputs", torch.int16, symmetric=True, steps=2**16 - 1),
-])  # fmt: skip
+CONFIGS = st.sampled_from(
+    [
+        QDQConfig("outputs"),
+        QDQConfig("outputs", steps=127),
+        QDQConfig("inputs", centred=True),
+        QDQConfig("outputs", torch.int8),
+        QDQConfig("inputs", torch.int8, symmetric=True),
+        QDQConfig("outputs", torch.int16, symmetric=True, steps=2**16 - 1),
+    ]
+)
 
 
 @given(CHANNELS, st.sampled_from([NARROW_WEIGHT, 127, 2**15 - 1]), st.floats(0, 1e-3))
@@ -41,7 +47,8 @@ def test_any_weights_are_integers_with_scales(channels, highest, smallest):
     assert torch.isfinite(scale).all() and (scale > 0).all()
     assert torch.equal(integers, integers.round()) and integers.abs().max() <= highest
     steps = by_output(scale, weight).double()
-    # half a step; the scale is rounded to float32, so the end of the range may lie beyond the last integer by as much
+    # Half a step. The scale is rounded to float32, so the end of the range may lie this far beyond
+    # the last integer.
     allowed = steps / 2 + weight.double().abs() * 2.0**-22
     assert ((integers.double() * steps - weight.double()).abs() <= allowed).all()
 
@@ -57,23 +64,16 @@ def test_any_activations_have_a_scale_and_a_zero_point(channels, config, method,
         observer.counts = torch.zeros(len(observer.low), 2048, dtype=torch.float64)
         observer(x)
     low, high = observer.range(method, config)
-    assert (
-        np.isfinite([low, high]).all()
-        and (low <= 0).all()
-        and (high >= 0).all()
-        and (low < high).all()
-    )
+    assert np.isfinite([low, high]).all()
+    assert (low <= 0).all() and (high >= 0).all() and (low < high).all()
     scale, zero_point = numbers(low, high, config)
     lowest, highest = INTEGERS[config.activation]
     assert torch.isfinite(scale).all() and (scale > 0).all()
     assert (zero_point >= lowest).all() and (zero_point <= highest).all()
-    if (
-        method == "minmax"
-    ):  # nothing is clipped: every value within a step, of which half is the zero-point's
-        scale, zero_point = (
-            each.view(1, -1, 1, 1).double() if each.ndim else each.double()
-            for each in (scale, zero_point)
-        )
+    if method == "minmax":
+        # Nothing is clipped. Errors are within a step, half of it due to the zero-point.
+        scale = along_channels(scale.double(), x)
+        zero_point = along_channels(zero_point.double(), x)
         integers = torch.clamp(torch.round(x.double() / scale) + zero_point, lowest, highest)
         assert (((integers - zero_point) * scale - x.double()).abs() <= 1.001 * scale).all()
 
@@ -128,8 +128,8 @@ def test_any_network_gives_finite_answers_or_a_line(weights, config, recipe, sca
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("reconstruct", [False, True])
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_numbers_that_are_none_are_a_line(bad, reconstruct, recipe):
-    """In any weight and by any method."""
+def test_nan_and_infinity_are_an_error_of_one_line(bad, reconstruct, recipe):
+    """In any weight and with any method."""
     if reconstruct:
         recipe = recipe.replace(reconstruct=True, adaround=False, bias_correction=False)
     for place in (0, 13, 20):

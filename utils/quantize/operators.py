@@ -181,7 +181,7 @@ class Graph:
         return is_depthwise(self.module(node))
 
     def keeps_channels_apart(self, node: fx.Node) -> bool:
-        """Return whether `node` never adds channels: each has a separate accumulator."""
+        """Return whether `node` never sums over channels: each has a separate accumulator."""
         if self.kinds[node] is Kind.LAYER:
             return self.depthwise(node)
         # Moving operators, of which only reshaping ones mix channels, were skipped by `readers`.
