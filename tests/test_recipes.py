@@ -250,7 +250,7 @@ def test_a_field_without_default_must_be_given(kind, name):
 @pytest.mark.parametrize("kind", EXAMPLES, ids=named)
 def test_a_value_without_its_field_is_an_error(kind):
     first = next(iter(fields(kind)), None)
-    example = f"such as {first}=..." if first else "of which there are none"
+    example = f"such as {first}=..." if first else "but it has none"
     with refused(re.escape(f"{kind.__name__}: name each field, {example}")):
         kind(1)
     with refused(re.escape(f"{kind.__name__}: name each field")):

@@ -1,4 +1,4 @@
-"""Mixed precision by measured latency: which blocks stay in FP32, and which engine runs them.
+"""Mixed precision by measured latency: which blocks stay in FP32, on which engine.
 
 With `formats="auto"` in its recipe, a network keeps in FP32 the blocks that are faster in FP32, and
 more blocks until it meets its budget. With `--backend fastest`, a script deploys on the engine that

@@ -216,6 +216,6 @@ def test_a_baseline_with_weights_that_are_not_finite_is_refused(options, images)
     checkpoints.save(path, "resnet18", model, images, {"fingerprint": "f"})
     with pytest.raises(
         UserError,
-        match=r"its tensor bias has 2 values that are infinite or NaN. Train it again: python models",
+        match=r"tensor bias has 2 values that are infinite or NaN. Train it again: python models",
     ):
         checkpoints.load_baseline(RUN, images, options)

@@ -28,7 +28,7 @@ COLUMNS = 128  # weights of a channel between two updates of all gradients
 
 
 def adapt(quantized: Quantized, images: torch.Tensor) -> None:
-    """Choose the integers of all quantized weights again, in place, on `images` (n, 3, 224, 224).
+    """Choose the integers of all weights again, in place, on `images` (n, 3, 224, 224).
 
     Scales and biases stay. On the samples, no output channel has a larger squared error than with
     rounding to the nearest.

@@ -1,4 +1,4 @@
-"""Calibration: run images through the float network and choose the range of every activation."""
+"""Calibration: run images through the float network, choose the range of every activation."""
 
 import copy
 
@@ -180,7 +180,7 @@ RANGES = {"minmax": minmax, "percentile": percentile, "mse": mse}
 def numbers(
     low: np.ndarray, high: np.ndarray, config: QDQConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the scales, float32, and zero-points, int64, of ranges from `low` to `high`, (rows,).
+    """Return the scales and zero-points of ranges from `low` to `high`, float64 (rows,) each.
 
     A single row gives the shape (). 0 is always one of the values. If `config` is `centred`, a
     single row gets the middle integer as its zero-point, provided its steps grow by at most the

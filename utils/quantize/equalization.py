@@ -127,7 +127,7 @@ def one_scale_sqnr_db(
     images: torch.Tensor,
     logits: np.ndarray,
 ) -> float:
-    """Return the lowest SQNR of the logits, in dB, if one tensor alone is rounded with one scale.
+    """Return the lowest SQNR of the logits (dB) if one tensor alone is rounded with one scale.
 
     `ends` has the channel ranges of these tensors, by module. `logits` are of the float network.
     """

@@ -1,4 +1,4 @@
-"""Exact execution of a quantized network: the logits of the method, before any engine's error.
+"""Exact execution of a quantized network: the method's logits, before any engine's error.
 
 Integers are carried in float64, which holds every product and sum of this arithmetic without
 rounding: a sum of 10,000 products of 16 bits has 46 bits, and float64 has 53. FP32 sums are used

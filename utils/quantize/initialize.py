@@ -15,7 +15,7 @@ from utils.recipes import Int8, Int16
 def initialize(
     model: nn.Module, images: torch.Tensor, recipe: Int8 | Int16, config: QDQConfig
 ) -> Quantized:
-    """Quantize a float `model` with calibrated ranges and weights rounded to the nearest integer.
+    """Quantize a float `model` with calibrated ranges and weights rounded to the nearest.
 
     `images`, float32 (n, 3, 224, 224) normalised, are for calibration. The model is not changed.
     Raises `UserError` if `keep_fp32` of the recipe names a module that the model lacks.

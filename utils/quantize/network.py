@@ -1,4 +1,4 @@
-"""The quantized network: all its integers, scales and zero-points, decided once for all engines.
+"""The quantized network: integers, scales and zero-points, decided once for all engines.
 
 It is the folded float network with Q/DQ pairs where its configuration asks for them, and with
 integer weights. `utils.quantize.exact` executes it exactly, and a backend lowers it by exporting

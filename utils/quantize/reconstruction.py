@@ -1,4 +1,4 @@
-"""Block reconstruction: each block of a quantized network learns the outputs of its FP32 block.
+"""Block reconstruction: each block of a quantized network learns its FP32 block's outputs.
 
 The order is from BRECQ: Li et al. 2021, "BRECQ: Pushing the Limit of Post-Training Quantization by
 Block Reconstruction" (arXiv:2102.05426), algorithm 1. Blocks learn one after another, from
@@ -27,7 +27,7 @@ TINY = 1e-12  # smallest variance to divide by: a tensor may be constant
 
 
 class Part:
-    """Consecutive operators of a network, as a function of the values that they read from others.
+    """Consecutive operators of a network, as a function of the values that they read.
 
     `read` are the nodes of these values. `given` are the nodes that operators outside read.
     """
