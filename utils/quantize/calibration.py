@@ -182,10 +182,10 @@ def numbers(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the scales and zero-points of ranges from `low` to `high`, float64 (rows,) each.
 
-    A single row gives the shape (). 0 is always one of the values. If `config` is `centred`, a
-    single row gets the middle integer as its zero-point, provided its steps grow by at most the
-    factor NEARLY. Engines can store such a tensor as signed integers with zero-point 0, which is
-    faster.
+    They are float32 and int64, (rows,), or () for a single row. 0 is always one of the values. If
+    `config` is `centred`, a single row gets the middle integer as its zero-point, if its steps grow
+    by at most the factor NEARLY. Engines can store such a tensor as signed integers with zero-point
+    0, which is faster.
     """
     lowest, highest = INTEGERS[config.activation]
     if config.symmetric:

@@ -1,4 +1,4 @@
-"""Fake quantization: a network that rounds in its forward pass and learns to compensate.
+"""Fake quantization: a network that rounds in its forward pass, and learns.
 
 Weights, biases and the ranges of activations learn. Gradients pass through rounding as if it were
 absent, and are zero where values are clipped: the straight-through estimator of Bengio et al. 2013
