@@ -49,7 +49,7 @@ def labels(rows):
 
 
 def draw(axes, rows, column, scale):
-    """Draw one column of a model's steps, with its interval if it has one."""
+    """Draw a column of a model's steps, with its interval if it has one."""
     low, high = f"{column}_ci_low", f"{column}_ci_high"
     places = list(labels(rows))
     for kind, look in LOOKS.items():

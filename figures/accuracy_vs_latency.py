@@ -24,14 +24,14 @@ BOTTOM_RIGHT = dict(x=0.99, y=0.03)  # of a panel
 
 
 def placed(frame):
-    """Add `time`, its interval from `low` to `high`; the fastest FP32 in the same rounds has 1."""
+    """Add `time` over the fastest FP32 in the same rounds, with its interval `low` to `high`."""
     ends = {"time": "", "low": "_ci_high", "high": "_ci_low"}
     times = {name: 1 / frame[f"speedup_vs_best_fp32{end}"] for name, end in ends.items()}
     return frame.assign(**times)
 
 
 def fastest(runs):
-    """(time, accuracy) and engine of a model's fastest FP32, which runs its FP32 network."""
+    """Return (time, accuracy) and engine of a model's fastest FP32, with its FP32 accuracy."""
     accuracy = runs.loc[runs["method"] == "fp32", "accuracy"]
     return (1.0, accuracy.iloc[0] if len(accuracy) else np.nan), runs["best_fp32"].mode()[0]
 
@@ -46,7 +46,7 @@ def front(points):
 
 
 def named(runs):
-    """List (time, accuracy in percent, engine) of labelled points, those of the front first."""
+    """List (time, accuracy in percent, engine) of labelled points, first the front."""
     best, engine = fastest(runs)
     runs = runs[runs["method"] != "fp32"]  # its black mark needs no label
     names = runs["backend"].where(runs["method"] != "control", "control")

@@ -3,8 +3,7 @@
     python figures/all.py --study cats_and_dogs
 
 Tables come first, since they show what there is. The report comes last, since it shows the figures.
-A script that fails is named with its reason and does not stop the others; the exit status is then
-1.
+If a script fails, this one names it with the reason, runs the others and exits with status 1.
 """
 
 import contextlib
@@ -77,7 +76,7 @@ def workers(number):
 
 
 def alone(name, frame, args):
-    """Run one script like `attempt`, in a process of no other script."""
+    """Run one script like `attempt`, in a process that runs no other script."""
     with workers(1) as pool:
         try:
             return pool.submit(attempt, name, frame, args).result()

@@ -81,8 +81,8 @@ def bar(axes, place, operators):
             if ms:
                 axes.barh(place, ms, left=left, color=colour, hatch=hatch, **look)
                 left += ms
-    beside = dict(xytext=(3, 0), textcoords="offset points", va="center")
-    axes.annotate(f"{left:.3g}", (left, place), fontsize=7, **beside)
+    right = dict(xytext=(3, 0), textcoords="offset points", va="center")
+    axes.annotate(f"{left:.3g}", (left, place), fontsize=7, **right)
 
 
 def legend():

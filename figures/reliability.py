@@ -1,4 +1,4 @@
-"""Reliability of each method and format: share of the positive class by predicted probability.
+"""Reliability of every method and format: positive share by predicted probability.
 
 python figures/reliability.py --study cats_and_dogs
 """

@@ -83,7 +83,7 @@ def make(frame, args):
 def against(frame: pd.DataFrame, args, other: str) -> Table:
     """Table that compares the study with another: its name in --results, or its folder."""
     folder = Path(other) if Path(other).is_dir() else args.results / other
-    cells = reproduced.beside(frame, frames.read(folder / "results.csv"), args.study, other)
+    cells = reproduced.comparison(frame, frames.read(folder / "results.csv"), args.study, other)
     return Table("against", f"Next to {other}", *cells)
 
 

@@ -26,8 +26,8 @@ def connect(axes, both, rows):
         axes.plot(ends, [place, place], color="0.4", lw=1, zorder=2)
         contended = [row[name] for name in ("contended", "contended_one")]
         star = "*" if any(pd.notna(value) and value for value in contended) else ""
-        beside = dict(xytext=(11, 0), textcoords="offset points", va="center")
-        axes.annotate(f"{ends[1] / ends[0]:.1f}x{star}", (max(ends), place), fontsize=6, **beside)
+        right = dict(xytext=(11, 0), textcoords="offset points", va="center")
+        axes.annotate(f"{ends[1] / ends[0]:.1f}x{star}", (max(ends), place), fontsize=6, **right)
 
 
 def thread_names(few, many):

@@ -1,13 +1,13 @@
-"""Ablation of INT8: what each step of the method adds, alone and on top of the steps before it.
+"""Ablation of INT8: what each step of the method adds, alone and on top of the others.
 
     python quantization/ablation.py --data PATH --models mobilenetv3 --backend fbgemm
 
 The default recipes of other tools come first, each on the tool's engine. Then come the study's
 networks on the engine of `--backend`, and last its PTQ recipe with fewer and with more images, and
 with the remedy for processors without VNNI. The FP32 checkpoints must exist; QAT is trained unless
-its script was run before. Each step is measured on the validation images, by which steps are chosen,
-and on the test images, by which nothing is chosen; layer by layer, in exact arithmetic, on a few
-validation images. Finished steps are skipped. The results are `results/STUDY/ablation.csv` and
+its script was run before. Each step is measured on the validation images, which steps are chosen
+by, and on the test images, which nothing is chosen by; layer by layer, in exact arithmetic, on a
+few validation images. Finished steps are skipped. The results are `results/STUDY/ablation.csv` and
 `ablation_layers.csv`; `figures/ablation.py` and `figures/ablation_layers.py` draw them.
 """
 
@@ -59,10 +59,13 @@ VARIATIONS = {  # of the PTQ recipe, whose number of images was chosen on a proc
     "for processors without VNNI": dict(portable=True),
 }
 LAYER_IMAGES = 64  # validation images for the errors layer by layer
+QUALITY = (  # columns of one part of the images
+    "images", "accuracy", "accuracy_ci_low", "accuracy_ci_high", "accuracy_fp32", "agreement_fp32",
+    "sqnr_db",
+)  # fmt: skip
 COLUMNS = (
     "model", "backend", "rung", "kind", "place", "seconds",
-    *(f"{part}_{name}" for part in ("validation", "test")
-      for name in ("images", "accuracy", "accuracy_ci_low", "accuracy_ci_high", "accuracy_fp32", "agreement_fp32", "sqnr_db")),
+    *(f"{part}_{name}" for part in ("validation", "test") for name in QUALITY),
 )  # fmt: skip
 LAYER_COLUMNS = ("model", "backend", "rung", "kind", "place", "layer", "sqnr_db")
 
@@ -105,7 +108,7 @@ def tools() -> list[Step]:
 
 
 def steps(ptq: Int8, qat: Int8QAT, floats: tuple[str, ...]) -> list[Step]:
-    """List the steps of a model with the recipes `ptq` and `qat`; `floats` are its first blocks."""
+    """List the steps of a model with these recipes; `floats` are its first blocks."""
     start = Int8(
         ranges="minmax",
         weight_scales="tensor",
@@ -133,11 +136,17 @@ def quality(logits, fp32, y) -> dict:
     right = int((logits.argmax(1) == y).sum())
     low, high = stats.wilson(right, len(y))
     kept = metrics.fidelity(logits, fp32)
-    return {
-        "images": len(y), "accuracy": right / len(y), "accuracy_ci_low": low, "accuracy_ci_high": high,
-        "accuracy_fp32": float((fp32.argmax(1) == y).mean()),
-        "agreement_fp32": kept["agreement_fp32"], "sqnr_db": kept["sqnr_db"],
-    }  # fmt: skip
+    accuracy_fp32 = float((fp32.argmax(1) == y).mean())
+    values = (
+        len(y),
+        right / len(y),
+        low,
+        high,
+        accuracy_fp32,
+        kept["agreement_fp32"],
+        kept["sqnr_db"],
+    )
+    return dict(zip(QUALITY, values, strict=True))
 
 
 def answering(experiment: Experiment, backend, step: Step) -> tuple[Callable, list[dict]]:
@@ -168,7 +177,7 @@ def answering(experiment: Experiment, backend, step: Step) -> tuple[Callable, li
 
 
 def _loaded(engine, save: Callable[[Path], None], suffix: str, example) -> Callable:
-    """Write a file by `save` and load it with `engine`; returns a function from images to logits.
+    """Write a file with `save` and load it with `engine`; return what answers images.
 
     `example` is an image, (1, 3, 224, 224).
     """
@@ -183,7 +192,7 @@ def _loaded(engine, save: Callable[[Path], None], suffix: str, example) -> Calla
 def measure(
     experiment: Experiment, backend, step: Step, fp32: dict[str, "np.ndarray"]
 ) -> tuple[dict, list[dict]]:
-    """Make and measure one network; `fp32` has the FP32 logits of each part of the images."""
+    """Make and measure one network; `fp32` has the FP32 logits per part of the images."""
     from utils.training import loop
 
     started, images = time.perf_counter(), experiment.data
@@ -216,9 +225,8 @@ def run(experiment: Experiment, backend, folder: Path, steps: list[Step]) -> Non
         for part, split in (("validation", images.validation), ("test", images.test)):
             if part not in fp32:
                 fp32[part] = loop.predict(experiment.baseline.model, split)
-        progress.say(
-            f"{model} on {backend.name}, step {place + 1} of {len(steps)}: {step.name} ({step.kind})"
-        )
+        where = f"{model} on {backend.name}, step {place + 1} of {len(steps)}"
+        progress.say(f"{where}: {step.name} ({step.kind})")
         measured, layers = measure(experiment, backend, step, fp32)
         row = {"model": model, "backend": backend.name, "rung": step.name, "kind": step.kind}
         row |= {"place": place, **measured}
@@ -262,11 +270,13 @@ def _write(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
 
 def summary(row: dict) -> str:
     """Say in a line what a step reached."""
-    parts = [
-        f"{part} {row[f'{part}_accuracy']:.2%} (FP32 {row[f'{part}_accuracy_fp32']:.2%}), agrees on "
-        f"{row[f'{part}_agreement_fp32']:.2%}, {row[f'{part}_sqnr_db'] or float('inf'):.1f} dB"
-        for part in ("validation", "test")
-    ]
+    parts = []
+    for part in ("validation", "test"):
+        sqnr = row[f"{part}_sqnr_db"] or float("inf")
+        parts.append(
+            f"{part} {row[f'{part}_accuracy']:.2%} (FP32 {row[f'{part}_accuracy_fp32']:.2%}), "
+            f"agrees on {row[f'{part}_agreement_fp32']:.2%}, {sqnr:.1f} dB"
+        )
     return f"{'; '.join(parts)}; quantized in {row['seconds']:.0f} s"
 
 

@@ -1,4 +1,4 @@
-"""The smoke tests on the oldest and the newest torch, and on each supported Python that is installed.
+"""The smoke tests on the oldest and newest torch, and on each installed supported Python.
 
     python tests/matrix.py
 
@@ -34,7 +34,7 @@ class Combination:
 
 
 def requirements() -> tuple[list[str], list[str]]:
-    """Pinned packages of requirements.txt: torch and torchvision, and the others with what these tests need."""
+    """Return the pinned packages: torch and torchvision, and what else these tests need."""
     lines = [
         *(ROOT / "requirements.txt").read_text().splitlines(),
         *(ROOT / "tests/requirements.txt").read_text().splitlines(),
@@ -50,7 +50,7 @@ def requirements() -> tuple[list[str], list[str]]:
 
 
 def interpreter(version: str) -> str | None:
-    """A Python of that version on this machine, from PATH or pyenv, that starts; None if there is none."""
+    """Return a Python of that version that starts, from PATH or pyenv; None without one."""
     named = [
         shutil.which(f"python{version}"),
         *sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python")),
@@ -87,7 +87,10 @@ def main() -> int:
         print(f"== {combination.name}", flush=True)
         try:
             inside = environment(combination, python, others)
-            versions = "import torch, torchvision; print(f'torch {torch.__version__}, torchvision {torchvision.__version__}')"
+            versions = (
+                "import torch, torchvision as vision; "
+                "print('torch', f'{torch.__version__}, torchvision {vision.__version__}')"
+            )
             found = subprocess.run(
                 [inside, "-c", versions], check=True, capture_output=True, text=True
             ).stdout.strip()

@@ -1,4 +1,4 @@
-"""A model, a backend, a method and a figure are added by the steps of README.md, and the scripts run on them."""
+"""A model, backend, method and figure can be added by the steps of README.md, and run."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""`tests/benchmarks`: each runs and prints its rows. What they measure does not matter here: a busy machine is no failure."""
+"""Each benchmark runs and prints its rows; on a busy machine, what it measures is not checked."""
 
 import re
 import subprocess

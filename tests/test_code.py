@@ -1,4 +1,4 @@
-"""Rules that all code keeps: short functions of few parameters, plain names, and one place for what may be removed."""
+"""Rules for all code: short functions, few parameters, plain names, torch.ao in one place."""
 
 import ast
 import io
@@ -106,7 +106,7 @@ def test_prose_does_without_own(path):
 
 
 def test_only_two_files_know_torch_ao():
-    """torch.ao will be removed from torch. Its engines go with it; the operators are then defined here."""
+    """torch.ao will be removed. Its engines go with it; the operators are then defined here."""
     knows = {
         path
         for path in UTILS
@@ -129,3 +129,9 @@ def test_only_one_file_registers_hooks():
 
 def test_the_rules_are_about_files_that_are_there():
     assert {Path(path).parts[0] for path in ALL} == {*FOLDERS, "reproduce.py"}
+
+
+@pytest.mark.parametrize("path", ALL)
+def test_the_first_line_of_a_docstring_is_short(path):
+    first = [(line, text.partition("\n")[0]) for line, text in prose(path)]
+    assert [(line, text) for line, text in first if len(text) > 90 and text[0] != "#"] == []

@@ -1,4 +1,4 @@
-"""`utils.columns`: the one place for names, units and meanings of the columns of results.csv."""
+"""`utils.columns`: the one place for names, units and meanings of columns."""
 
 import subprocess
 import sys

@@ -337,7 +337,7 @@ def elsewhere(name):
     Returns the rows of both on all threads, the number of runs in both, and sentences about them.
     """
     here, there = table(name), table(STUDY)
-    note, _ = reproduced.beside(here, there, name, STUDY)
+    note, _ = reproduced.comparison(here, there, name, STUDY)
     runs, accuracy, points, quantized = re.search(
         r"Runs in both: (\d+)\. .*: accuracy (\d+) of \1, points to FP32 (\d+) of (\d+)", note
     ).groups()

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from records import write_run
 
-from utils import catalog, cli, results
+from utils import catalog, cli
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -64,9 +64,8 @@ def test_the_snippet_that_reads_results_csv_prints_its_numbers():
     (snippet,) = re.findall(r"```python\n(import pandas.*?)```", README, re.DOTALL)
     done = subprocess.run([sys.executable, "-c", snippet], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert (
-        len(done.stdout.splitlines()) == 2 + 3 * 8
-    )  # every model on every engine, none left out for the width of a terminal
+    # Every model on every engine; none is left out for the width of a terminal.
+    assert len(done.stdout.splitlines()) == 2 + 3 * 8
     assert done.stdout.split()[:3] == ["method", "ptq", "qat"]
     assert re.search(r"alexnet\s+fbgemm\s+3\.36\s+3\.38", done.stdout)
 
@@ -96,7 +95,8 @@ def test_the_citation_has_what_a_citation_needs():
     } <= entry.keys()
     assert entry["license"] == "MIT" and README.startswith(f"# {entry['title']}\n")
     (dissertation,) = entry["references"]
-    link = f"[{dissertation['title']}]({dissertation['repository-code']}) ({dissertation['institution']['name']})"
+    title, address = dissertation["title"], dissertation["repository-code"]
+    link = f"[{title}]({address}) ({dissertation['institution']['name']})"
     assert link in " ".join(README.split())
 
 
@@ -135,17 +135,3 @@ def test_the_layout_names_every_module():
     layout = re.search(r"## Layout\n\n```\n(.*?)```", README, re.DOTALL)[1]
     names = {path.stem for path in (ROOT / "utils").rglob("*.py")} - {"__init__"}
     assert names <= set(re.findall(r"\w+", layout))
-
-
-def test_every_column_is_explained_in_order():
-    text = (ROOT / "results/README.md").read_text().partition("## Columns")[2]
-    explained = []
-    for line in text.splitlines():
-        cells = line.split("|")
-        names = re.findall(r"`(\w+)`", cells[1]) if line.startswith("| `") else []
-        stem = names[0] if names else ""
-        # `latency_ms_p50`, `_mean` stands for two columns that share the first one's beginning
-        explained += [name if not name.startswith("_") else next(c for c in results.COLUMNS if c.endswith(name)
-                      and c.startswith(re.sub(r"_(p50|ci_low)$", "", stem))) for name in names]  # fmt: skip
-    assert set(explained) == set(results.COLUMNS)
-    assert len(explained) == len(set(explained))

@@ -436,7 +436,8 @@ def test_imports_go_one_way():
 
 
 LIGHT = """catalog caveats checksums cli columns environment errors experiment metrics paths
-    progress recipes results schema stats studies data.loading data.layouts data.cache data.partition"""
+    progress recipes results schema stats studies
+    data.loading data.layouts data.cache data.partition"""
 
 
 @pytest.mark.parametrize("module", LIGHT.split())

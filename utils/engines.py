@@ -13,8 +13,9 @@ def select(experiment: Experiment, recipe: Recipe) -> Iterator[tuple[Backend, Re
     """Yield each backend to deploy on, and the recipe for it.
 
     These are the backends of the options that can run here, and `recipe`. With `--backend fastest`
-    there is one, chosen by measured latency. With `formats="auto"` in the recipe, the modules in FP32
-    are chosen in the same way. Raises `UserError` if no backend can run, or none is within the budget.
+    there is one, chosen by measured latency. With `formats="auto"` in the recipe, the modules in
+    FP32 are chosen in the same way. Raises `UserError` if no backend can run, or if none is within
+    the budget.
     """
     able = registry.select(experiment.options)
     if experiment.options.fastest:

@@ -1,8 +1,8 @@
-"""Recipes: every decision of a script, as frozen dataclasses that check themselves. No torch.
+"""Recipes: every decision of a script, as dataclasses that check themselves. No torch.
 
-A recipe says *what* is done; the command line says where and how. Each field has its unit, its legal
-values and its source. An unknown field, an illegal value, or two values of which one would be ignored
-end a script with one line, before any work.
+A recipe says *what* is done; the command line says where and how. Each field has its unit, its
+legal values and its source. An unknown field, an illegal value, or two values of which a later step
+would ignore one end a script with one line, before any work.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ from utils.errors import UserError
 class RecipeError(UserError, SystemExit):
     """A recipe that cannot be run as written.
 
-    Scripts make their recipe when they are read, so nothing can catch this there. Python then prints
-    the message and exits with status 1.
+    A script makes its recipe at import, where nothing catches this. Python then prints the message
+    and exits with status 1.
     """
 
     def __init__(self, message: str):
@@ -283,16 +283,19 @@ class Int8(_Integers):
     """INT8 by PTQ."""
 
     bits: int = field(one_of(8), 8)
-    # Equal ranges for the channels that depthwise convolutions read (arXiv:1906.04721, section 4.1).
+    # Equal ranges for the channels that a depthwise convolution reads (arXiv:1906.04721,
+    # section 4.1).
     equalize: bool = field(FLAG, False)
     adaround: bool = field(FLAG, False)  # AdaRound: weights up or down (arXiv:2004.10568)
-    # Block by block, weights, biases and ranges learn the answers of FP32 (BRECQ, arXiv:2102.05426).
+    # Block by block, weights, biases and ranges learn the answers of FP32 (BRECQ,
+    # arXiv:2102.05426).
     reconstruct: bool = field(FLAG, False)
     # The factor with 7 bits where sums of two products of 8 bits overflow 16 bits: without VNNI.
     # "activations" as reduce_range in torch, "weights" as in ONNX Runtime and NNCF's OverflowFix.
     overflow_fix: str = field(one_of("none", "activations", "weights"), "activations")
     portable: bool = field(FLAG, False)  # the fix on every processor, for a file that serves all
-    # "auto" keeps in FP32 what is faster so, and what `budget` asks for; see utils/mixed_precision.py.
+    # "auto" keeps in FP32 the blocks that are faster there, and as many as `budget` needs; see
+    # utils/mixed_precision.py.
     formats: str = field(one_of("given", "auto"), "given", trains=False)
     budget: Budget = field(a(Budget), Budget(accuracy_drop=0.003), trains=False)
     # Filled in where modules in FP32 or the engine were chosen by measurement: what was compared.

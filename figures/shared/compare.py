@@ -89,13 +89,13 @@ def decisions(first: Path, second: Path) -> dict:
 def against_published(one: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     """Note and cells of the table with the dissertation's rows."""
     cells = pd.DataFrame(
-        [beside(row, published.match(row, one)) for _, row in published.load().iterrows()]
+        [line(row, published.match(row, one)) for _, row in published.load().iterrows()]
     )
     counts = ", ".join(f"{n} {verdict}" for verdict, n in Counter(cells["verdict"]).most_common())
     return PUBLISHED.format(rows=len(cells), counts=counts, other=published.ELSE), cells
 
 
-def beside(row: pd.Series, ours: pd.Series | None) -> dict[str, str]:
+def line(row: pd.Series, ours: pd.Series | None) -> dict[str, str]:
     """Format a published row and our run, if there is one."""
     cells = {
         "table": row["table"],

@@ -188,7 +188,7 @@ def classes(frame: pd.DataFrame) -> tuple[str, str]:
 
 
 def is_dissertations(frame: pd.DataFrame) -> bool:
-    """Whether the study uses the dissertation's data set, so that their figures compare."""
+    """Whether the study uses the dissertation's data set, so its figures compare."""
     return studies.is_dissertations(frame["study"].iloc[0])
 
 

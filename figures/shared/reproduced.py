@@ -52,7 +52,7 @@ SPEED = Quantity("speedup_vs_eager_fp32", "gains less speed", "gains more speed"
 QUANTITIES = (ACCURACY, POINTS_TO_FP32, SPEED)
 
 
-def beside(
+def comparison(
     here: pd.DataFrame, there: pd.DataFrame, name: str, other: str
 ) -> tuple[str, pd.DataFrame]:
     """Note and cells of the table that compares study `name` (`here`) with `other` (`there`).

@@ -246,7 +246,7 @@ def ticks(decades_per_inch: float) -> tuple[float, ...]:
 def grid(
     frame: pd.DataFrame, cell: float, columns: int = 8
 ) -> tuple[plt.Figure, list[tuple[plt.Axes, pd.Series]]]:
-    """Make a block of small square panels per model, one per series; return those of runs.
+    """Make a block of small square panels per model, one per series; return the used ones.
 
     The others say "not run".
     """

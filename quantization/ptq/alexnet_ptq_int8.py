@@ -1,4 +1,4 @@
-"""AlexNet, INT8 by post-training quantization: calibrate, quantize, lower, measure.
+"""AlexNet, INT8 by post-training quantization: calibrate, lower, measure.
 
     python quantization/ptq/alexnet_ptq_int8.py --data PATH --backend all
 

@@ -1,4 +1,4 @@
-"""MobileNetV3-Small, INT8 by post-training quantization: calibrate, quantize, lower, measure.
+"""MobileNetV3-Small, INT8 by post-training quantization: calibrate, lower, measure.
 
     python quantization/ptq/mobilenetv3_ptq_int8.py --data PATH --backend all
 

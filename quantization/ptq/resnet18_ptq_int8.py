@@ -1,4 +1,4 @@
-"""ResNet-18, INT8 by post-training quantization: calibrate, quantize, lower, measure.
+"""ResNet-18, INT8 by post-training quantization: calibrate, lower, measure.
 
     python quantization/ptq/resnet18_ptq_int8.py --data PATH --backend all
 

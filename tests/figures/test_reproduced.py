@@ -50,7 +50,7 @@ def changed(frame, backend, **values):
 
 def test_a_study_reproduces_itself(tmp_path):
     frame = read(study(tmp_path, BASELINE, INT8))
-    note, cells = reproduced.beside(frame, frame, "mine", "theirs")
+    note, cells = reproduced.comparison(frame, frame, "mine", "theirs")
     assert list(cells["outcome"]) == ["reproduced"] * 2
     assert "Runs in both: 2. Inside the intervals: accuracy 2 of 2, points to FP32 1 of 1, " in note
     assert "size 2 of 2" in note and "Only" not in note
@@ -73,7 +73,7 @@ def test_a_study_reproduces_itself(tmp_path):
 )
 def test_a_number_outside_its_interval_is_named(tmp_path, values, outcome):
     there = read(study(tmp_path, BASELINE, INT8))
-    _, cells = reproduced.beside(changed(there, "fbgemm", **values), there, "mine", "theirs")
+    _, cells = reproduced.comparison(changed(there, "fbgemm", **values), there, "mine", "theirs")
     assert list(cells["outcome"]) == ["reproduced", outcome]
 
 
@@ -83,7 +83,7 @@ def test_the_intervals_by_hand(tmp_path):
     ours = interval(accuracy, 0.9, 0.88, 0.91) | interval(speed, 2.0, 1.0, 4.0)
     theirs = interval(accuracy, 0.95, 0.92, 0.96) | interval(speed, 1.0, 0.5, 2.0)
     here, there = changed(frame, "native", **ours), changed(frame, "native", **theirs)
-    row = reproduced.beside(here, there, "mine", "theirs")[1].iloc[0]
+    row = reproduced.comparison(here, there, "mine", "theirs")[1].iloc[0]
     # Ours reaches 0.02 below and 0.01 above, theirs 0.03 below and 0.01 above.
     low, high = -5 - 100 * np.hypot(0.02, 0.01), -5 + 100 * np.hypot(0.01, 0.03)
     assert row["difference"] == f"-5.00 [{low:+.2f}, {high:+.2f}]"
@@ -97,7 +97,7 @@ def test_runs_of_one_side_are_named_with_their_seeds_if_there_are_several(tmp_pa
     here = read(study(tmp_path / "a", BASELINE))
     there = read(study(tmp_path / "b", BASELINE, INT8))
     there = pd.concat([there, there.assign(seed=1)])
-    note, _ = reproduced.beside(here, there, "mine", "theirs")
+    note, _ = reproduced.comparison(here, there, "mine", "theirs")
     assert (
         "Only there: ResNet-18 FP32 native of seed 1, ResNet-18 INT8 PTQ fbgemm of seed 0, "
         "ResNet-18 INT8 PTQ"
@@ -112,7 +112,7 @@ def test_runs_of_one_side_and_what_differs_are_named(tmp_path):
     here = changed(read(study(tmp_path / "a", BASELINE, INT8)), "native", torch="2.14.0")
     here = here.assign(data_sha256="b" * 64)
     there = read(study(tmp_path / "b", BASELINE, QAT, threads=(1, 4), cpu="another"))
-    note, cells = reproduced.beside(here, there, "mine", "theirs")
+    note, cells = reproduced.comparison(here, there, "mine", "theirs")
     assert list(cells["variant"]) == ["FP32 native"]
     assert "Only here: ResNet-18 INT8 PTQ fbgemm. Only there: ResNet-18 INT8 QAT fbgemm. " in note
     _, _, differences = note.partition(". What differs: ")
@@ -129,7 +129,7 @@ def test_runs_of_one_side_and_what_differs_are_named(tmp_path):
 def test_processors_of_one_name_differ_by_their_instruction_sets(tmp_path):
     here = read(study(tmp_path / "a", BASELINE, INT8))
     there = here.assign(isa="avx2 avx512f")
-    note, _ = reproduced.beside(here, there, "mine", "theirs")
+    note, _ = reproduced.comparison(here, there, "mine", "theirs")
     (name,), (isa,) = set(here["cpu"]), set(here["isa"])
     assert f"processor {name} with {isa} here, {name} with avx2 avx512f there" in note
 
@@ -137,7 +137,7 @@ def test_processors_of_one_name_differ_by_their_instruction_sets(tmp_path):
 def test_studies_without_a_common_run_are_told(tmp_path):
     here, there = read(study(tmp_path / "a", INT8)), read(study(tmp_path / "b", QAT))
     with pytest.raises(UserError, match=r"mine and theirs have no run in common"):
-        reproduced.beside(here, there, "mine", "theirs")
+        reproduced.comparison(here, there, "mine", "theirs")
 
 
 def script(*options, cwd):

@@ -235,10 +235,10 @@ def test_a_published_accuracy_is_reproduced_where_the_interval_has_zero(
     rows = compare.published.load().query("table == 'resnet18_ptq' and dtype == 'int8'")
     row = rows.iloc[0].copy()
     row["accuracy_pct"], row["images"], row["measured"] = published, images, "as named"
-    line = compare.beside(row, ours)
+    line = compare.line(row, ours)
     assert (line["points"], line["verdict"]) == (points, verdict)
     other = pd.Series({**row, "measured": "something else"})
-    assert compare.beside(other, ours)["verdict"] == "something else"
+    assert compare.line(other, ours)["verdict"] == "something else"
     assert (line["published x"], line["ours x"]) == ("1.7", "2.000")
     assert (line["published MiB"], line["ours MiB"]) == ("11.2", "10.00")
     reason = "every logit is the same; ours: -0.50 points to its FP32 (undecided)"

@@ -17,7 +17,7 @@ from utils.cli import Options
 from utils.data.dataset import Data
 from utils.errors import UserError
 from utils.experiment import Experiment
-from utils.measure import record
+from utils.measure import logits, record
 from utils.quantize.exact import execute
 from utils.quantize.methods import ptq
 from utils.recipes import Int8
@@ -128,21 +128,21 @@ def test_only_the_first_of_several_processes_measures(experiment, deployed, monk
 
 def test_an_artifact_that_answers_differently_from_the_network_is_an_error(experiment, deployed):
     torch.set_num_threads(experiment.options.threads)
-    record.artifact_logits(deployed, experiment.baseline.path, experiment)
+    logits.artifact_logits(deployed, experiment.baseline.path, experiment)
     changed = dataclasses.replace(deployed, predict=lambda x: deployed.predict(x) + 0.01)
     with pytest.raises(
         RuntimeError,
         match=r"answers random inputs differently from the network before saving, by 0\.01",
     ):
-        record.artifact_logits(changed, experiment.baseline.path, experiment)
+        logits.artifact_logits(changed, experiment.baseline.path, experiment)
 
 
 def computed_again(experiment, monkeypatch) -> bool:
     """Whether the FP32 logits would be computed again."""
     with monkeypatch.context() as patch:
-        patch.setattr(record, "Worker", None)
+        patch.setattr(logits, "Worker", None)
         try:
-            record.fp32_logits(experiment)
+            logits.fp32_logits(experiment)
         except TypeError:
             return True
     return False
@@ -154,9 +154,9 @@ def computed_again(experiment, monkeypatch) -> bool:
 def test_fp32_logits_are_computed_once_for_what_decides_them(experiment, monkeypatch, change):
     path = experiment.baseline.path.with_suffix(".cpu.logits")
     path.unlink(missing_ok=True)
-    computed = record.fp32_logits(experiment)
+    computed = logits.fp32_logits(experiment)
     assert computed.shape == (6, 2) and computed.dtype == np.float32
-    assert np.array_equal(record.fp32_logits(experiment), computed)
+    assert np.array_equal(logits.fp32_logits(experiment), computed)
     data, changed = experiment.data, experiment
     if change == "images":
         fewer = dataclasses.replace(data, test=data.test.part(0, 2))
@@ -169,44 +169,44 @@ def test_fp32_logits_are_computed_once_for_what_decides_them(experiment, monkeyp
     elif change == "threads":
         changed = dataclasses.replace(experiment, options=experiment.options.replace(threads=2))
     elif change == "code":
-        monkeypatch.setattr(record.environment, "code_of", lambda *modules: {"a": "b"})
+        monkeypatch.setattr(logits.environment, "code_of", lambda *modules: {"a": "b"})
     elif change == "versions":
-        monkeypatch.setattr(record.environment, "versions", lambda: {"torch": "0.0.1"})
+        monkeypatch.setattr(logits.environment, "versions", lambda: {"torch": "0.0.1"})
     elif change == "cpu":
-        monkeypatch.setattr(record.environment, "cpu", lambda: ("another processor", ()))
+        monkeypatch.setattr(logits.environment, "cpu", lambda: ("another processor", ()))
     assert computed_again(changed, monkeypatch) == (change != "nothing")
 
 
 def test_a_run_without_finite_logits_is_the_users_to_change(experiment, deployed):
-    logits = np.full((6, 2), np.nan, np.float32)
+    answers = np.full((6, 2), np.nan, np.float32)
     with pytest.raises(
         UserError, match="mobilenetv3_fp32 on native: 6 of 6 images have logits that are not finite"
     ):
-        record._metrics(logits, np.zeros((6, 2), np.float32), deployed, experiment, None)
+        record._metrics(answers, np.zeros((6, 2), np.float32), deployed, experiment, None)
 
 
 def test_metrics_compare_with_the_baseline(experiment, deployed):
     fp32 = np.array(
         [[1, 0], [0, 1], [1, 0], [0, 1], [1, 0], [1, 0]], np.float32
     )  # one of six is wrong
-    logits = fp32.copy()
-    logits[0] = [0, 1]
-    quality = record._metrics(logits, fp32, deployed, experiment, None)
+    answers = fp32.copy()
+    answers[0] = [0, 1]
+    quality = record._metrics(answers, fp32, deployed, experiment, None)
     assert quality["accuracy"] == pytest.approx(4 / 6) and quality[
         "agreement_fp32"
     ] == pytest.approx(5 / 6)
     assert quality["accuracy_ci_low"] < 4 / 6 < quality["accuracy_ci_high"]
     assert quality["accuracy_difference"] == pytest.approx(-1 / 6)
-    assert quality["sqnr_db"] == pytest.approx(metrics.sqnr_db(fp32, logits))
+    assert quality["sqnr_db"] == pytest.approx(metrics.sqnr_db(fp32, answers))
     assert "accuracy_fake_quant" not in quality and "accuracy_reference" not in quality
 
 
 def test_metrics_tell_the_methods_error_from_the_engines(experiment, lowered, monkeypatch):
     fp32 = np.array([[1, 0], [0, 1], [1, 0], [0, 1], [1, 0], [0, 1]], np.float32)
-    exact, logits = 1.1 * fp32, 1.1 * fp32
-    logits[0] = [0, 1.1]  # the engine gives another class
+    exact, answers = 1.1 * fp32, 1.1 * fp32
+    answers[0] = [0, 1.1]  # the engine gives another class
     monkeypatch.setattr(record, "exact_logits", lambda *_: exact)
-    quality = record._metrics(logits, fp32, lowered, experiment, None)
+    quality = record._metrics(answers, fp32, lowered, experiment, None)
     assert quality["accuracy_reference"] == 1 and quality["accuracy"] == pytest.approx(5 / 6)
     assert quality["sqnr_reference_db"] == pytest.approx(20, abs=1e-4)
     assert quality["sqnr_vs_reference_db"] == pytest.approx(10 * np.log10(6 / 2), abs=1e-4)
@@ -244,7 +244,7 @@ def test_exact_logits_are_computed_once_for_what_decides_them(
     experiment, lowered, monkeypatch, change
 ):
     network = lowered.quantized
-    computed = record.exact_logits(network, experiment)
+    computed = logits.exact_logits(network, experiment)
     assert computed.shape == (6, 2) and computed.dtype == np.float32
     changed = experiment
     if change == "network":
@@ -253,17 +253,17 @@ def test_exact_logits_are_computed_once_for_what_decides_them(
         data = dataclasses.replace(experiment.data, digest="1" * 64)
         changed = dataclasses.replace(experiment, data=data)
     elif change == "code":
-        monkeypatch.setattr(record.environment, "code_of", lambda *modules: {"a": "b"})
+        monkeypatch.setattr(logits.environment, "code_of", lambda *modules: {"a": "b"})
     elif change == "versions":
-        monkeypatch.setattr(record.environment, "versions", lambda: {"torch": "0.0.1"})
+        monkeypatch.setattr(logits.environment, "versions", lambda: {"torch": "0.0.1"})
     elif change == "cpu":
-        monkeypatch.setattr(record.environment, "cpu", lambda: ("another processor", ()))
-    monkeypatch.setattr(record, "exact", None)
+        monkeypatch.setattr(logits.environment, "cpu", lambda: ("another processor", ()))
+    monkeypatch.setattr(logits, "exact", None)
     if change == "nothing":
-        assert np.array_equal(record.exact_logits(network, changed), computed)
+        assert np.array_equal(logits.exact_logits(network, changed), computed)
     else:
         with pytest.raises(AttributeError):
-            record.exact_logits(network, changed)  # would have to be computed
+            logits.exact_logits(network, changed)  # would have to be computed
 
 
 class Answers:
@@ -286,8 +286,8 @@ class Answers:
 
 
 def test_without_a_network_in_torch_the_file_alone_answers(experiment, lowered, monkeypatch):
-    monkeypatch.setattr(record, "Worker", Answers)
-    assert record.artifact_logits(lowered, experiment.baseline.path, experiment) == ("logits", {})
+    monkeypatch.setattr(logits, "Worker", Answers)
+    assert logits.artifact_logits(lowered, experiment.baseline.path, experiment) == ("logits", {})
     assert Answers.calls == ["logits"]  # nothing to compare with
 
 
@@ -305,17 +305,17 @@ def test_activations_are_counted_where_torch_runs_the_network(experiment, deploy
 def test_exact_logits_are_the_answers_of_exact_execution_to_the_test_images(experiment, lowered):
     images = torch.cat([x for x, _ in experiment.data.test.batches(6)])
     expected = execute(lowered.quantized, images).float().numpy()
-    assert np.array_equal(record.exact_logits(lowered.quantized, experiment), expected)
+    assert np.array_equal(logits.exact_logits(lowered.quantized, experiment), expected)
     assert list((experiment.baseline.path.parent / "exact").glob(f"{RUN.name}_*.logits"))
 
 
 def test_logits_that_were_damaged_are_computed_again(experiment, capsys):
-    computed = record.fp32_logits(experiment)
+    computed = logits.fp32_logits(experiment)
     path = experiment.baseline.path.with_suffix(".cpu.logits")
     content = bytearray(path.read_bytes())
     content[-40] ^= 1
     path.write_bytes(content)
-    assert np.array_equal(record.fp32_logits(experiment), computed)
+    assert np.array_equal(logits.fp32_logits(experiment), computed)
     assert f"cache: {path} is damaged and is made again" in capsys.readouterr().out
 
 

@@ -250,7 +250,7 @@ def test_equal_trainings_make_equal_files_and_a_damaged_one_is_trained_again(
     torch.save(content, path)
     assert train(tmp_path, images).path.read_bytes() == first
     assert (
-        f"training: {path} is damaged (its weights are not those that were stored)"
+        f"training: {path} is damaged (its weights changed since they were stored)"
         in capsys.readouterr().out
     )
 

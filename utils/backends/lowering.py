@@ -105,7 +105,7 @@ def not_installed(requirements: str, *packages: str) -> str | None:
 
 
 def u8s8_overflow() -> str:
-    """Return in which layers sums of u8 x s8 products overflow here: "all" without VNNI, or "none"."""
+    """Return the layers in which sums of u8 x s8 products overflow here: "all" without VNNI."""
     return "none" if environment.has_vnni() else "all"
 
 

@@ -79,7 +79,7 @@ class OnnxRuntime(Lowering):
             options.optimized_model_filepath = str(optimized)
             options.log_severity_level = 3  # it would warn that the graph is only for this machine
         graph = onnx_export.of_checkpoint(path) if path.suffix == ".pt" else path
-        # It would quantize the weights of layers that stay in FP32 between Q/DQ pairs.
+        # This optimizer would quantize the weights of FP32 layers that stand between Q/DQ pairs.
         disabled = ["WeightBiasQuantization"]
         return onnxruntime.InferenceSession(
             graph, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled

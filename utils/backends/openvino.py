@@ -123,7 +123,7 @@ class OpenVino(Lowering):
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
-            "ENABLE_CPU_PINNING": False,  # the comparison of engines decides on which CPUs they run
+            "ENABLE_CPU_PINNING": False,  # the process that compares engines chooses their CPUs
         } | changes
 
         def compile_for(batch_size: int) -> "openvino.CompiledModel":

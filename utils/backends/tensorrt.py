@@ -160,8 +160,7 @@ class Plan:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         x = x.float().contiguous()
-        # Setting a shape costs time and cannot be part of a CUDA graph, so it is set only on
-        # change.
+        # Setting a shape costs time and cannot be part of a CUDA graph.
         changed = tuple(self.context.get_tensor_shape("images")) != tuple(x.shape)
         if changed and not self.context.set_input_shape("images", tuple(x.shape)):
             raise UserError(
@@ -178,8 +177,7 @@ class Plan:
         stream.wait_stream(caller)
         if not self.context.execute_async_v3(stream.cuda_stream):
             raise RuntimeError(f"TensorRT could not start the plan: {self.log.first()}")
-        # The caller's stream now waits for the plan, so the caller may free or overwrite both
-        # tensors.
+        # From now on, the caller's stream waits for the plan: both tensors may be overwritten.
         caller.wait_stream(stream)
         return logits
 

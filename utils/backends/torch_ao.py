@@ -56,8 +56,8 @@ class TorchAO(ByTorch, Lowering):
         """Return where this engine wants Q/DQ pairs on this machine.
 
         qnnpack computes in 16 x 16 bits and never overflows. fbgemm's depthwise kernels add pairs
-        of products in 16 bits even with VNNI: with 8-bit weights and on photographs, the logits of
-        MobileNetV3-Small on fbgemm had 15.4 dB relative to exact execution.
+        of products in 16 bits even with VNNI: with 8-bit weights, MobileNetV3-Small on fbgemm was
+        at 15.4 dB from exact execution, on photographs.
         """
         overflow = "none" if self.name == "qnnpack" else u8s8_overflow()
         if self.name == "fbgemm" and overflow == "none":
@@ -130,8 +130,8 @@ def say_deprecated() -> None:
     """Tell the user, once in a process, that a future torch will not run these engines."""
     progress.say(
         "torch will remove quint8, the number format of fbgemm, x86, onednn and qnnpack "
-        "(pytorch/pytorch#184982). Later versions will neither make nor run files for these "
-        "engines: keep this version for them, or take another --backend."
+        "(pytorch/pytorch#184982). Their files will not run with later versions: keep this version "
+        "of torch for them, or take another --backend."
     )
 
 
@@ -139,7 +139,7 @@ class _Integers:
     """Lowering of one graph: nodes between Q/DQ pairs become quantized operators."""
 
     def __init__(self, quantized: Quantized):
-        self.quantized, self.network = quantized, quantized.network
+        self.network = quantized.network
         self.graph = fx.Graph()
         self.parts = nn.ModuleDict()
         self.new: dict[fx.Node, fx.Node] = {}  # old node -> its node in the new graph

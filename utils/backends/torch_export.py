@@ -52,7 +52,7 @@ def separate_dequantizations(graph: fx.Graph) -> None:
 def remove_repeated_pairs(graph: fx.Graph) -> None:
     """Remove every Q/DQ pair that follows a pair with equal numbers, in place.
 
-    Such a pair changes no value. It is left where the operator between two pairs did nothing.
+    Such a pair changes no value. It is left over where the operator between two pairs did nothing.
     """
     for node in list(graph.nodes):
         if node.target is not OPS.quantize_per_tensor.default:

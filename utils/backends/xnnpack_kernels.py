@@ -58,7 +58,7 @@ def _kernels_of(graph: dict) -> Iterator[tuple[str, bool]]:
 
 
 def _operators_outside(plan) -> Iterator[str]:
-    """Yield the name of each operator call in an execution plan; calls of delegates are not."""
+    """Yield the operator of each call in an execution plan, except calls of delegates."""
     for chain in plan.chains:
         for instruction in chain.instructions:
             if hasattr(instruction.instr_args, "op_index"):

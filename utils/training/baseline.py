@@ -19,8 +19,7 @@ def load_fp32(run: Run, images: Data, options: Options) -> Checkpoint:
     """Load the FP32 network that `run` starts from, in evaluation mode.
 
     Raises `UserError`, which says how to train it, if it is missing, damaged, or trained on other
-    images. A smoke run trains it first with the script of the baseline, so that `--smoke` checks all
-    steps.
+    images. A smoke run first trains it with the script of the baseline, to check all steps.
     """
     if options.smoke:
         _train_for_smoke(run.baseline, images, options)

@@ -21,7 +21,7 @@ from utils.data.dataset import Data
 from utils.errors import UserError
 from utils.training import initial_weights
 
-FORMAT = 2  # 2 has a digest of the content
+FORMAT = 2  # since 2 with a digest of the content
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,9 @@ class Checkpoint:
     path: Path
     model: nn.Module  # FP32, in evaluation mode; with fake quantization after QAT
     sha256: str  # of the file
-    # Keys: recipe, init, backend (QAT only), data, seed, device, history, best_epoch,
-    # training_dtype, fingerprint, processes, threads (of each process).
+    # Keys: recipe, init, code_sha256, versions, data, seed, device, history, best_epoch,
+    # training_dtype, fingerprint, processes, threads (of each process); for QAT also backend and
+    # quantization.
     training: dict
 
 
@@ -41,11 +42,12 @@ def path_of(run: Run, study: str, options: Options, tag: str = "") -> Path:
 
     A `tag` distinguishes QAT networks that were trained for different engines.
     """
-    return options.checkpoints / study / f"{run.name}{'_' * bool(tag)}{tag}_seed{options.seed}.pt"
+    name = f"{run.name}_{tag}" if tag else run.name
+    return options.checkpoints / study / f"{name}_seed{options.seed}.pt"
 
 
 def fingerprint(**facts) -> str:
-    """Return the sha256 of all `facts` that decide the outcome of a training.
+    """Return the SHA-256 of `facts`, everything that decides a result.
 
     They are values for JSON; any other value is replaced by its `str`.
     """
@@ -61,9 +63,10 @@ def derived(
 ) -> Path:
     """Return the file that `write` makes of the checkpoint at `path`; make it if it is missing.
 
-    Its name holds 8 digits of all that decides it: the checkpoint's hash, the modules `code` with
-    all that they import, and the versions of the `packages` that write it. Its hash lies next to it: if
-    the file was changed since, it is made again. Processes that ask at once wait for the first.
+    Its name holds 8 digits of everything that decides it: the checkpoint's hash, the modules `code`
+    with all that they import, and the versions of the `packages` that write it. Its hash is stored
+    next to it: if the file has changed since, it is made again. Processes that ask at once wait for
+    the first.
     """
     key = fingerprint(
         checkpoint=checksums.sha256_of(path),
@@ -96,9 +99,10 @@ def export(path: Path, model: nn.Module) -> None:
 
 
 def _content(model: nn.Module, facts: dict) -> memoryview:
-    """Return a checkpoint of `model` and `facts`, and of their digest."""
+    """Return the bytes of a checkpoint: weights, facts and the digest of both."""
     weights, text = _weights(model), json.dumps({"format": FORMAT, **facts})
-    return torch_file.packed({"state_dict": weights, "json": text, "sha256": _digest(weights, text)})
+    content = {"state_dict": weights, "json": text, "sha256": _digest(weights, text)}
+    return torch_file.packed(content)
 
 
 def _digest(weights: dict[str, torch.Tensor], text: str) -> str:
@@ -116,8 +120,8 @@ def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
 def save(path: Path, architecture: str, model: nn.Module, data: Data, training: dict) -> None:
     """Write weights and training facts atomically.
 
-    A file that was trained with other settings is never overwritten: it is renamed and gets the
-    first 8 digits of its fingerprint.
+    A file with other settings is never overwritten: its name gets the first 8 digits of its
+    fingerprint.
     """
     facts = {"architecture": architecture, "data": data.describe(), "training": training}
     with paths.atomic(path) as temporary:
@@ -127,7 +131,7 @@ def save(path: Path, architecture: str, model: nn.Module, data: Data, training: 
 
 
 def _keep(path: Path, fingerprint: str) -> None:
-    """Rename the checkpoint at `path` if it is of another training than that of `fingerprint`."""
+    """Rename the checkpoint at `path` unless it is from the training `fingerprint`."""
     try:
         old = read(path)["training"]["fingerprint"]
     except UserError:
@@ -135,13 +139,14 @@ def _keep(path: Path, fingerprint: str) -> None:
     if old != fingerprint:
         kept = path.with_name(f"{path.stem}.{old[:8]}.pt")
         path.replace(kept)
-        progress.say(f"checkpoint: the one made with other settings is kept as {kept.name}")
+        progress.say(f"checkpoint: the one with other settings is kept as {kept.name}")
 
 
 def read(path: Path) -> dict:
     """Return a checkpoint's "state_dict", "architecture", "data", "training" and "format".
 
-    Raises `UserError` if there is no file, if it is not as it was written, or of another version.
+    Raises `UserError` if the file is missing, has changed since it was written, or is from another
+    version of the code.
     """
     if not path.exists():
         raise UserError(f"there is no checkpoint {path}.")
@@ -155,13 +160,13 @@ def read(path: Path) -> dict:
         raise UserError(f"{path} was written by another version of this code; train it again.")
     if not intact:
         raise UserError(
-            f"{path} is damaged (its weights are not those that were stored); train it again."
+            f"{path} is damaged (its weights changed since they were stored); train it again."
         )
     return {"state_dict": weights, **facts}
 
 
 def is_of(path: Path, data: Data) -> bool:
-    """Whether the file at `path` is a whole checkpoint that was trained on `data`."""
+    """Whether the file at `path` is an intact checkpoint that was trained on `data`."""
     try:
         return read(path)["data"]["sha256"] == data.digest
     except UserError:
@@ -171,8 +176,8 @@ def is_of(path: Path, data: Data) -> bool:
 def load_baseline(run: Run, data: Data, options: Options) -> Checkpoint:
     """Load the FP32 baseline that `run` starts from, in evaluation mode.
 
-    If it is missing, damaged, of another model or trained on other images, raises `UserError`, which
-    says how to train it.
+    Raises `UserError`, which says how to train it, if it is missing, damaged, from another model or
+    trained on other images.
     """
     path = path_of(run.baseline, data.study, options)
     command = cli.command(run.baseline, options.replace(backends=run.baseline.backends[:1]))
@@ -184,20 +189,19 @@ def load_baseline(run: Run, data: Data, options: Options) -> Checkpoint:
         raise UserError(f"{str(error).removesuffix('.')}: {command}") from None
     if content["architecture"] != run.model:
         raise UserError(
-            f"the baseline at {path} is of the model {content['architecture']}. Train {run.model}: {command}"
+            f"the baseline at {path} is of the model {content['architecture']}. "
+            f"Train {run.model}: {command}"
         )
-    if any(
-        content["data"][name] != data.describe()[name]
-        for name in ("sha256", "negative_class", "positive_class")
-    ):
+    names, here = ("sha256", "negative_class", "positive_class"), data.describe()
+    if any(content["data"][name] != here[name] for name in names):
         raise UserError(
             f"the baseline at {path} was trained on other images. Train it on these: {command}"
         )
     for name, value in content["state_dict"].items():
         if why := initial_weights.unusable(value):
             raise UserError(
-                f"the baseline at {path} cannot be used: its tensor {name} {why}. Train it again: {command}"
+                f"the baseline at {path} cannot be used: its tensor {name} {why}. "
+                f"Train it again: {command}"
             )
-    return Checkpoint(
-        path, architectures.rebuild(content).eval(), checksums.note(path), content["training"]
-    )
+    model = architectures.rebuild(content).eval()
+    return Checkpoint(path, model, checksums.note(path), content["training"])

@@ -61,8 +61,8 @@ def finetune(
 ) -> Checkpoint:
     """Train the QAT `network` that `backend` prepared by `recipe`, unless done before.
 
-    Backends with equal settings share the result, and so do scripts: the three QAT scripts of a model
-    have one control.
+    Backends with equal settings share the result. Scripts share it as well: the three QAT scripts
+    of a model have one control.
     """
     options, baseline, schedule = experiment.options, experiment.baseline, recipe.training
     run = experiment.run.on(backend.name)
