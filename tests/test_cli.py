@@ -121,9 +121,10 @@ def test_the_bare_python_lacks_the_packages(package):
     assert "ModuleNotFoundError" in bare("-c", f"import {package}").stderr
 
 
-def test_help_of_the_runner_needs_no_package():
-    done = bare("reproduce.py", "--help")
-    assert done.returncode == 0 and done.stdout.startswith("usage: reproduce.py"), done.stderr
+@pytest.mark.parametrize("script", ["reproduce.py", *(run.script for run in catalog.runs())])
+def test_help_needs_no_package(script):
+    done = bare(script, "--help")
+    assert done.returncode == 0 and done.stdout.startswith(f"usage: {script}"), done.stderr
 
 
 @pytest.mark.parametrize(
