@@ -16,6 +16,7 @@ from records import write_run
 from utils import catalog, cli
 
 ROOT = Path(__file__).resolve().parents[1]
+RUNS = {run.script: run for run in catalog.runs()}
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
 COMMANDS = [
@@ -52,7 +53,7 @@ def test_a_command_of_the_readme_is_accepted(words, tmp_path, monkeypatch):
     script, options = words[0], [str(tmp_path) if word == "PATH" else word for word in words[1:]]
     assert (ROOT / script).is_file()
     if re.search(r"_(fp32|(ptq|qat)_\w+)\.py$", script):
-        cli.parse("", catalog.of_script(script), options)
+        cli.parse("", RUNS[script], options)
     else:
         monkeypatch.setattr(sys, "argv", [script, *options, "--help"])
         monkeypatch.setattr(sys, "path", [*sys.path])

@@ -22,6 +22,7 @@ from utils.catalog import Backend, Run
 from utils.cli import Options
 
 ROOT = Path(__file__).resolve().parents[1]
+RUNS = {run.script: run for run in catalog.runs()}
 MODELS = ("alexnet", "resnet18", "mobilenetv3")
 # Two kinds of scripts are enough, so these tests stay valid when the study gains scripts.
 BACKENDS = {
@@ -589,7 +590,7 @@ def test_list_prints_one_command_per_line_fp32_first(tmp_path):
     kinds = ["/models/" in line[1] for line in lines]
     assert kinds == sorted(kinds, reverse=True) and sum(kinds) == len(MODELS)
     for python, script, *words in lines:
-        run = catalog.of_script(str(Path(script).relative_to(ROOT)))
+        run = RUNS[Path(script).relative_to(ROOT).as_posix()]
         assert (python, script) == ("python", str(ROOT / run.script))
         options = cli.parse("", run, words)
         assert (options.batch_sizes, options.seed, options.threads, options.smoke) == (

@@ -5,7 +5,6 @@ here. README.md, "Adding a model, a method, a backend or a figure", says what el
 """
 
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 
 @dataclass(frozen=True)
@@ -196,8 +195,3 @@ def kinds() -> tuple[tuple[str, str], ...]:
 def runs() -> tuple[Run, ...]:
     """Runs of all scripts of the study, baselines first."""
     return tuple(Run(model, *kind) for kind in kinds() for model in MODELS)
-
-
-def of_script(path: str) -> Run:
-    """Find the run of the script at `path`; raises `KeyError` if the catalog lacks it."""
-    return {run.script: run for run in runs()}[PurePosixPath(path).as_posix()]

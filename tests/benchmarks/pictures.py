@@ -72,7 +72,7 @@ def _usable(images: Iterator[layouts.Image]) -> Iterator[tuple[int, str, bytes]]
 
 def cached(root: Path, directory: Path) -> Split:
     """Load all images below `root` as a script does, through a cache in `directory`."""
-    stored = cache.open_folder(layouts.find(root), directory)
+    stored = cache.identify_folder(layouts.find(root), directory).open()
     return Split(stored.images, stored.labels, stored.names, np.arange(len(stored.names)))
 
 

@@ -45,7 +45,7 @@ def pets(tmp_path):
 
 def opened(root, directory):
     """Return the cache of the data set in `root`."""
-    return cache.open_folder(layouts.find(root), directory)
+    return cache.identify_folder(layouts.find(root), directory).open()
 
 
 def home_of(result):
@@ -103,7 +103,7 @@ def test_decompression_bombs_are_broken_and_nothing_warns(pets, tmp_path, monkey
     assert "dog/9.jpg" in result.names
 
 
-# ---- open_folder
+# ---- folders
 
 
 def test_round_trip(pets, tmp_path, monkeypatch, capsys):
@@ -113,7 +113,7 @@ def test_round_trip(pets, tmp_path, monkeypatch, capsys):
     (pets / "cat" / "2a.jpg").write_bytes(JPEG[:3000])
     (pets / "dog" / "notes.txt").touch()
     folder = layouts.find(pets)
-    result = cache.open_folder(folder, tmp_path / "cache")
+    result = cache.identify_folder(folder, tmp_path / "cache").open()
     good = [image for image in folder.images if image.name not in ("cat/1.jpg", "cat/2a.jpg")]
     assert result.names == tuple(image.name for image in good)
     assert result.labels.dtype == np.int64
@@ -135,7 +135,7 @@ def test_round_trip(pets, tmp_path, monkeypatch, capsys):
     assert np.array_equal(stored, result.images)
 
     no_decoding(monkeypatch)
-    again = cache.open_folder(folder, tmp_path / "cache")
+    again = cache.identify_folder(folder, tmp_path / "cache").open()
     assert cache.summary(folder, again) == line
     assert capsys.readouterr().out == ""
     assert np.array_equal(again.images, result.images)
@@ -171,11 +171,11 @@ def test_classes_not_chosen_are_not_decoded(pets, tmp_path):
     (pets / "fox").mkdir()
     (pets / "fox" / "1.jpg").write_bytes(b"")
     folder = layouts.find(pets, ("cat", "dog"))
-    result = cache.open_folder(folder, tmp_path / "cache")
+    result = cache.identify_folder(folder, tmp_path / "cache").open()
     assert (len(result.names), result.broken) == (10, ())
     assert cache.summary(folder, result) == "10 images (cat 5, dog 5); 1 other file ignored"
     (pets / "fox" / "2.jpg").write_bytes(encoded(noise(99)))
-    foxes = cache.open_folder(layouts.find(pets, ("fox", "dog")), tmp_path / "cache")
+    foxes = cache.identify_folder(layouts.find(pets, ("fox", "dog")), tmp_path / "cache").open()
     assert len(foxes.names) == 6
     assert foxes.digest != result.digest
 
@@ -258,11 +258,11 @@ def test_file_that_vanishes_or_changes_meanwhile(pets, tmp_path, monkeypatch):
     folder = layouts.find(pets)
     monkeypatch.setattr(cache, "_hashes", lambda folder: ["0" * 64] * len(folder.images))
     with pytest.raises(UserError, match="changed while the images were being read"):
-        cache.open_folder(folder, tmp_path / "cache")
+        cache.identify_folder(folder, tmp_path / "cache").open()
     assert not list((tmp_path / "cache").glob("*.building"))
     (pets / "cat" / "3.jpg").unlink()
     with pytest.raises(UserError, match=r"cannot read .*3\.jpg: No such file"):
-        cache.open_folder(folder, tmp_path / "cache")
+        cache.identify_folder(folder, tmp_path / "cache").open()
 
 
 def test_name_that_is_not_utf8(pets, tmp_path):
@@ -401,7 +401,7 @@ def decode(data):
 
 decoding.decode = decode
 with cli.reporting("program"):
-    result = cache.open_folder(layouts.find(root), directory)
+    result = cache.identify_folder(layouts.find(root), directory).open()
     print(result.digest, len(result.names))
 """
 

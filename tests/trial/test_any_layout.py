@@ -106,7 +106,7 @@ def test_any_folder_is_two_classes_or_a_line(entries, with_pairs, classes):
         try:
             folder = layouts.find(root, classes)
             check(folder)
-            opened = cache.open_folder(folder, Path(place) / "cache")
+            opened = cache.identify_folder(folder, Path(place) / "cache").open()
         except UserError as error:
             assert 0 < len(str(error).split("\n")) <= 2
             return

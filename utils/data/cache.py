@@ -179,11 +179,6 @@ def identify_synthetic(seed: int, counts: dict[str, int], directory: Path) -> Pe
     return Pending(digest, lambda: _open(key, len(splits), make))
 
 
-def open_folder(folder: layouts.Folder, directory: Path) -> Cache:
-    """Return the cache of `folder` in `directory`; build it if necessary, see `identify_folder`."""
-    return identify_folder(folder, directory).open()
-
-
 def summary(folder: layouts.Folder, cache: Cache) -> str:
     """Return one line on the images in `cache`: numbers by class, broken and ignored files."""
     counts = Counter(cache.labels.tolist())
