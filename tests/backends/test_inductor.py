@@ -179,14 +179,15 @@ def test_networks_of_the_study_have_integer_kernels_and_every_weight_once(name, 
     assert weights < path.stat().st_size < 1.2 * weights + 3.5e6  # code takes 2 to 3 MB
 
 
-def test_a_compiler_without_room_is_told_in_a_line(integers, tmp_path, monkeypatch):
+def test_a_compiler_without_room_is_told_in_a_line(integers, tmp_path):
     compiler = tmp_path / "g++"
     compiler.write_text(
         '#!/bin/sh\n[ "$1" = --version ] && exec g++ --version\n'
         'echo "ld: error: no space left" >&2; exit 1\n'
     )
     compiler.chmod(0o755)
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, str(compiler)))
-    with pytest.raises(UserError, match=r"compiler failed.*no space left.*has room"):
+    message = r"compiler failed.*no space left.*has room"
+    settings = {"cpp.cxx": (None, str(compiler))}
+    with torch._inductor.config.patch(settings), pytest.raises(UserError, match=message):
         ENGINE.lower(integers, tmp_path / "network.pt2")
     assert not (tmp_path / "network.pt2").exists()
