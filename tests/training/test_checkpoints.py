@@ -94,7 +94,7 @@ def changed(path, change):
 def test_weights_or_facts_that_were_changed_are_refused(baseline, change):
     changed(baseline, change)
     with pytest.raises(
-        UserError, match=r"resnet18_fp32_seed0.pt is damaged .*not those that were stored"
+        UserError, match=r"resnet18_fp32_seed0.pt is damaged .*changed since they were stored"
     ):
         checkpoints.read(baseline)
 
