@@ -144,7 +144,7 @@ def layer(name, seed, output_sqnr_db):
 
 
 def write_ablation(folder, study="cats_and_dogs"):
-    """Write an ablation of four steps on one model; those of the study have two layers each."""
+    """Write an ablation of four steps on one model; the study's steps have two layers each."""
     names = ("NNCF", "the plainest", "equalization", "equalization")
     kinds = ("tool", "stacked", "stacked", "alone")
     steps, layers = [], []

@@ -72,9 +72,8 @@ def test_the_quality_of_four_answers():
         1.0,
         0.75,
     )
-    assert row["sqnr_db"] == pytest.approx(
-        10 * np.log10(15 / 2)
-    )  # squares of the reference over those of the difference
+    # Squares of the FP32 logits over squares of the difference.
+    assert row["sqnr_db"] == pytest.approx(10 * np.log10(15 / 2))
     assert row["accuracy_ci_low"] < 0.75 < row["accuracy_ci_high"]
 
 

@@ -55,7 +55,7 @@ def test_everything_derives_from_the_catalog(home):
     assert {Path(line.split()[1]).relative_to(home).as_posix() for line in listed} == scripts
     assert (
         len([script for script in scripts if "resnet34" in script]) == 9
-    )  # eight, and that of the method
+    )  # eight, and one of the new method
     assert len([script for script in scripts if "_rtn_" in script]) == 4
     assert "exact" in run(home, "quantization/qat/resnet34_qat_int8.py", "--help")
 

@@ -41,7 +41,7 @@ def test_a_mistake_is_one_line_and_status_2(words):
 def test_each_runs_and_prints_its_rows():
     done = run("--smoke")
     assert (done.returncode, done.stderr) == (0, "")
-    # A machine that is slow enough gets progress lines, too.
+    # A slow machine also gets progress lines.
     head, *rows = [
         line
         for line in done.stdout.splitlines()

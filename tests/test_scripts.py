@@ -44,9 +44,8 @@ OPTIONS = ("--smoke", "--threads", "1", "--batch-sizes", "1")
 def run(script, *options, cwd, check=True):
     """Run a script of the repository from another folder; returns the finished process."""
     command = [sys.executable, str(ROOT / script), *map(str, options)]
-    environ = os.environ | {
-        "OMP_WAIT_POLICY": "passive"
-    }  # scripts that run beside each other share the CPUs
+    # Scripts that run at the same time share the CPUs.
+    environ = os.environ | {"OMP_WAIT_POLICY": "passive"}
     done = subprocess.run(
         command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=600
     )
@@ -395,7 +394,7 @@ LAYERS = (
 
 
 def imports(path):
-    """Names of the project's modules that a module imports anywhere, but for the type checker."""
+    """Names of the modules of utils/ that a module imports anywhere, except for type checkers."""
     nodes, names = [ast.parse(path.read_text())], set()
     while nodes:
         node = nodes.pop()

@@ -47,7 +47,7 @@ class Tiny(nn.Module):
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    """`load_baseline` builds a `Tiny`, too."""
+    """Let `load_baseline` also build a `Tiny`."""
     monkeypatch.setattr(architectures, "build", lambda name: Tiny(seed=9))
 
 
