@@ -60,7 +60,7 @@ def number(low: float, high: float = math.inf) -> Rule:
     return Rule(allows, f"a number{least}{most}")
 
 
-def a(kind: type) -> Rule:
+def instance(kind: type) -> Rule:
     """Allow instances of `kind`."""
     return Rule(lambda value: isinstance(value, kind), f"{kind.__name__}(...)")
 
@@ -176,7 +176,7 @@ class Schedule(Recipe):
     )  # decoupled (Loshchilov and Hutter 2019, arXiv:1711.05101)
     label_smoothing: float = field(number(0, 1), 0.0)  # Szegedy et al. 2016, arXiv:1512.00567
     clip_norm: float = field(number(0))  # largest norm of all gradients together
-    augment: Augmentation | None = field(maybe(a(Augmentation)))
+    augment: Augmentation | None = field(maybe(instance(Augmentation)))
     amp: bool = field(FLAG)  # mixed precision: BF16 on CPUs that multiply it, FP16 on GPUs
     keep: str = field(one_of("best", "last"), "best")  # the epoch whose weights are kept
     patience: int = field(whole(0))  # epochs without a better one before it stops; 0: never
@@ -194,7 +194,7 @@ class Training(Schedule):
     """The training of an FP32 network."""
 
     bn_momentum: float = field(number(0, 1))  # of BatchNorm's running statistics
-    small: SmallImages | None = field(maybe(a(SmallImages)), None)
+    small: SmallImages | None = field(maybe(instance(SmallImages)), None)
     # The last BatchNorm gain of residual branches starts at 0 (Goyal et al. 2017, section 5.1).
     silent_branches: bool = field(FLAG, False)
 
@@ -219,8 +219,8 @@ class FineTuning(Schedule):
 class Fp32(Recipe):
     """An FP32 baseline, by the weights that it starts from."""
 
-    pretrained: Training = field(a(Training))
-    scratch: Training = field(a(Training))
+    pretrained: Training = field(instance(Training))
+    scratch: Training = field(instance(Training))
 
     def starting_from(self, init: str) -> Training:
         """Return the training for the value of `--init`."""
@@ -241,7 +241,7 @@ class Bf16(Recipe):
 class Fp16QAT(Recipe):
     """FP16 by QAT."""
 
-    training: FineTuning = field(a(FineTuning))
+    training: FineTuning = field(instance(FineTuning))
     calibration_images: int = field(whole(1))  # they give the spread of outputs, the unit of biases
 
 
@@ -297,10 +297,10 @@ class Int8(_Integers):
     # "auto" keeps in FP32 the blocks that are faster there, and more until `budget` is met; see
     # utils/mixed_precision.py.
     formats: str = field(one_of("given", "auto"), "given", trains=False)
-    budget: Budget = field(a(Budget), Budget(accuracy_drop=0.003), trains=False)
+    budget: Budget = field(instance(Budget), Budget(accuracy_drop=0.003), trains=False)
     # Filled in where modules in FP32 or the engine were chosen by measurement: what was compared.
-    trials: dict | None = field(maybe(a(dict)), None, trains=False)
-    engines: dict | None = field(maybe(a(dict)), None, trains=False)
+    trials: dict | None = field(maybe(instance(dict)), None, trains=False)
+    engines: dict | None = field(maybe(instance(dict)), None, trains=False)
 
     def conflicts(self) -> list[tuple[str, str, str]]:
         conflicts = []
@@ -331,7 +331,7 @@ class Int16(_Integers):
 class Int8QAT(Int8):
     """INT8 by QAT, which starts from the ranges, factors and biases of PTQ."""
 
-    training: FineTuning = field(a(FineTuning))
+    training: FineTuning = field(instance(FineTuning))
 
     def conflicts(self) -> list[tuple[str, str, str]]:
         conflicts = super().conflicts()
@@ -345,4 +345,4 @@ class Int8QAT(Int8):
 class Int16QAT(Int16):
     """INT16 by QAT."""
 
-    training: FineTuning = field(a(FineTuning))
+    training: FineTuning = field(instance(FineTuning))
