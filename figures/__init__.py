@@ -1,1 +1,1 @@
-"""One script per figure, and for the tables and the report; shared/ has what they share."""
+"""One script for each figure, the tables and the report; shared/ has their common code."""

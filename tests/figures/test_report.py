@@ -411,8 +411,8 @@ def links_of(source):
 def test_the_page_links_only_to_its_files(study):
     source = (study / "out/report.html").read_text(encoding="utf-8")
     links = links_of(source)
-    beside = [link for link in links if not link.startswith(("#", "data:", "../results/drawn/"))]
-    assert beside == ["accuracy_by_dtype.png"] and len(links) > 10
+    nearby = [link for link in links if not link.startswith(("#", "data:", "../results/drawn/"))]
+    assert nearby == ["accuracy_by_dtype.png"] and len(links) > 10
     assert "@import" not in source and "url(" not in source
 
 

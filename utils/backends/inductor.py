@@ -24,7 +24,7 @@ from utils.backends import torch_export
 from utils.backends.base import Predictor
 from utils.backends.lowering import Lowering, not_installed, u8s8_overflow
 from utils.errors import UserError
-from utils.quantize.modules import QDQ, QuantizedLayer
+from utils.quantize.modules import QDQ
 from utils.quantize.network import Quantized
 from utils.quantize.qdq_config import INTEGERS, QDQConfig
 
@@ -143,18 +143,8 @@ def for_inductor(quantized: Quantized) -> fx.GraphModule:
         qdq = quantized.qdq(quantized.qdqs.reads[name])
         if qdq.numbers is None:
             network.set_submodule(quantized.qdqs.reads[name], FloatQDQ(qdq))
-            network.set_submodule(name, float_depthwise(layer))
+            network.set_submodule(name, layer.plain(layer.values(), layer.bias.clone()))
     return network
-
-
-def float_depthwise(layer: QuantizedLayer) -> nn.Conv2d:
-    """Return a depthwise convolution in FP32 with the values of the integer weights of `layer`."""
-    stride, padding, dilation, groups = layer.convolution
-    convolution = nn.Conv2d(
-        groups, groups, layer.weight.shape[2:], stride, padding, dilation, groups
-    )
-    convolution.weight.data, convolution.bias.data = layer.values(), layer.bias.clone()
-    return convolution.eval()
 
 
 def kernels(path: Path) -> dict:
