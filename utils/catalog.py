@@ -54,6 +54,7 @@ class Backend:
     devices: tuple[str, ...] = ("cpu",)
     package: str = "torch"  # package that contains the engine
     fp32: bool = False  # whether it competes for the fastest FP32, to which speed-ups refer
+    same_engine: str = "native"  # backend that runs FP32 on the same engine
     compiles: bool = False  # whether it takes about half a minute to load
     simulated: tuple[str, ...] = ()  # formats that it emulates in float, so its speed is not valid
     dashes: str | tuple = "-"  # line style in figures
@@ -91,10 +92,10 @@ BF16 = (("ptq", "bf16"),)
 INT16 = (("ptq", "int16"), ("qat", "int16"))
 ANYWHERE = ("cpu", "cuda")
 BACKENDS = {  # the first one that serves a script is its default
-    "fbgemm": Backend("torch_ao", INT8),
-    "x86": Backend("torch_ao", INT8, dashes="--"),
-    "onednn": Backend("torch_ao", INT8, dashes="-."),
-    "qnnpack": Backend("torch_ao", INT8, dashes=":"),
+    "fbgemm": Backend("torch_ao", INT8, same_engine="frozen"),
+    "x86": Backend("torch_ao", INT8, same_engine="frozen", dashes="--"),
+    "onednn": Backend("torch_ao", INT8, same_engine="frozen", dashes="-."),
+    "qnnpack": Backend("torch_ao", INT8, same_engine="frozen", dashes=":"),
     "half": Backend("fp16", FP16, ANYWHERE),
     "amp": Backend("fp16", FP16, ANYWHERE, dashes="--"),
     "bfloat16": Backend("fp16", BF16),
@@ -105,23 +106,45 @@ BACKENDS = {  # the first one that serves a script is its default
         (*INT8, *FP16, *INT16),
         package="onnxruntime",
         fp32=True,
+        same_engine="onnxruntime",
         simulated=("int16",),
         dashes=(0, (3, 1, 1, 1)),
     ),
-    "openvino": Backend("openvino", INT8, package="openvino", fp32=True, dashes=(0, (5, 1))),
-    "openvino_fp16": Backend("openvino", FP16, package="openvino", dashes=(0, (5, 1))),
-    "openvino_bf16": Backend("openvino", BF16, package="openvino", dashes=(0, (5, 1))),
-    "xnnpack": Backend("xnnpack", INT8, package="executorch", fp32=True, dashes=(0, (1, 1))),
-    "inductor": Backend("inductor", INT8, package="torchao", dashes=(0, (3, 1))),
+    "openvino": Backend(
+        "openvino", INT8, package="openvino", same_engine="openvino", fp32=True, dashes=(0, (5, 1))
+    ),
+    "openvino_fp16": Backend(
+        "openvino", FP16, package="openvino", same_engine="openvino", dashes=(0, (5, 1))
+    ),
+    "openvino_bf16": Backend(
+        "openvino", BF16, package="openvino", same_engine="openvino", dashes=(0, (5, 1))
+    ),
+    "xnnpack": Backend(
+        "xnnpack", INT8, package="executorch", fp32=True, same_engine="xnnpack", dashes=(0, (1, 1))
+    ),
+    "inductor": Backend(
+        "inductor", INT8, package="torchao", same_engine="inductor", dashes=(0, (3, 1))
+    ),
     "tensorrt": Backend(
-        "tensorrt", INT8, ("cuda",), package="tensorrt", fp32=True, dashes=(0, (7, 2))
+        "tensorrt",
+        INT8,
+        ("cuda",),
+        package="tensorrt",
+        fp32=True,
+        same_engine="tensorrt",
+        dashes=(0, (7, 2)),
     ),
     "tensorrt_fp16": Backend(
-        "tensorrt", (*INT8, *FP16), ("cuda",), package="tensorrt", dashes=(0, (7, 2, 1, 2))
+        "tensorrt",
+        (*INT8, *FP16),
+        ("cuda",),
+        package="tensorrt",
+        same_engine="tensorrt",
+        dashes=(0, (7, 2, 1, 2)),
     ),
     "native": Backend("fp32", (("fp32", "fp32"), ("qat", "int8")), ANYWHERE, fp32=True),
-    "frozen": Backend("fp32", devices=ANYWHERE, fp32=True),
-    "compile": Backend("fp32", devices=ANYWHERE, fp32=True, compiles=True),
+    "frozen": Backend("fp32", devices=ANYWHERE, fp32=True, same_engine="frozen"),
+    "compile": Backend("fp32", devices=ANYWHERE, fp32=True, same_engine="compile", compiles=True),
 }
 
 
