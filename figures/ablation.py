@@ -23,6 +23,7 @@ LOOKS = {
     "trained": DOT | dict(marker="s"),
     "alone": dict(marker="o", mfc="white", mec=COLOUR, ms=6),
     "varied": DOT | dict(marker="^"),
+    "cause": dict(marker="X", mfc="white", mec=COLOUR, ms=7),
 }
 LEGEND = {
     "tool": "default of a tool",
@@ -30,9 +31,17 @@ LEGEND = {
     "trained": "trained, starting from post-training quantization",
     "alone": "alone, with a weight scale for each channel",
     "varied": "the study's PTQ recipe, varied",
+    "cause": "the plainest, by the scales that it has",
 }
 # Distance of the marks below the middle of their row, in rows.
-SHIFTS = {"tool": 0.0, "stacked": -0.13, "trained": -0.13, "alone": 0.13, "varied": 0.0}
+SHIFTS = {
+    "tool": 0.0,
+    "stacked": -0.13,
+    "trained": -0.13,
+    "alone": 0.13,
+    "varied": 0.0,
+    "cause": 0.0,
+}
 
 
 def applies(frame, args):

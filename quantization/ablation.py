@@ -52,6 +52,11 @@ STACKED = {  # the further steps, in the order in which they are stacked
     "first blocks in FP32": None,  # the first FLOATS of them, whose names depend on the model
 }
 FLOATS = 2
+TENSOR = "one scale per activation"
+CAUSES = {  # without a scale per channel: of activations alone, and of weights as well
+    TENSOR: dict(activation_scales="tensor"),
+    f"{TENSOR} and per layer's weights": dict(activation_scales="tensor", weight_scales="tensor"),
+}
 VARIATIONS = {  # of the PTQ recipe, whose number of images was chosen on a processor with VNNI
     "the study's recipe": {},
     "with 100 calibration images": dict(calibration_images=100),
@@ -75,7 +80,7 @@ class Step:
     """A network to measure: by the default of a tool, or by a recipe of the study."""
 
     name: str
-    kind: str  # "tool"; "stacked" on those before it; "trained" and stacked; "alone"; "varied"
+    kind: str  # "tool"; "stacked" on those before it; "trained" and stacked; "alone"; ...
     recipe: Recipe | None  # None for a tool
     facts: dict  # what decides the network besides the FP32 checkpoint, JSON-serializable
 
@@ -126,6 +131,8 @@ def steps(ptq: Int8, qat: Int8QAT, floats: tuple[str, ...]) -> list[Step]:
         listed.append(of_recipe(name, "alone", channels.replace(**change)))
     for name, change in VARIATIONS.items():
         listed.append(of_recipe(name, "varied", ptq.replace(**change)))
+    for name, change in CAUSES.items():
+        listed.append(of_recipe(name, "cause", channels.replace(**change)))
     return listed
 
 

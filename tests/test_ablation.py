@@ -9,7 +9,15 @@ import pytest
 from helpers import split_of
 
 from quantization import ablation as script
-from quantization.ablation import CHANNELS, COLUMNS, LAYER_COLUMNS, STACKED, VARIATIONS, Step
+from quantization.ablation import (
+    CAUSES,
+    CHANNELS,
+    COLUMNS,
+    LAYER_COLUMNS,
+    STACKED,
+    VARIATIONS,
+    Step,
+)
 from utils.catalog import Run
 from utils.experiment import Experiment
 
@@ -30,6 +38,7 @@ def test_each_step_stands_alone_and_on_top_of_those_before_it():
         ("QAT", "trained"),
         *((step, "alone") for step in STACKED),
         *((change, "varied") for change in VARIATIONS),
+        *((cause, "cause") for cause in CAUSES),
     ]
     start = recipe_of(listed, CHANNELS, "stacked")
     assert recipe_of(listed, "the plainest", "stacked") == start.replace(weight_scales="tensor")
@@ -40,6 +49,9 @@ def test_each_step_stands_alone_and_on_top_of_those_before_it():
     assert recipe_of(listed, "QAT", "trained") == QAT
     assert all(step.recipe.overflow_fix == "weights" for step in listed)
     assert recipe_of(listed, "the study's recipe", "varied") == PTQ
+    activations, both = (recipe_of(listed, name, "cause") for name in CAUSES)
+    assert activations == start.replace(activation_scales="tensor")
+    assert both == activations.replace(weight_scales="tensor")
     fewer = recipe_of(listed, "with 100 calibration images", "varied")
     assert fewer == PTQ.replace(calibration_images=100)
     assert all(step.facts == step.recipe.describe() for step in listed)

@@ -67,6 +67,7 @@ EXAMPLES = {
 }
 ALTERNATIVES = {  # legal, and different from the values of EXAMPLES; () where there is none
     "accuracy_drop": (None, -1, 0.0, 1),
+    "activation_scales": ("tensor",),
     "adaround": (True,),
     "amp": (True,),
     "augment": (None, Augmentation(crop=0.7, degrees=0)),
@@ -150,6 +151,7 @@ ILLEGAL = {
     "warmup_epochs": (*NO_NUMBER, -1),
     "weight_decay": (*NO_NUMBER, -0.01),
     "weight_scales": (True, "row"),
+    "activation_scales": (True, "channel"),
 }
 
 

@@ -274,6 +274,8 @@ class _Integers(Recipe):
     # One scale per output channel, or one per layer (Krishnamoorthi 2018, arXiv:1806.08342,
     # section 3.1).
     weight_scales: str = field(one_of("channel", "tensor"), "channel")
+    # One scale per channel of an activation where the engine can use it, or one per tensor.
+    activation_scales: str = field(one_of("engine", "tensor"), "engine")
     bias_correction: bool = field(FLAG, False)  # empirical (arXiv:1906.04721, section 4.2)
     keep_fp32: tuple[str, ...] = field(NAMES, ())  # modules that stay in FP32
 

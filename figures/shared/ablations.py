@@ -8,7 +8,7 @@ import pandas as pd
 from utils import catalog
 from utils.errors import UserError
 
-STEP_KINDS = ("tool", "stacked", "trained", "alone", "varied")
+STEP_KINDS = ("tool", "stacked", "trained", "alone", "varied", "cause")
 VALUES = {"model": catalog.MODELS, "backend": catalog.BACKENDS, "kind": STEP_KINDS}
 TEXTS = (*VALUES, "rung", "layer")  # columns that do not hold numbers; a rung is a step
 

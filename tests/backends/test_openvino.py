@@ -121,6 +121,13 @@ def test_no_sum_overflows_on_this_cpu(tmp_path, overflow_fix):
     torch.testing.assert_close(logits, torch.full((1, 2), 128.0), rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize(("scales", "channelwise"), [("engine", True), ("tensor", False)])
+def test_a_recipe_may_forbid_one_scale_per_channel_of_an_activation(model, scales, channelwise):
+    config = ENGINE.qdq_config(RECIPE.replace(activation_scales=scales))
+    made = quantized(model, config, images())
+    assert any(made.qdq(name).numbers is None for name in made.qdqs.source) == channelwise
+
+
 @pytest.mark.parametrize("vnni", [True, False])
 def test_sums_overflow_without_vnni(monkeypatch, vnni):
     monkeypatch.setattr("utils.environment.has_vnni", lambda: vnni)

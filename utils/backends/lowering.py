@@ -1,6 +1,7 @@
 """The part that all engines of quantized networks share: from a `Quantized` to a file."""
 
 import copy
+import dataclasses
 import importlib.util
 from abc import abstractmethod
 from pathlib import Path
@@ -31,7 +32,10 @@ class Lowering(Backend):
 
     def qdq_config(self, recipe: Int8 | Int16) -> QDQConfig:
         """Return the Q/DQ configuration for `recipe`, with its remedy for overflow if needed."""
-        return self.default_config(recipe.bits).fixed(recipe.overflow_fix, recipe.portable)
+        config = self.default_config(recipe.bits)
+        if recipe.activation_scales == "tensor":
+            config = dataclasses.replace(config, scales="tensor")
+        return config.fixed(recipe.overflow_fix, recipe.portable)
 
     @abstractmethod
     def lower(self, quantized: Quantized, path: Path) -> None:
