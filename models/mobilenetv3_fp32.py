@@ -39,7 +39,7 @@ def main(options):
 
     images = data.load_images(options)
     recipe = RECIPE.starting_from(options.init)
-    start = training.initialize(RUN.model, options.init, options.seed)
+    start = training.initialize(RUN.model, options.init, options.seed, options.init_partial)
     fp32 = training.train(RUN, start, images, recipe, options)
     experiment = Experiment(RUN, options, images, fp32)
     for backend, _ in engines.select(experiment, recipe):

@@ -1,7 +1,13 @@
 """The weights that training starts from, and the files that may hold them."""
 
+import argparse
+import datetime
+import io
+import tarfile
 import urllib.error
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -88,23 +94,107 @@ def test_a_file_in_half_precision_gives_an_fp32_network(tmp_path, imagenet):
     check_loaded(start.model, half, leave_out=HEAD)
 
 
-@pytest.mark.parametrize("wrap", [
-    lambda state: {"state_dict": state, "epoch": 3},
-    lambda state: {"model": state, "optimizer": {"param_groups": []}},
-    lambda state: {"model_state_dict": {f"module.{key}": value for key, value in state.items()}},
-    lambda state: {f"module.{key}": value for key, value in state.items()},
-])  # fmt: skip
-def test_training_checkpoints_are_unpacked(tmp_path, imagenet, wrap):
-    start = initial_weights.initialize("mobilenetv3", saved(tmp_path, wrap(imagenet)), 0)
+def prefixed(prefix, state):
+    return {prefix + key: value for key, value in state.items()}
+
+
+def inside(part, state):
+    """Insert `part` after the first part of every name, as a wrapper of a submodule does."""
+    return {key.replace(".", f".{part}.", 1): value for key, value in state.items()}
+
+
+OPTIMIZER = {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": []}
+CONTAINERS = {
+    "state_dict": lambda state: {"state_dict": state, "epoch": 3},
+    "model": lambda state: {"model": state, "optimizer": OPTIMIZER},
+    "model_state_dict": lambda state: {"model_state_dict": prefixed("module.", state)},
+    "net": lambda state: {"epoch": 4, "net": state, "acc": 95.0},
+    "model_state": lambda state: {"optimizer": OPTIMIZER, "model_state": state},
+    "weights": lambda state: {"weights": state},
+    "EMA alone": lambda state: {"ema": prefixed("module.", state) | {"n_averaged": torch.ones(())}},
+    "any key": lambda state: {"run": {"student": {"parameters": state}}},
+    "DataParallel": lambda state: prefixed("module.", state),
+    "torch.compile": lambda state: prefixed("_orig_mod.", state),
+    "both": lambda state: prefixed("_orig_mod.module.", state),
+    "Lightning": lambda state: {"state_dict": prefixed("model.", state)},
+    "its name": lambda state: prefixed("mobilenetv3.", state),
+    "deep": lambda state: prefixed("trainer.net.0.", state),
+    "DataParallel around a part": lambda state: inside("module", state),
+    "compiled part": lambda state: prefixed("model.", inside("_orig_mod", state)),
+    "next to a loss": lambda state: prefixed("net.", state) | {"loss.weight": torch.ones(2)},
+    "arguments": lambda state: {"model": state, "args": argparse.Namespace(lr=0.1, path="a/b")},
+    "a NumPy number": lambda state: {"model": state, "best": np.float64(69.7), "n": np.int64(3)},
+    "a NumPy array": lambda state: {"model": state, "curve": np.linspace(0, 1, 3)},
+    "a path and a date": lambda state: {
+        "model": state, "to": Path("a/b"), "at": datetime.datetime(2026, 1, 1)
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrap", CONTAINERS)
+def test_checkpoints_are_unpacked(tmp_path, imagenet, wrap):
+    init = saved(tmp_path, CONTAINERS[wrap](imagenet))
+    start = initial_weights.initialize("mobilenetv3", init, 0)
     check_loaded(start.model, imagenet, leave_out=HEAD)
     assert len(start.pretrained) == len(list(start.model.parameters())) - 2
 
 
-def test_superfluous_tensors_of_a_file_are_listed(tmp_path, imagenet, capsys):
-    initial_weights.initialize(
-        "mobilenetv3", saved(tmp_path, imagenet | {"extra.weight": torch.zeros(1)}), 0
+def test_the_network_is_taken_before_its_average_and_both_are_told_apart(
+    tmp_path, imagenet, capsys
+):
+    average = {key: value + 1 for key, value in imagenet.items()}
+    start = initial_weights.initialize(
+        "mobilenetv3", saved(tmp_path, {"model_ema": average, "model": imagenet}), 0
     )
-    assert "classifier.3.bias, extra.weight\n" in capsys.readouterr().out
+    check_loaded(start.model, imagenet, leave_out=HEAD)
+    assert "tensors from init.pth (model)\n" in capsys.readouterr().out
+
+
+def test_two_networks_under_two_prefixes_are_refused(tmp_path, imagenet):
+    both = prefixed("teacher.", imagenet) | prefixed("student.", imagenet)
+    message = refused("mobilenetv3", saved(tmp_path, both))
+    assert "several networks (teacher., student.)" in message
+
+
+def without(state, *starts):
+    return {key: value for key, value in state.items() if not key.startswith(starts)}
+
+
+INCOMPLETE = {
+    "a layer is missing": (
+        lambda state: without(state, "features.3.block.0"), "missing: features.3.block.0.0.weight"
+    ),
+    "only one layer": (
+        lambda state: {key: state[key] for key in ("features.0.0.weight",)},
+        "only 1 of the 244 tensors of mobilenetv3 fit",
+    ),
+    "another shape": (
+        lambda state: state | {"features.0.0.weight": torch.zeros(8, 3, 3, 3)},
+        "missing: features.0.0.weight; not used: features.0.0.weight",
+    ),
+    "one too many": (
+        lambda state: state | {"features.13.weight": torch.zeros(1)}, "not used: features.13.weight"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", INCOMPLETE)
+def test_weights_that_fit_in_part_are_refused_unless_that_is_meant(tmp_path, imagenet, case):
+    change, words = INCOMPLETE[case]
+    init = saved(tmp_path, change(imagenet))
+    message = refused("mobilenetv3", init)
+    assert words in message and "--init-partial" in message
+    start = initial_weights.initialize("mobilenetv3", init, 0, partial=True)
+    assert start.pretrained
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("resnet18", "resnet34"), ("resnet18", "resnet50"), ("mobilenetv3", "mobilenet_v3_large")],
+)
+def test_weights_of_a_relative_are_refused_and_recognised(tmp_path, name, other):
+    state = getattr(architectures.torchvision_models(), other)(weights=None).state_dict()
+    assert f"the file looks like {other} (" in refused(name, saved(tmp_path, state))
 
 
 def test_the_digest_identifies_the_file(tmp_path, imagenet):
@@ -118,9 +208,8 @@ def test_the_digest_identifies_the_file(tmp_path, imagenet):
 
 @pytest.mark.parametrize("name", ["alexnet", "resnet18"])
 def test_a_file_from_another_architecture_is_refused(tmp_path, imagenet, name):
-    assert f"none of its {len(imagenet)} tensors fits {name}" in refused(
-        name, saved(tmp_path, imagenet)
-    )
+    message = refused(name, saved(tmp_path, imagenet))
+    assert "only 0 of the" in message and "the file looks like mobilenet_v3_small" in message
 
 
 @pytest.mark.parametrize(
@@ -138,10 +227,38 @@ def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
     refused("mobilenetv3", saved(tmp_path, content))
 
 
-def test_a_pickled_network_is_refused_without_running_it(tmp_path):
-    assert "not a state dict that torch can load safely" in refused(
-        "mobilenetv3", saved(tmp_path, torch.nn.Linear(2, 2))
-    )
+def test_a_pickled_network_is_refused_without_running_it_and_its_class_is_named(tmp_path):
+    message = refused("mobilenetv3", saved(tmp_path, torch.nn.Linear(2, 2)))
+    assert "not a state dict that torch can load safely" in message
+    assert "torch.nn.modules.linear.Linear" in message and "weights_only=False" in message
+
+
+def as_tar(path):
+    """Write a file with the members of torch's oldest format."""
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name in ("sys_info", "pickle", "tensors", "storages"):
+            member = tarfile.TarInfo(name)
+            member.size = 30
+            tar.addfile(member, io.BytesIO(bytes(30)))
+
+
+FORMATS = {
+    "a tar file": as_tar,
+    "a TorchScript file": lambda path: torch.jit.save(
+        torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), path
+    ),
+    "a NumPy archive": lambda path: np.savez(path.open("wb"), a=np.zeros(2)),
+    "an HDF5 file": lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(64)),
+    "a safetensors file": lambda path: path.write_bytes(
+        (48).to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[1]}}'.ljust(48) + bytes(4)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_files_of_other_formats_are_named(tmp_path, kind):
+    FORMATS[kind](tmp_path / "init.pth")
+    assert f"this is {kind}" in refused("mobilenetv3", str(tmp_path / "init.pth"))
 
 
 def torchvision_gives(monkeypatch, answer):

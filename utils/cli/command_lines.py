@@ -18,6 +18,8 @@ def words(run: Run, options: Options) -> list[str]:
             continue
         values = value if isinstance(value, tuple) else (value,)
         arguments += [f"--{name}", *map(str, values)]
+    if options.init_partial and run.method == "fp32":
+        arguments.append("--init-partial")
     if options.cuda_graph:
         arguments.append("--cuda-graph")
     if options.profile:

@@ -28,6 +28,7 @@ class Options:
     data: str | None = None  # folder of images, "kaggle", or None for drawn images
     classes: tuple[str, str] | None = None  # the two classes to use if the data has more
     init: str = "scratch"  # weights that FP32 training starts from: "imagenet", "scratch" or a file
+    init_partial: bool = False  # whether tensors outside the classifier may be missing there
     device: str = "cpu"  # cpu | cuda
     batch_sizes: tuple[int, ...] = BATCH_SIZES  # to time, ascending
     seed: int = 0
@@ -126,6 +127,11 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         metavar="imagenet|scratch|FILE",
         help="weights that FP32 training starts from; a FILE is a state dict; "
         "default: imagenet on real images, scratch on drawn ones and in a smoke run",
+    )
+    parser.add_argument(
+        "--init-partial",
+        action="store_true",
+        help="accept a FILE that lacks tensors outside the classifier; they are drawn at random",
     )
     parser.add_argument(
         "--seed",

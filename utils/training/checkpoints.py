@@ -19,7 +19,7 @@ from utils.catalog import Run
 from utils.cli import Options
 from utils.data.dataset import Data
 from utils.errors import UserError
-from utils.training import initial_weights
+from utils.training import weight_files
 
 FORMAT = 2  # since 2 with a digest of the content
 
@@ -198,7 +198,7 @@ def load_baseline(run: Run, data: Data, options: Options) -> Checkpoint:
             f"the baseline at {path} was trained on other images. Train it on these: {command}"
         )
     for name, value in content["state_dict"].items():
-        if why := initial_weights.unusable(value):
+        if why := weight_files.unusable(value):
             raise UserError(
                 f"the baseline at {path} cannot be used: its tensor {name} {why}. "
                 f"Train it again: {command}"

@@ -1,6 +1,8 @@
 """The weights that training starts from: random, ImageNet's or a user's file."""
 
+import functools
 import http.client
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +12,13 @@ from torch import nn
 from utils import architectures, cli, progress
 from utils.catalog import MODELS
 from utils.errors import UserError
+from utils.training import weight_files
+from utils.training.weight_files import Shapes, Tensors
 
-WRAPPERS = ("state_dict", "model_state_dict", "model")  # usual keys of training checkpoints
+NAMED = 3  # tensors that a message names
+COUNTER = "num_batches_tracked"  # of BatchNorm; torch before 0.4.1 had none
+# Families of torchvision that a refused file is compared with.
+FAMILIES = "alexnet|efficientnet_b0|mobilenet|resnet|resnext|shufflenet|squeezenet|vgg|wide_resnet"
 
 
 @dataclass(frozen=True)
@@ -23,33 +30,93 @@ class Start:
     digest: str  # identifies the initial weights, see `cli.init_digest`
 
 
-def initialize(name: str, init: str, seed: int) -> Start:
+def initialize(name: str, init: str, seed: int, partial: bool = False) -> Start:
     """Build architecture `name` with weights from `init`: "scratch", "imagenet" or a file.
 
-    The file holds a state dict. Tensors that fit by name and shape are loaded. The rest keep the
-    values drawn from `seed`, and their names are printed. Raises `UserError` if the weights cannot
-    be downloaded or read, or if no parameter fits.
+    See `weight_files.read` for the files that it takes. Every tensor must fit by name and shape,
+    except in the classifier. There, tensors that do not fit keep the values drawn from `seed`, and
+    their names are printed. With `partial`, all others may be missing as well. Raises `UserError`
+    if the weights cannot be downloaded or read, or if tensors are missing or left over.
     """
     torch.manual_seed(seed)
     model = architectures.build(name)
     if init == "scratch":
         return Start(model, frozenset(), "scratch")
-    source = _imagenet(name) if init == "imagenet" else _read(Path(init))
     current = model.state_dict()
+    if init == "imagenet":
+        source, place = _imagenet(name), ""
+    else:
+        shapes = {key: value.shape for key, value in current.items()}
+        source, place = weight_files.read(Path(init), shapes)
     fits = {
         key: value
         for key, value in source.items()
         if key in current and current[key].shape == value.shape
     }
     loaded = frozenset(key for key, _ in model.named_parameters() if key in fits)
-    if not loaded:
-        raise UserError(
-            f"--init {init}: none of its {len(source)} tensors fits {name}; is the file from "
-            "another architecture?"
-        )
+    missing = [key for key in current if key not in fits and not key.endswith(COUNTER)]
+    unused = [key for key in source if key not in fits]
+    if not loaded or not partial:
+        fit = f"{len(fits)} of the {len(current)} tensors of {name}"
+        _check_whole(name, init, source, fit, missing, unused)
     model.load_state_dict(fits, strict=False)
-    _report(init, current, source, fits)
+    where = f"{Path(init).name} ({place})" if place else Path(init).name
+    progress.say(f"init: {len(fits)} of {len(current)} tensors from {where}")
+    if missing:
+        progress.say(f"init: drawn at random: {', '.join(missing)}")
+    if unused:
+        progress.say(
+            f"init: in the file but not used (unknown name or another shape): {', '.join(unused)}"
+        )
     return Start(model, loaded, cli.init_digest(init))
+
+
+def _check_whole(
+    name: str, init: str, source: Tensors, fit: str, missing: list[str], unused: list[str]
+) -> None:
+    """Raise `UserError` if tensors outside the classifier are `missing` or `unused`."""
+    classifier = MODELS[name].head.partition(".")[0] + "."
+    lacking = [key for key in missing if not key.startswith(classifier)]
+    extra = [key for key in unused if not key.startswith(classifier)]
+    if not lacking and not extra:
+        return
+    looks = closest({key: value.shape for key, value in source.items()})
+    other = (
+        f"; the file looks like {looks}" if looks not in (None, MODELS[name].torchvision) else ""
+    )
+    sides = [f"missing: {_first(lacking)}"] if lacking else []
+    sides += [f"not used: {_first(extra)}"] if extra else []
+    raise UserError(
+        f"--init {init}: only {fit} fit{other} "
+        f"({'; '.join(sides)}). Give weights of {name}, or add --init-partial to draw the rest at "
+        "random."
+    )
+
+
+def _first(keys: list[str]) -> str:
+    more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
+    return ", ".join(keys[:NAMED]) + more
+
+
+def closest(shapes: Shapes) -> str | None:
+    """Return the network of torchvision that has most of these tensors; None if none has half."""
+    given, best = set(shapes.items()), (0.5, None)
+    for name, tensors in _relatives().items():
+        shared = len(tensors & given) / len(tensors | given)
+        best = max(best, (shared, name), key=lambda entry: entry[0])
+    return best[1]
+
+
+@functools.cache
+def _relatives() -> dict[str, set[tuple[str, torch.Size]]]:
+    """Return the names and shapes of the tensors of torchvision's networks in `FAMILIES`."""
+    models, relatives = architectures.torchvision_models(), {}
+    for name in models.list_models(module=models):
+        if re.match(FAMILIES, name):
+            with torch.device("meta"):
+                network = getattr(models, name)(weights=None)
+            relatives[name] = {(key, value.shape) for key, value in network.state_dict().items()}
+    return relatives
 
 
 def silence_branches(model: nn.Module) -> None:
@@ -74,67 +141,3 @@ def _imagenet(name: str) -> dict[str, torch.Tensor]:
             "Without internet access, give a state-dict file with --init FILE, or start from "
             "random weights with --init scratch."
         ) from None
-
-
-def _read(path: Path) -> dict[str, torch.Tensor]:
-    """Read the state dict in `path`: plain, or under a usual key of a training checkpoint.
-
-    The prefix "module." of DataParallel is removed, and floating-point tensors become FP32.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling an arbitrary file can raise anything
-        raise UserError(
-            f"--init {path}: not a state dict that torch can load safely ({type(error).__name__}). "
-            "Give a file saved with torch.save(model.state_dict(), FILE)."
-        ) from None
-    for key in WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict):
-        raise UserError(
-            f"--init {path}: holds a {type(content).__name__}, not a state dict. Give a file saved "
-            "with torch.save(model.state_dict(), FILE)."
-        )
-    tensors = {
-        str(key).removeprefix("module."): value
-        for key, value in content.items()
-        if isinstance(value, torch.Tensor)
-    }
-    for key, value in tensors.items():
-        if why := unusable(value):
-            raise UserError(
-                f"--init {path}: the tensor {key} {why}. Give a file with plain, finite weights."
-            )
-    return {
-        key: value.float() if value.is_floating_point() else value for key, value in tensors.items()
-    }
-
-
-def unusable(tensor: torch.Tensor) -> str | None:
-    """Return why a tensor cannot be a network's weights, in a few words; None if it can."""
-    if tensor.is_meta:
-        return "has a shape but no values (it is on torch's meta device)"
-    if tensor.is_quantized:
-        return "is quantized"
-    if tensor.is_complex():
-        return "is complex"
-    if tensor.layout is not torch.strided:
-        return "is sparse"
-    if not (finite := torch.isfinite(tensor)).all():
-        return f"has {int((~finite).sum())} values that are infinite or NaN"
-    return None
-
-
-def _report(init: str, current: dict, source: dict, fits: dict) -> None:
-    missing = [
-        key for key in current if key not in fits and not key.endswith("num_batches_tracked")
-    ]
-    unused = [key for key in source if key not in fits]
-    progress.say(f"init: {len(fits)} of {len(current)} tensors from {Path(init).name}")
-    if missing:
-        progress.say(f"init: drawn at random: {', '.join(missing)}")
-    if unused:
-        progress.say(
-            f"init: in the file but not used (unknown name or another shape): {', '.join(unused)}"
-        )
