@@ -35,7 +35,7 @@ def test_rgb_jpeg_equals_pillows_bilinear_resize(tmp_path, size):
     assert np.array_equal(decoding.decode(file.read_bytes()), expected)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "TIFF", "WEBP"])
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "TIFF", "WEBP", "AVIF"])
 def test_suffix_does_not_matter(tmp_path, kind):
     (tmp_path / "1.jpg").write_bytes(encoded(Image.new("RGB", (20, 20), RED), kind))
     assert near(at(decoding.decode(tmp_path / "1.jpg"), 0.5, 0.5), RED)
@@ -163,6 +163,8 @@ JPEG = encoded(noise(3, 200, 200))
         (b"<html>404 not found</html>", "not an image"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not an image"),
         (JPEG[: len(JPEG) // 2], "truncated"),
+        (b"\0\0\0\x18ftypheic" + bytes(40), "HEIC, which Pillow cannot read here"),
+        (b"\0\0\0\x18ftypavif" + bytes(40), ""),
         (JPEG[:20], ""),
         (encoded(noise(3), "PNG")[:900], ""),
         (encoded(Image.fromarray(np.ones((5, 5), np.float32)), "TIFF"), "32-bit grey"),

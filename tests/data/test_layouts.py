@@ -4,6 +4,7 @@
 """
 
 import re
+import unicodedata
 
 import pytest
 
@@ -116,7 +117,7 @@ def test_kaggle_competition(tmp_path, doubled):
     folder = layouts.find(tree(tmp_path / "dogs-vs-cats", *names))
     assert list(labelled(folder).values()) == [("cat", "train"), ("cat", "train"), ("dog", "train")]
     assert (folder.layout, folder.study, folder.ignored) == (
-        "Kaggle Dogs vs. Cats",
+        "Kaggle Dogs vs. Cats: train from train",
         "dogs_vs_cats",
         3,
     )
@@ -146,10 +147,19 @@ def test_petimages(tmp_path, inside):
 
 
 ALIASES = {
-    "train": ("train", "training", "training_set", "Train"),
-    "val": ("val", "valid", "validation", "validation_set", "dev"),
-    "test": ("test", "test_set", "testing", "test1", "TEST"),
-}
+    "train": (
+        "train", "training", "training_set", "Train", "train_data", "TrainData", "trainset",
+        "train-images", "train2017", "Training Set", "images_train", "imgs.train", "data train 2",
+    ),
+    "val": (
+        "val", "valid", "validation", "validation_set", "dev", "val2017", "ValData", "valset",
+        "validation-images", "Validation Data",
+    ),
+    "test": (
+        "test", "test_set", "testing", "test1", "TEST", "test_data", "testing_set", "TestSet",
+        "testset", "test-photos", "tst",
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -165,7 +175,60 @@ def test_split_aliases(tmp_path, split, alias):
         f"{other}/Cats/1.jpg": ("cat", other),
         f"{other}/DOG/1.jpg": ("dog", other),
     }
-    assert (folder.layout, folder.study) == ("split and class folders", "pets")
+    train, second = (alias, other) if split == "train" else (other, alias)
+    part = other if split == "train" else split
+    described = f"train from {train}, {part} from {second}"
+    assert (folder.layout, folder.study) == (f"split and class folders: {described}", "pets")
+
+
+@pytest.mark.parametrize("prefix", ["images", "data/v2", "Dogs and Cats"])
+def test_splits_below_another_folder(tmp_path, prefix):
+    names = [
+        f"{prefix}/{part}/{kind}/1.jpg"
+        for part in ("train", "validation", "test")
+        for kind in ("cat", "dog")
+    ]
+    folder = layouts.find(tree(tmp_path, *names))
+    assert [image.split for image in folder.images] == ["test"] * 2 + ["train"] * 2 + ["val"] * 2
+
+
+LOOK_ALIKE = (
+    "train_v1_old", "not_train", "traintest", "holdout", "eval", "Evaluation Set", "train_and_test",
+    "unseen", "cats_and_dogs_test",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOOK_ALIKE)
+@pytest.mark.parametrize("other", ["train", "photos"])
+def test_a_folder_that_only_looks_like_a_split_is_refused(tmp_path, name, other):
+    names = [f"{part}/{kind}/1.jpg" for part in (name, other) for kind in ("cat", "dog")]
+    if name == "traintest":  # one word that begins like a split, and is none
+        assert layouts.find(tree(tmp_path, *names))
+        return
+    message = refused(tree(tmp_path, *names))
+    assert f"the folder {name} looks like a split" in message
+    assert ("recognised: train" in message) == (other == "train")
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_composed_and_decomposed_names_are_one_class(tmp_path, form):
+    names = [
+        "train/Kätzchen/a.jpg", f"test/{unicodedata.normalize(form, 'Kätzchen')}/ä.jpg",
+        "train/Hündchen/b.jpg", f"test/{unicodedata.normalize(form, 'Hündchen')}/b.jpg",
+    ]  # fmt: skip
+    folder = layouts.find(tree(tmp_path, *names))
+    assert folder.classes == ("hündchen", "kätzchen") and len(folder.images) == 4
+    assert all(unicodedata.is_normalized("NFC", image.name) for image in folder.images)
+    assert all(image.path.is_file() for image in folder.images)
+    wanted = unicodedata.normalize(form, "Hündchen"), "kätzchen"
+    assert layouts.find(tmp_path, wanted).classes == folder.classes
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_composed_and_decomposed_file_names_are_one_class(tmp_path, form):
+    names = ["hündin.1.jpg", "katze.1.jpg", unicodedata.normalize(form, "hündin.2.jpg")]
+    folder = layouts.find(tree(tmp_path, *names))
+    assert [image.label for image in folder.images] == [0, 0, 1]
 
 
 def test_folder_above_the_root_is_not_a_split(tmp_path):
@@ -338,7 +401,8 @@ def test_cats_and_dogs_chosen_from_more_are_not_the_dissertations(tmp_path):
         for kind in ("cats", "dogs", "fox")
     ]
     folder = layouts.find(tree(tmp_path / "cats_and", *names), ("cats", "dogs"))
-    assert (folder.layout, folder.study) == ("split and class folders", "cats_and_cat_dog")
+    described = "split and class folders: train from training_set, test from test_set"
+    assert (folder.layout, folder.study) == (described, "cats_and_cat_dog")
     folder = layouts.find(tree(tmp_path / "cats_and_dogs", *names), ("cats", "dogs"))
     assert folder.study == "data_cats_and_dogs_cat_dog"
 
@@ -380,6 +444,7 @@ def test_offered_classes_are_quoted_for_the_shell(tmp_path):
 def test_suffixes_and_hidden_files(tmp_path):
     images = [f"{kind}/1{suffix}" for kind in ("cat", "dog") for suffix in layouts.SUFFIXES]
     images += ["cat/2.JPG", "dog/2.JpEg"]
+    assert {"cat/1.jfif", "dog/1.jpe", "cat/1.avif", "cat/1.heic"} < set(images)
     hidden = [
         ".git/cat/1.jpg",
         "cat/._1.jpg",
@@ -387,7 +452,7 @@ def test_suffixes_and_hidden_files(tmp_path):
         "__MACOSX/cat/1.jpg",
         ".DS_Store",
     ]
-    folder = layouts.find(tree(tmp_path, *images, *hidden, "cat/1.jpg.txt", "cat/jpg"))
+    folder = layouts.find(tree(tmp_path, *images, *hidden, "cat/1.jpg.txt", "cat/Thumbs.db"))
     assert sorted(labelled(folder)) == sorted(images)
     assert folder.ignored == 2
 

@@ -193,7 +193,7 @@ def test_first_line_names_the_study_before_anything_is_decoded(tmp_path, monkeyp
     lines = capsys.readouterr().out.splitlines()
     said = [
         f"data: study pets, results in {tmp_path / 'results' / 'pets'}",
-        "data: 20 images (cat 10, dog 10)",
+        "data: 20 images (cat 10, dog 10), class folders",
         f"data: 14 train, 2 val, 4 test images, sha256 {digests[0][:12]}",
     ]
     assert lines == [said[0], *["decoding"] * 20, *said[1:], *said]

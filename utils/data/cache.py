@@ -183,7 +183,7 @@ def summary(folder: layouts.Folder, cache: Cache) -> str:
     """Return one line on the images in `cache`: numbers by class, broken and ignored files."""
     counts = Counter(cache.labels.tolist())
     classes = ", ".join(f"{name} {counts[label]}" for label, name in enumerate(folder.classes))
-    text = f"{len(cache.names)} images ({classes})"
+    text = f"{len(cache.names)} images ({classes}), {folder.layout}"
     if cache.broken:
         named = ", ".join(f"{printable(name)} ({reason})" for name, reason in cache.broken[:NAMED])
         text += f", {len(cache.broken)} broken and skipped: {named}"

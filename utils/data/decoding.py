@@ -9,6 +9,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+try:  # Pillow reads HEIC, the format of many phones, with this package
+    import pillow_heif
+except ImportError:
+    pass
+else:
+    pillow_heif.register_heif_opener()
+
 VERSION = 1  # of the pixels, part of the identity of the data: raise it with any change of them
 SIZE = 224
 # The largest photographs of phones have 108 million pixels. Decoding an image with transparency
@@ -16,7 +23,13 @@ SIZE = 224
 LARGEST = 120_000_000  # pixels
 LARGE = 8_000_000  # pixels above which images are decoded one at a time
 # Only what the suffixes promise: Pillow would run an interpreter on a PostScript file named .jpg.
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF")
+Image.init()  # registers all formats
+FORMATS = tuple(
+    name
+    for name in ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "AVIF", "HEIF")
+    if name in Image.OPEN
+)
+BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIC"}
 ORIENTATION = 0x0112  # the EXIF tag
 UPRIGHT = {  # what undoes each value of the tag
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -58,7 +71,10 @@ def decode(source: Path | bytes) -> np.ndarray:
     except (BrokenImage, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise BrokenImage("not an image") from error
+        kind = BRANDS.get(data[8:12]) if data[4:8] == b"ftyp" else None
+        raise BrokenImage(
+            f"{kind}, which Pillow cannot read here" if kind else "not an image"
+        ) from error
     except Exception as error:  # Pillow's readers raise exceptions of any type on damaged files
         reason = str(error).partition("\n")[0][:100]
         raise BrokenImage(reason or type(error).__name__) from error

@@ -3,11 +3,13 @@
 A folder on the path of an image names its split (train, test_set, ...). The folder that holds the
 image names its class. If it cannot, the file name does: cat.0.jpg is a cat if it lies in the root
 or in the folder of a split, or if all images lie in one folder that is not named after a class.
+Names are compared in composed Unicode, because macOS decomposes them.
 """
 
 import os
 import re
 import shlex
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,13 +20,24 @@ from utils import studies
 from utils.errors import UserError, printable
 
 DEEPEST = 100  # nested folders
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".avif",
+    ".heic", ".heif",
+)  # fmt: skip
 ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"})
 SPLITS = {
-    **dict.fromkeys(("train", "training", "training_set"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "validation_set", "dev"), "val"),
-    **dict.fromkeys(("test", "test_set", "testing", "test1"), "test"),
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validate", "validation", "validating", "dev"), "val"),
+    **dict.fromkeys(("test", "tests", "testing", "tst"), "test"),
 }
+# Words next to one of these in the name of a folder, as in train_data, TestSet or "val images".
+NEUTRAL = re.compile(
+    r"(data|set|dataset|folder|dir|split|part|images?|imgs?|pics?|pictures?|photos?|samples?|files?"
+    r"|jpe?gs?|pngs?|small|full|new|all|\d+)+"
+)
+# Words that may stand for a split, but do not say which.
+VAGUE = {"eval", "evaluate", "evaluation", "holdout", "heldout", "unseen", "trainval", "testval"}
+PARTS = ("train", "val", "test")
 SINGULAR = {"cats": "cat", "dogs": "dog"}
 CATS_AND_DOGS = ("cat", "dog")
 KAGGLE = "Kaggle Cat and Dog"  # the dissertation's data set
@@ -84,7 +97,8 @@ def find(path: Path, classes: tuple[str, str] | None = None) -> Folder:
     filtered out.
 
     Raises UserError if the folder is missing or cannot be read, if it does not hold exactly two
-    classes and `classes` does not choose two of them, or if a split lacks one of the two.
+    classes and `classes` does not choose two of them, if a split lacks one of the two, or if a
+    folder looks like a split that is not known.
     """
     root = _root(Path(path))
     files = list(_files(root, "", frozenset({_identity(root)})))
@@ -98,6 +112,7 @@ def find(path: Path, classes: tuple[str, str] | None = None) -> Folder:
         rows = _rows({name: label for name, label in labels.items() if label in chosen})
     pair = _pair(root, rows)
     _check_names(root, pair)
+    _check_unknown_splits(root, labels)
     _check_splits(root, rows, pair)
     layout = _layout(root, rows, pair, whole=not others)
     if layout == KAGGLE:
@@ -105,7 +120,8 @@ def find(path: Path, classes: tuple[str, str] | None = None) -> Folder:
     else:
         study = studies.slug(root.name, *pair) if others else studies.slug(root.name)
     images = tuple(
-        Image(root / row.name, row.name, pair.index(row.label), row.split) for row in rows
+        Image(root / row.name, _composed(row.name), pair.index(row.label), row.split)
+        for row in rows
     )
     return Folder(root, layout, study, pair, images, len(files) - len(images))
 
@@ -160,19 +176,24 @@ def _files(
         raise UserError(f"cannot read the folder {printable(folder)}: {error.strerror}.") from error
 
 
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
 def _class(word: str) -> str:
-    return SINGULAR.get(word.lower(), word.lower())
+    word = _composed(word).lower()
+    return SINGULAR.get(word, word)
 
 
 def _folder_class(name: str) -> str | None:
     """Return the class that the image's folder names; None for the root or a split's folder."""
     *folders, _ = name.split("/")
-    return _class(folders[-1]) if folders and folders[-1].lower() not in SPLITS else None
+    return _class(folders[-1]) if folders and split_of(folders[-1]) is None else None
 
 
 def _file_class(name: str) -> str | None:
     """Return the class in the first letters of the file's name; None if there are no letters."""
-    letters = re.match(r"[^\W\d_]+", name.rpartition("/")[2].rpartition(".")[0])
+    letters = re.match(r"[^\W\d_]+", _composed(name.rpartition("/")[2].rpartition(".")[0]))
     return letters and _class(letters.group())
 
 
@@ -224,16 +245,41 @@ def _rows(labels: dict[str, str]) -> list[_Row]:
     return rows
 
 
+def split_of(folder: str) -> str | None:
+    """Return the split that a folder's name stands for: "train", "val", "test" or None.
+
+    One word names the split; all others are `NEUTRAL`, and may be joined to it.
+    """
+    splits = {SPLITS.get(word) for word in _split_words(folder)}
+    return splits.pop() if len(splits) == 1 else None
+
+
+def _split_words(folder: str) -> list[str]:
+    """Return the words of a folder's name that are not neutral; [] if all are.
+
+    A split's word loses the neutral words that are joined to its end: testset is test.
+    """
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", _composed(folder))
+    words = re.findall(r"[^\W_]+", spaced.lower())
+    kept = [word for word in words if not NEUTRAL.fullmatch(word)]
+    return [_without_neutral_end(word) for word in kept]
+
+
+def _without_neutral_end(word: str) -> str:
+    for known in sorted(SPLITS, key=len, reverse=True):
+        if word.startswith(known) and NEUTRAL.fullmatch(word[len(known) :]):
+            return known
+    return word
+
+
 def _split_folder(name: str) -> str | None:
-    """Return the innermost folder that names a split, in lower case, or None."""
-    return next(
-        (part.lower() for part in reversed(name.split("/")[:-1]) if part.lower() in SPLITS), None
-    )
+    """Return the innermost folder that names a split, or None."""
+    return next((part for part in reversed(name.split("/")[:-1]) if split_of(part)), None)
 
 
 def _split(name: str) -> str | None:
     folder = _split_folder(name)
-    return None if folder is None else SPLITS[folder]
+    return None if folder is None else split_of(folder)
 
 
 def _check_chosen(root: Path, classes: tuple[str, str], counts: Counter[str]) -> None:
@@ -281,6 +327,18 @@ def _check_names(root: Path, pair: tuple[str, str]) -> None:
             )
 
 
+def _check_unknown_splits(root: Path, labels: dict[str, str]) -> None:
+    """Raise UserError if a folder above the classes looks like a split, but is not recognised."""
+    for folder in sorted({folder for name in labels for folder in name.split("/")[:-2]}):
+        if split_of(folder) is None and set(_split_words(folder)) & {*SPLITS, *VAGUE}:
+            known = sorted({_split_folder(name) or "" for name in labels} - {""})
+            rest = f"; recognised: {printable(', '.join(known))}" if known else ""
+            raise UserError(
+                f"{root}: the folder {printable(folder)} looks like a split, but its name does not "
+                f"say which{rest}.\nCall such folders train, val or test, or move them elsewhere."
+            )
+
+
 def _check_splits(root: Path, rows: list[_Row], pair: tuple[str, str]) -> None:
     """Raise UserError if a split lacks a class, or if there are splits but none to train on."""
     present = {(row.split, row.label) for row in rows}
@@ -300,13 +358,28 @@ def _layout(root: Path, rows: list[_Row], pair: tuple[str, str], whole: bool) ->
     """Return the layout's name for people; `whole` means that there are no other classes."""
     folders = {_split_folder(row.name) for row in rows} - {None}
     if all(_folder_class(row.name) != row.label for row in rows):
-        return "Kaggle Dogs vs. Cats" if pair == CATS_AND_DOGS else "files named by class"
-    if whole and pair == CATS_AND_DOGS and folders == {"training_set", "test_set"}:
+        parts = f": {_described(folders)}" if folders else ""
+        return (
+            f"{'Kaggle Dogs vs. Cats' if pair == CATS_AND_DOGS else 'files named by class'}{parts}"
+        )
+    if (
+        whole
+        and pair == CATS_AND_DOGS
+        and {folder.lower() for folder in folders} == {"training_set", "test_set"}
+    ):
         return KAGGLE
     if folders:
-        return "split and class folders"
+        return f"split and class folders: {_described(folders)}"
     if pair == CATS_AND_DOGS and all(
         (root / row.name).parent.parent.name.lower() == "petimages" for row in rows
     ):
         return "Microsoft PetImages"
     return "class folders"
+
+
+def _described(folders: set[str]) -> str:
+    """Say which folders each split consists of, for example "train from Train, test from Test"."""
+    parts = {split: sorted(name for name in folders if split_of(name) == split) for split in PARTS}
+    return ", ".join(
+        f"{split} from {printable(' and '.join(names))}" for split, names in parts.items() if names
+    )
