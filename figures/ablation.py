@@ -8,11 +8,9 @@ Draws ablation.csv, which quantization/ablation.py writes.
 import sys
 from pathlib import Path
 
-from matplotlib.lines import Line2D
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from figures.shared import ablations, script, style
-from figures.shared.style import plt
+from figures.shared.style import Line2D, plt
 from utils import catalog
 
 COLOUR = catalog.FORMATS["int8"].colour

@@ -10,11 +10,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from matplotlib.lines import Line2D
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from figures.shared import frames, script, style
-from figures.shared.style import plt
+from figures.shared.style import Line2D, plt
 from utils import catalog
 from utils.errors import UserError
 

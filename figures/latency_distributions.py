@@ -9,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.patheffects import withStroke
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from figures.shared import frames, runs, script, style
 from utils.errors import UserError
 
 MARKS = style.Dots("latency_ms_p50")
-HALO = [withStroke(linewidth=2, foreground="white")]  # also visible on black
+HALO = [style.withStroke(linewidth=2, foreground="white")]  # also visible on black
 PERCENTILES = {"latency_ms_p50": "-", "latency_ms_p90": "--", "latency_ms_p99": ":"}
 
 

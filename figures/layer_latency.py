@@ -9,11 +9,9 @@ down, so a bar may be longer than the latency in results.csv.
 import sys
 from pathlib import Path
 
-from matplotlib.patches import Patch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from figures.shared import frames, runs, script, style
-from figures.shared.style import plt
+from figures.shared.style import Patch, plt
 from utils import catalog
 from utils.errors import UserError
 

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from matplotlib.patheffects import withStroke
 from scipy.special import expit
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -16,7 +15,7 @@ from utils import stats
 
 BINS = 15
 FILLED = dict(ms=3, mew=0.7)
-HOLLOW = dict(ms=3, mew=0.8, path_effects=[withStroke(linewidth=1.6, foreground="black")])
+HOLLOW = dict(ms=3, mew=0.8, path_effects=[style.withStroke(linewidth=1.6, foreground="black")])
 
 
 def bins(probability, positive):

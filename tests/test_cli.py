@@ -166,3 +166,17 @@ def test_an_error_ends_a_script_with_its_status(error, status, line, capsys):
 def test_a_mistake_in_the_program_keeps_its_traceback():
     with pytest.raises(ValueError, match="a bug"), cli.reporting("program"):
         raise ValueError("a bug")
+
+
+@pytest.mark.parametrize("form", ["--results={}", "--checkpoints={}", "--data={}", "--init={}"])
+def test_a_tilde_is_the_home_in_every_option(form, tmp_path, monkeypatch):
+    """A shell leaves it in --results=~/out. A folder called ~ would invite `rm -r ~`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").touch() if "init" in form else (tmp_path / "there").mkdir()
+    word = form.format("~/there")
+    options = cli.parse("", Run("resnet18", "fp32", "fp32"), [word])
+    name = form.partition("=")[0].removeprefix("--")
+    assert str(getattr(options, name)) == str(tmp_path / "there")
+    assert not (tmp_path / "~").exists()

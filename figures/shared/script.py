@@ -48,11 +48,11 @@ def parse(doc: str, add_options: Options = no_options) -> argparse.Namespace:
         "--study", default="drawn", help="folder in --results to read (default: %(default)s)"
     )
     parser.add_argument(
-        "--results", type=Path, default=paths.RESULTS, metavar="DIR", help="default: results/"
+        "--results", type=cli.folder, default=paths.RESULTS, metavar="DIR", help="default: results/"
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=cli.folder,
         metavar="DIR",
         help="folder to write to (default: figures/STUDY/; for tables, the study's folder in "
         "--results)",

@@ -10,13 +10,14 @@ if __name__ == "__main__":
 
 import argparse
 import math
+import os
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import matplotlib
+# Notebooks export a backend that other environments lack, and matplotlib's import would fail on it.
+os.environ["MPLBACKEND"] = "agg"
 
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -24,6 +25,7 @@ import seaborn as sns
 from matplotlib.axis import Axis
 from matplotlib.collections import QuadMesh
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch  # noqa: F401  (figures import it from here)
 from matplotlib.patheffects import Stroke, withStroke
 from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullLocator

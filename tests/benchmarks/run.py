@@ -44,7 +44,7 @@ def parse() -> argparse.Namespace:
         help=f"benchmarks to run (default: all): {' '.join(BENCHMARKS)}",
     )
     parser.add_argument(
-        "--data", type=Path, metavar="PATH", help="folder of images (default: drawn images)"
+        "--data", type=cli.folder, metavar="PATH", help="folder of images (default: drawn images)"
     )
     parser.add_argument(
         "--init",

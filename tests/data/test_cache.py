@@ -128,7 +128,8 @@ def test_round_trip(pets, tmp_path, monkeypatch, capsys):
     assert [name for name, _ in result.broken] == ["cat/1.jpg", "cat/2a.jpg"]
     line = cache.summary(folder, result)
     assert line.startswith(
-        "9 images (cat 4, dog 5), class folders, 2 broken and skipped: cat/1.jpg (empty file), cat/2a.jpg ("
+        "9 images (cat 4, dog 5), class folders, 2 broken and skipped: cat/1.jpg (empty file), "
+        "cat/2a.jpg ("
     )
     assert line.endswith("; 1 other file ignored")
     stored = np.load(result.images.filename)
@@ -173,7 +174,10 @@ def test_classes_not_chosen_are_not_decoded(pets, tmp_path):
     folder = layouts.find(pets, ("cat", "dog"))
     result = cache.identify_folder(folder, tmp_path / "cache").open()
     assert (len(result.names), result.broken) == (10, ())
-    assert cache.summary(folder, result) == "10 images (cat 5, dog 5), class folders; 1 other file ignored"
+    assert (
+        cache.summary(folder, result)
+        == "10 images (cat 5, dog 5), class folders; 1 other file ignored"
+    )
     (pets / "fox" / "2.jpg").write_bytes(encoded(noise(99)))
     foxes = cache.identify_folder(layouts.find(pets, ("fox", "dog")), tmp_path / "cache").open()
     assert len(foxes.names) == 6

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -150,6 +151,19 @@ def test_a_script_runs_from_another_folder_and_without_torch(folder, tmp_path):
     assert done.stdout.splitlines() == [
         f"written: {Path('here') / name}" for name in ("size.png", "size.pdf")
     ]
+
+
+def test_a_notebook_may_export_a_backend_that_is_not_installed(folder, tmp_path):
+    """Colab and Jupyter export one for their kernels, which every process there inherits."""
+    environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    names = [path.stem for path in sorted(paths.FIGURES.glob("*.py")) if path.stem != "__init__"]
+    imports = "; ".join(f"import figures.{name}" for name in names)
+    how = dict(cwd=paths.ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", imports], **how)
+    assert done.returncode == 0, done.stderr
+    options = ["--results", folder, "--study", "cats_and_dogs", "--out", tmp_path]
+    done = subprocess.run([sys.executable, paths.FIGURES / "size.py", *options], **how)
+    assert done.returncode == 0 and (tmp_path / "size.png").exists(), done.stderr
 
 
 # ---- single figures

@@ -73,10 +73,16 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
     return convert
 
 
-def _folder(text: str) -> Path:
+def folder(text: str) -> Path:
+    """Convert an argument to a path, as `type` for argparse; `~` is the user's home."""
     if not text.strip():
         raise argparse.ArgumentTypeError("the name is empty; give a folder")
-    return Path(text)
+    return Path(text).expanduser()
+
+
+def _file_or_word(text: str) -> str:
+    """Expand `~` in an argument that may also be a word, such as kaggle."""
+    return str(Path(text).expanduser()) if text.startswith("~") else text
 
 
 def _batch_sizes(text: str) -> tuple[int, ...]:
@@ -90,14 +96,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     _add_measurement(parser)
     parser.add_argument(
         "--results",
-        type=_folder,
+        type=folder,
         default=paths.RESULTS,
         metavar="DIR",
         help="where results go (default: results/)",
     )
     parser.add_argument(
         "--checkpoints",
-        type=_folder,
+        type=folder,
         default=paths.CHECKPOINTS,
         metavar="DIR",
         help="where weights, artifacts and decoded images go (default: checkpoints/)",
@@ -113,6 +119,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     """Declare which images and weights to start from."""
     parser.add_argument(
         "--data",
+        type=_file_or_word,
         metavar="PATH|kaggle",
         help="folder of images, or 'kaggle' to download; default: the drawn data set",
     )
@@ -124,6 +131,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--init",
+        type=_file_or_word,
         metavar="imagenet|scratch|FILE",
         help="weights that FP32 training starts from; a FILE is a state dict; "
         "default: imagenet on real images, scratch on drawn ones and in a smoke run",
