@@ -17,7 +17,7 @@ import pytest
 from records import write_run
 
 import reproduce
-from utils import catalog, cli, environment, paths, results
+from utils import catalog, cli, cpus, environment, paths, results
 from utils.catalog import Backend, Run
 from utils.cli import Options
 
@@ -90,7 +90,7 @@ class Home:
 
     def record(self, run, backend, batch_sizes=cli.BATCH_SIZES, simulated=False, **changed):
         """Write the part of a real record that the runner reads, with the facts in `changed`."""
-        options = Options((backend,), threads=cli.cpu_count(), results=self.folder / "out")
+        options = Options((backend,), threads=cpus.default_threads(), results=self.folder / "out")
         said = results.describe(run, "drawn", backend, options) | {"simulated": simulated}
         code = {run.script: environment.syntax_sha256(paths.ROOT / run.script)}
         known = {"data_sha256": DIGEST, "baseline_sha256": FP32, "code": code}

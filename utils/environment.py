@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from utils import paths
+from utils import cpus, paths
 
 STARTED = time.monotonic()  # in seconds; scripts import this module among the first
 # The dissertation's "MB", in bytes: it gives 217.5 for AlexNet's 57,012,034 parameters of 4 bytes.
@@ -260,6 +260,7 @@ def describe(threads: int) -> dict:
         "cpu": name,
         "isa": list(isa),
         "cpu_count": os.cpu_count(),
+        "cpu_limits": cpus.describe(),
         "threads": threads,
         "system": f"{platform.system()} {platform.machine()}",
         "versions": versions(),

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from utils import cli
+from utils import cpus
 from utils.timing import rounds
 from utils.timing.rounds import Turn
 
-THREADS = cli.cpu_count()
+THREADS = cpus.default_threads()
 WHAT, RATIO, GOAL = 88, 22, 7  # widths of the columns
 HEAD = f"{'what':{WHAT}} {'ratio [95 % interval]':{RATIO}} {'goal':{GOAL}} met"
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import FakeWorker
 
-from utils import cli, environment, paths, stats
+from utils import cli, cpus, environment, paths, stats
 from utils.backends import registry
 from utils.cli import Options
 from utils.timing import fastest, protocol, rounds
@@ -246,7 +246,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("threads", sorted({1, cli.cpu_count()}))
+@pytest.mark.parametrize("threads", sorted({1, cpus.default_threads()}))
 def test_a_model_is_as_fast_as_itself_in_nine_of_ten_repeats(threads, tmp_path):
     script = tmp_path / "a_a.py"
     root, tests, folder = str(paths.ROOT), str(paths.ROOT / "tests"), str(tmp_path)

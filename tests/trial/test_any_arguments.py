@@ -7,7 +7,7 @@ import shlex
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils import catalog, cli
+from utils import catalog, cli, cpus
 from utils.catalog import Run
 from utils.errors import UserError
 
@@ -73,7 +73,7 @@ def test_any_command_line_is_options_or_a_line(run, words):
     if options is not None:
         assert set(options.backends) <= set(run.backends)
         assert options.batch_sizes == tuple(sorted(set(options.batch_sizes)))
-        assert options.threads <= cli.cpu_count() and 0 <= options.seed <= cli.MAX_SEED
+        assert options.threads <= cpus.usable() and 0 <= options.seed <= cli.MAX_SEED
 
 
 @given(

@@ -3,9 +3,9 @@
 import shlex
 from pathlib import Path
 
-from utils import paths
+from utils import cpus, paths
 from utils.catalog import Run
-from utils.cli.options import DEFAULT_TIMING, Options, cpu_count, dependent_defaults
+from utils.cli.options import DEFAULT_TIMING, Options, dependent_defaults
 
 PATHS = ("data", "init", "results", "checkpoints")  # options that may name a file or a folder
 
@@ -54,7 +54,7 @@ def _defaults(options: Options) -> dict:
         "device": "cpu",
         "batch-sizes": ",".join(map(str, dependent["batch_sizes"])),
         "seed": 0,
-        "threads": cpu_count(),
+        "threads": cpus.default_threads(),
         "timing": DEFAULT_TIMING,
         "results": paths.RESULTS,
         "checkpoints": paths.CHECKPOINTS,

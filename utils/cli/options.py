@@ -2,12 +2,11 @@
 
 import argparse
 import dataclasses
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils import catalog, paths
+from utils import catalog, cpus, paths
 from utils.catalog import Run
 from utils.errors import UserError, printable
 
@@ -167,7 +166,7 @@ def _add_measurement(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads",
         type=whole_number(1, 1024),
-        default=cpu_count(),
+        default=cpus.default_threads(),
         metavar="N",
         help="CPU threads (default: all that this process may use, %(default)s)",
     )
@@ -205,11 +204,6 @@ def _script_parser(doc: str, run: Run) -> Parser:
     )
     add_options(parser)
     return parser
-
-
-def cpu_count() -> int:
-    """Number of CPUs that this process may use; a container or `taskset` may exclude some."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def parse(doc: str, run: Run, argv: list[str] | None = None) -> Options:
@@ -257,9 +251,9 @@ def _check_device(options: Options) -> None:
             raise UserError(f"--device {options.device}: {name} runs {advice}")
     if options.cuda_graph and options.device != "cuda":
         raise UserError("--cuda-graph needs --device cuda.")
-    if options.threads > cpu_count():
+    if options.threads > cpus.usable():
         raise UserError(
-            f"--threads {options.threads}: this process may use {cpu_count()} CPUs; "
+            f"--threads {options.threads}: this process may use {cpus.usable()} CPUs; "
             "ask for at most that many."
         )
 

@@ -26,7 +26,7 @@ import PIL
 import PIL.features
 from filelock import FileLock, Timeout
 
-from utils import checksums, environment, paths
+from utils import checksums, cpus, environment, paths
 from utils.data import decoding, layouts, synthetic
 from utils.data.decoding import SIZE, BrokenImage
 from utils.errors import UserError, printable
@@ -34,7 +34,7 @@ from utils.progress import Bar, say
 
 ROW = SIZE * SIZE * 3  # bytes of one image
 BLOCK = 128  # images in memory at a time
-THREADS = min(16, os.cpu_count() or 1)
+THREADS = min(16, cpus.usable())
 LONGEST = 2**29  # bytes of a file
 NAMED = 5  # broken images that the summary names
 # A file that changed within this time may change again under the same time stamp.

@@ -1,6 +1,6 @@
-"""State dicts in files as people have them: under any key, with any prefix, next to other objects.
+"""State dicts in files as people have them: under any key and with any prefix.
 
-Nothing in a file is executed: torch's `weights_only` unpickler reads it, with a few more types that
+Other objects may stand next to them. Nothing in a file is executed: torch's `weights_only` unpickler reads it, with a few more types that
 only hold values.
 """
 
