@@ -1,7 +1,7 @@
 """State dicts in files as people have them: under any key and with any prefix.
 
-Other objects may stand next to them. Nothing in a file is executed: torch's `weights_only` unpickler reads it, with a few more types that
-only hold values.
+Other objects may stand next to them. Nothing in a file is executed: torch's `weights_only`
+unpickler reads it, with a few more types that only hold values.
 """
 
 import argparse
