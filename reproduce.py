@@ -2,12 +2,16 @@
 
     python reproduce.py --data PATH --init 'weights/{model}.pth'
     python reproduce.py --data PATH --more-seeds 1 2 --headline openvino
+    python reproduce.py --data PATH --again
     python reproduce.py --models mobilenetv3 --list
 
 Runs that the same code has already measured on the same images, processor and versions are skipped.
 If a baseline fails, only the runs that need it are not run. If this machine lacks an engine, only
 its runs are left out. At the end, a table lists the outcome of every run. The exit status is 1 if a
 run failed.
+
+--again times finished runs in another session, hours or a restart later, and makes nothing anew.
+Three sessions give intervals that hold on another day.
 
 --list prints the commands for GNU parallel or a Slurm array, one per line; they work from any
 folder. The fp32 lines come first and must finish before the others start:
@@ -165,6 +169,8 @@ def done(job: Job, study: str, digest: str) -> bool:
     from utils import results
 
     options = job.options
+    if options.again:
+        return False  # the script skips what was timed within the last hour
     record = results.find(job.run, study, job.backend, options)
     baseline = results.find(job.run.baseline, study, "native", options)
     if record is None or baseline is None:
@@ -189,6 +195,19 @@ def done(job: Job, study: str, digest: str) -> bool:
         and bool(known.get("code"))  # older records have only a digest of all files
         and environment.is_code(known["code"])
     )
+
+
+def finished_jobs(jobs: list[Job], study: str) -> list[Job]:
+    """List the jobs that --again times: those with a run in the study that is not simulated."""
+    from utils import results
+
+    records = {job: results.find(job.run, study, job.backend, job.options) for job in jobs}
+    finished = [job for job, record in records.items() if record and not record["run"]["simulated"]]
+    if not finished:
+        raise UserError(
+            "--again: the study has none of these runs; run them without --again first."
+        )
+    return finished
 
 
 def seconds_left(kinds: list, finished: list[tuple]) -> float | None:
@@ -370,6 +389,8 @@ def main() -> int:
             print(cli.absolute_command(job.run, job.options))
         return 0
     source, outcomes = loading.open_source(jobs[0].options), []
+    if asked.again:
+        jobs = finished_jobs(jobs, source.study)
     try:
         work(jobs, lambda job: done(job, source.study, source.digest), outcomes)
     finally:

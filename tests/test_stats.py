@@ -43,12 +43,50 @@ def test_percentile_needs_enough_values_to_be_more_than_the_largest(q, fewest):
     assert stats.percentile(values, q) == np.percentile(values, q) < values.max()
 
 
-def test_mean_interval_covers_the_mean_of_few_values_about_95_times_in_100():
+def test_interval_by_hand():
+    """Logarithms 0, 1, 2 and 3 have the mean 1.5, the standard error sqrt(5/3 / 4), and t 3.1824."""
+    half = 3.182446 * np.sqrt(5 / 12)
+    expected = np.exp(1.5 - half), np.exp(1.5 + half)
+    assert stats.interval(np.exp([0, 1, 2, 3]), [0, 0, 0, 0]) == pytest.approx(expected, rel=1e-5)
+    # Two sessions with the means 0.5 and 2.5: standard error 1, t 12.706.
+    assert stats.interval(np.exp([0, 1, 2, 3]), [0, 0, 1, 1]) == pytest.approx(
+        (np.exp(1.5 - 12.7062), np.exp(1.5 + 12.7062)), rel=1e-3
+    )
+    assert stats.grouped_mean(np.exp([0, 1, 5]), [0, 0, 1]) == pytest.approx(np.exp((0.5 + 5) / 2))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_three_launches_give_no_interval(count):
+    assert stats.interval([1.0] * count, [0] * count) == (None, None)
+    assert stats.interval([1.0] * 4, [0] * 4) == (1.0, 1.0)
+
+
+def simulated_coverage(draw, groups, repeats=1000):
+    """Share of intervals that contain the truth, 1, for values drawn by `draw(generator)`."""
     generator = np.random.default_rng(9)
-    for draw in (generator.normal, lambda size: generator.exponential(size=size) - 1):
-        intervals = np.array([stats.mean_interval(draw(size=6)) for _ in range(400)])
-        covered = ((intervals[:, 0] <= 0) & (intervals[:, 1] >= 0)).mean()
-        assert 0.87 <= covered <= 0.98
+    intervals = np.array([stats.interval(draw(generator), groups) for _ in range(repeats)])
+    return ((intervals[:, 0] <= 1) & (intervals[:, 1] >= 1)).mean()
+
+
+@pytest.mark.parametrize("launches", [4, 6, 10])
+def test_the_interval_of_a_session_covers_the_mean_of_its_launches(launches):
+    draw = lambda generator: np.exp(0.05 * generator.normal(size=launches))  # noqa: E731
+    assert 0.93 <= simulated_coverage(draw, [0] * launches) <= 0.97
+
+
+@pytest.mark.parametrize("sessions", [3, 4, 6])
+def test_the_interval_of_sessions_covers_what_varies_by_the_day(sessions):
+    """Days differ by 6 % and launches of a day by 2 %; launches alone would cover less than half."""
+    groups = np.repeat(np.arange(sessions), 6)
+
+    def draw(generator):
+        days = 0.06 * generator.normal(size=sessions)
+        return np.exp(days[groups] + 0.02 * generator.normal(size=len(groups)))
+
+    assert 0.93 <= simulated_coverage(draw, groups) <= 0.97
+    assert simulated_coverage(draw, np.zeros(len(groups), int)) < 0.75
+    one_day = lambda generator: draw(generator)[:6]  # noqa: E731
+    assert simulated_coverage(one_day, [0] * 6) < 0.5
 
 
 def test_crossed_interval_by_hand():

@@ -151,7 +151,7 @@ COLUMNS = (
             "`mcnemar_p` adjusted by Holm's method for the number of variants in the study; "
             "changes when variants are added",
         ),
-        ("margin", SHARE, "share", "largest acceptable loss, declared before the measurements"),
+        ("margin", SHARE, "share", "largest acceptable loss, declared before the reported runs"),
         (
             "verdict", TEXT, "",
             "`held`: not worse by more than the margin; `lost`: worse by more; `undecided`: the "
@@ -189,25 +189,27 @@ COLUMNS = (
         "timing",
         (
             "latency_ms_p50", AMOUNT, "ms",
-            "time of one batch: mean over launches of the median over rounds",
+            "time of one batch: median over rounds, geometric mean over launches and sessions",
         ),
         (
             "latency_ms_mean latency_ms_std", AMOUNT, "ms",
-            "mean and standard deviation over all timed runs",
+            "mean and standard deviation over all timed runs, disturbed rounds included",
         ),
         (
             "latency_ms_ci_low latency_ms_ci_high", AMOUNT, "ms",
-            "95 % bootstrap interval of `latency_ms_p50` over launches",
+            "95 % interval of `latency_ms_p50`: over sessions, or over the launches of a single "
+            "session (see `n_sessions`); empty with fewer than 4 launches of one session",
         ),
         (
             "latency_ms_p90 latency_ms_p95 latency_ms_p99", AMOUNT, "ms",
-            "percentiles over all timed runs; empty with fewer than 10, 20 and 100 runs, where "
-            "they would equal the maximum",
+            "percentiles over all timed runs, disturbed rounds included: on a shared machine they "
+            "also show its neighbours. Empty with fewer than 10, 20 and 100 runs, where they would "
+            "equal the maximum",
         ),
         (
-            "eager_fp32_ms best_fp32_ms", AMOUNT, "ms",
-            "`latency_ms_p50` of eager FP32 and of the fastest FP32 in the same rounds: multiples "
-            "of them compare between runs, milliseconds do not",
+            "eager_fp32_ms best_fp32_ms same_engine_fp32_ms", AMOUNT, "ms",
+            "`latency_ms_p50` of eager FP32, of the fastest FP32 and of FP32 on the same engine in "
+            "the same rounds: multiples of them compare between runs, milliseconds do not",
         ),
         (
             "single_stream_p90_ms", AMOUNT, "ms",
@@ -225,28 +227,53 @@ COLUMNS = (
         ),
         (
             "speedup_vs_eager_fp32", AMOUNT, "ratio",
-            "latency of eager FP32 over this latency: mean over launches of the median ratio "
-            "within rounds, on the same machine",
+            "latency of eager FP32 over this latency: median of the ratios within rounds, "
+            "geometric mean over launches and sessions, on the same machine",
         ),
         (
             "speedup_vs_eager_fp32_ci_low speedup_vs_eager_fp32_ci_high", AMOUNT, "ratio",
-            "95 % bootstrap interval of `speedup_vs_eager_fp32` over launches",
+            "95 % interval of `speedup_vs_eager_fp32`, like the interval of the latency",
         ),
         (
             "speedup_vs_best_fp32", AMOUNT, "ratio",
-            "the same against the fastest FP32 engine of the machine",
+            "the same against the fastest FP32 engine of the machine, `best_fp32`",
         ),
         (
             "speedup_vs_best_fp32_ci_low speedup_vs_best_fp32_ci_high", AMOUNT, "ratio",
-            "95 % bootstrap interval of `speedup_vs_best_fp32` over launches",
+            "95 % interval of `speedup_vs_best_fp32`, like the interval of the latency",
         ),
         (
             "best_fp32", FP32_BACKEND, "",
-            "fastest FP32 engine for these threads and this batch size: `native` (eager), `frozen` "
-            "(TorchScript), `compile` (torch.compile), `onnxruntime`, `openvino`, `xnnpack` or, on "
-            "a GPU, `tensorrt`",
+            "fastest FP32 engine for these threads and this batch size, one for all rows of a "
+            "model on a processor (`fp32_engines.csv` compares all): `native` (eager), `frozen` "
+            "(TorchScript), `compile` (torch.compile), `onnxruntime`, `openvino`, `xnnpack`, "
+            "`inductor` or, on a GPU, `tensorrt`",
+        ),
+        (
+            "best_fp32_converted", FLAG, "",
+            "`true` if the row was timed against another engine: `best_fp32_ms` and the columns "
+            "`speedup_vs_best_fp32*` are then converted by the measured ratio of the two engines, "
+            "and their interval does not cover that ratio's error. The JSON has them as measured",
+        ),
+        (
+            "speedup_vs_same_engine_fp32", AMOUNT, "ratio",
+            "the same against FP32 on the engine that ran this network, `same_engine_fp32`: the "
+            "speed-up that most tools publish",
+        ),
+        (
+            "speedup_vs_same_engine_fp32_ci_low speedup_vs_same_engine_fp32_ci_high", AMOUNT,
+            "ratio", "95 % interval of `speedup_vs_same_engine_fp32`, like that of the latency",
+        ),
+        (
+            "same_engine_fp32", FP32_BACKEND, "",
+            "backend that runs FP32 on the engine of this row; empty if it cannot run here",
         ),
         ("n_timed", COUNT, "runs", "timed runs that the latencies are computed from"),
+        (
+            "n_sessions", COUNT, "",
+            "timing sessions, hours or restarts apart; with 1, the intervals cover the launches of "
+            "one session, and another day may differ by more",
+        ),
         ("n_launches", COUNT, "", "how often all processes were started anew"),
         ("n_rounds", COUNT, "rounds", "rounds that were kept, over all launches"),
         (
@@ -255,7 +282,9 @@ COLUMNS = (
         ),
         (
             "contended", FLAG, "",
-            "`true` if a launch had so many disturbed rounds that some had to be kept",
+            "`true` if a launch had so many disturbed rounds that some had to be kept, or if eager "
+            "FP32 took more than 1.3 times the least time that the study knows for it on this "
+            "processor",
         ),
         (
             "load_s", AMOUNT, "s",
@@ -270,8 +299,10 @@ COLUMNS = (
         ),
         (
             "protocol", TEXT, "",
-            "name of the timing protocol, described in `utils/timing/protocol.py`; `/4` differs "
-            "only in the choice of the CPU, which it leaves to the scheduler; `+cuda-graph`: all "
+            "name of the timing protocol, described in `utils/timing/protocol.py`; `/5` counted "
+            "the first runs of a turn, left disturbed rounds out of the percentiles and searched "
+            "for the fastest FP32 in each script; `/4` also left the choice of the CPU to the "
+            "scheduler; `+cuda-graph`: all "
             "sides ran as CUDA graphs, including eager FP32",
         ),
         (

@@ -249,6 +249,15 @@ def is_code(digests: dict[str, str]) -> bool:
     )
 
 
+def session() -> dict:
+    """Identify a timing session: its time in UTC, and the boot of the machine (None if unknown)."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return {
+        "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "boot": boot.read_text().strip() if boot.exists() else None,
+    }
+
+
 def describe(threads: int) -> dict:
     """Describe the machine, the code and the run time of this process, for a record.
 

@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import columns, paths, progress
+from utils import columns, paths, progress, references
 from utils.catalog import Run
 from utils.cli import Options
 from utils.errors import UserError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 FORMAT = 3
+TIMED = ("latency_ms", "speedup_vs")  # beginnings of the columns of timing with intervals
 IMAGES = "test_images.json"
 # Runs of neighbouring columns of one section of a run's JSON, as (section, names).
 SECTIONS = tuple(
@@ -137,8 +138,10 @@ def rebuild(folder: Path) -> Path:
 
     The same runs give the same bytes. Runs that cannot be read are named and left out.
     """
-    records = filter(None, map(readable, sorted((folder / "runs").glob("*.json"))))
-    rows = adjusted([rows_of(record) for record in records])
+    records = list(filter(None, map(readable, sorted((folder / "runs").glob("*.json")))))
+    runs = [rows_of(record) for record in records]
+    references.unify(records, runs, fp32_engines(folder))
+    rows = adjusted(runs)
     rows.sort(key=lambda row: tuple((row[column] is not None, row[column]) for column in KEY))
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
@@ -158,7 +161,37 @@ def rows_of(record: dict) -> list[dict]:
     for timing in record["timing"]:
         parts = {**record, "timing": timing}
         row = {column.name: parts[column.section].get(column.name) for column in columns.COLUMNS}
-        rows.append(row)
+        rows.append(_of_older_code(row))
+    return rows
+
+
+def _of_older_code(row: dict) -> dict:
+    """Fill in what a record of older code does not say, and leave out what it should not have."""
+    from utils.stats import FEWEST_LAUNCHES
+
+    if row["n_launches"] is not None:
+        row["n_sessions"] = row["n_sessions"] or 1
+        if row["n_sessions"] == 1 and row["n_launches"] < FEWEST_LAUNCHES:
+            row |= {name: None for name in row if name.startswith(TIMED) and "_ci_" in name}
+    return row
+
+
+def fp32_engines(folder: Path) -> list[dict]:
+    """Read the comparisons of FP32 engines in a study's `folder`, one dict per engine and point.
+
+    Their files are fp32_engines/MODEL_DEVICE.json; damaged ones are left out.
+    """
+    rows = []
+    for path in sorted((folder / "fp32_engines").glob("*.json")):
+        model, _, device = path.stem.rpartition("_")
+        try:
+            points = json.loads(path.read_text(encoding="utf-8"))["points"]
+            for point in points:
+                for name, engine in point["engines"].items():
+                    of_engine = {"backend": name, "fastest": name == point["fastest"]}
+                    rows.append({**point, **engine, "model": model, "device": device, **of_engine})
+        except (OSError, ValueError, KeyError, TypeError):
+            progress.say(f"results: left out: {path} is damaged; delete it.")
     return rows
 
 

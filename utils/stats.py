@@ -11,8 +11,9 @@ from scipy import stats
 LEVEL = 0.95
 RESAMPLES = 2000
 CONFIDENCE_RISK = 0.01  # probability that a percentile exceeds its bound, as in MLPerf
-# Accuracy that a network may lose and still count as held; declared before any measurement.
+# Accuracy that a network may lose and still count as held; declared before the reported runs.
 MARGIN = 0.005
+FEWEST_LAUNCHES = 4  # for an interval over launches
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
@@ -47,21 +48,33 @@ def difference(first: Sequence[float], second: Sequence[float]) -> tuple[float, 
     return float(value - other - below), float(value - other + above)
 
 
-def mean_interval(values: np.ndarray) -> tuple[float, float]:
-    """Expanded percentile bootstrap interval of the mean of a few `values` (n,), at `LEVEL`.
+def interval(
+    values: Sequence[float], groups: Sequence[int]
+) -> tuple[float, float] | tuple[None, None]:
+    """Interval at `LEVEL` of the mean of positive `values` (n,), such as ratios of times.
 
-    The plain percentile interval is too narrow for small n, because it ignores that the spread is
-    only an estimate. Student's t decides how far the levels move outwards (Hesterberg 2015, "What
-    Teachers Should Know About the Bootstrap", section 4.6). The resampling has a fixed seed. A
-    single value is both bounds.
+    `groups` (n,) has the session of each value, a launch. With several sessions, their means are
+    the sample, since launches of a session share what changes between days. With one session, its
+    launches are, and the interval covers them only; fewer than `FEWEST_LAUNCHES` give (None, None).
+    Student's t on the logarithms: simulated from the launches of 346 rows of this study, it covers
+    the truth in 94 to 95 of 100 cases with 4 to 10 launches. The range of three covered 75.
     """
-    n = len(values)
-    if n < 2:
-        return float(values[0]), float(values[0])
-    tail = stats.norm.cdf(-np.sqrt(n / (n - 1)) * stats.t.ppf((1 + LEVEL) / 2, n - 1))
-    resampled = np.random.default_rng(0).choice(values, (5 * RESAMPLES, n)).mean(1)
-    low, high = np.quantile(resampled, [tail, 1 - tail])
-    return float(low), float(high)
+    by_group = _by_group(np.log(values), groups)
+    sample = np.array([group.mean() for group in by_group]) if len(by_group) > 1 else by_group[0]
+    if len(by_group) == 1 and len(sample) < FEWEST_LAUNCHES:
+        return None, None
+    half = stats.t.ppf((1 + LEVEL) / 2, len(sample) - 1) * stats.sem(sample)
+    return float(np.exp(sample.mean() - half)), float(np.exp(sample.mean() + half))
+
+
+def grouped_mean(values: Sequence[float], groups: Sequence[int]) -> float:
+    """Geometric mean over groups of the geometric mean in each: the middle of `interval`."""
+    return float(np.exp(np.mean([group.mean() for group in _by_group(np.log(values), groups)])))
+
+
+def _by_group(values: np.ndarray, groups: Sequence[int]) -> list[np.ndarray]:
+    groups = np.asarray(groups)
+    return [values[groups == group] for group in np.unique(groups)]
 
 
 def crossed_interval(values: np.ndarray) -> tuple[float, float]:

@@ -4,14 +4,18 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from helpers import FakeWorker
 
-from utils import cli, cpus, environment, paths, stats
+from utils import cli, cpus, paths, stats
 from utils.backends import registry
+from utils.catalog import BACKENDS, Run
 from utils.cli import Options
+from utils.experiment import Experiment
 from utils.timing import fastest, protocol, rounds
 from utils.training import checkpoints
 
@@ -47,67 +51,92 @@ def test_tiers_have_the_queries_that_their_percentiles_need():
 # ---- summarize
 
 
-def launch(candidate, eager, best=None, repeated=0, contended=False):
+def launch(candidate, eager, best=None, same=None, **facts):
     cost = {"load_s": 0.5, "cold_start_s": 0.75, "peak_memory_mb": 300.0}
-    best = eager if best is None else best
-    return protocol.Launch(candidate, eager, best, repeated, contended, cost)
+    times = {"candidate": candidate, "eager": eager, "best": eager if best is None else best}
+    if same is not None:
+        times["same_engine"] = same
+    how = {"repeated": 0, "contended": False, "cost": cost} | facts
+    return protocol.Launch(times, **how)
+
+
+SESSIONS = [{"time_utc": "2026-01-01T00:00:00+00:00", "boot": "a"}]
+
+
+def summarize(launches, batch_size, sessions=1):
+    return protocol.summarize(launches, batch_size, SESSIONS * sessions)
 
 
 def test_two_launches_by_hand():
     # In the first launch, the medians by round are 2 and 4, for eager FP32 6 and 6: the ratios
     # are 3 and 1.5, and their median is 2.25. In the second launch, 1 is compared with 4 and 2.
     candidate, eager = [[2.0, 2.0, 5.0], [4.0, 4.0, 4.0]], [[6.0], [5.0, 7.0]]
-    one = launch(candidate, eager, [[2.0], [4.0]], repeated=3)
-    two = launch([[1.0]], [[4.0]], [[2.0]], contended=True)
-    columns = protocol.summarize([one, two], 8)
-    assert columns["speedup_vs_eager_fp32"] == pytest.approx((2.25 + 4) / 2)
-    assert columns["speedup_vs_best_fp32"] == pytest.approx((1 + 2) / 2)
-    assert columns["latency_ms_p50"] == pytest.approx(1000 * (3 + 1) / 2)
-    assert columns["eager_fp32_ms"] == pytest.approx(1000 * (6 + 4) / 2)
-    assert columns["best_fp32_ms"] == pytest.approx(1000 * (3 + 2) / 2)
-    assert columns["latency_ms_mean"] == pytest.approx(1000 * 22 / 7)
-    assert columns["throughput_ips"] == pytest.approx(8 / (22 / 7))
-    counts = {"n_timed": 7, "n_launches": 2, "n_rounds": 3, "n_repeated": 3}
+    one = launch(candidate, eager, [[2.0], [4.0]], [[8.0], [8.0]], repeated=3)
+    two = launch([[1.0]], [[4.0]], [[2.0]], [[1.0]], contended=True)
+    columns = summarize([one, two], 8)
+    assert columns["speedup_vs_eager_fp32"] == pytest.approx(np.sqrt(2.25 * 4))
+    assert columns["speedup_vs_best_fp32"] == pytest.approx(np.sqrt(1 * 2))
+    assert columns["speedup_vs_same_engine_fp32"] == pytest.approx(np.sqrt(3 * 1))
+    assert columns["latency_ms_p50"] == pytest.approx(np.sqrt(3 * 1))
+    assert columns["eager_fp32_ms"] == pytest.approx(np.sqrt(6 * 4))
+    assert columns["best_fp32_ms"] == pytest.approx(np.sqrt(3 * 2))
+    assert columns["same_engine_fp32_ms"] == pytest.approx(np.sqrt(8 * 1))
+    assert columns["latency_ms_mean"] == pytest.approx(22 / 7)
+    assert columns["throughput_ips"] == pytest.approx(8000 / (22 / 7))
+    counts = {"n_timed": 7, "n_sessions": 1, "n_launches": 2, "n_rounds": 3, "n_repeated": 3}
     assert {name: columns[name] for name in counts} == counts
     assert columns["contended"] is True
-    assert columns["samples_ms"] == [[[2000, 2000, 5000], [4000, 4000, 4000]], [[1000]]]
+    assert columns["samples_ms"] == [[[2, 2, 5], [4, 4, 4]], [[1]]]
+    assert columns["speedup_vs_eager_fp32_ci_low"] is None  # two launches give no interval
     json.dumps(columns, allow_nan=False)  # no NumPy numbers
 
 
 def test_a_speedup_is_paired_within_rounds():
     # The machine halves its speed after each round. The candidate takes a third of FP32's time.
     steady = launch([[2.0**n] * 3 for n in range(10)], [[3 * 2.0**n] * 2 for n in range(10)])
-    columns = protocol.summarize([steady] * 4, 1)
+    columns = summarize([steady] * 4, 1)
     for end in ("", "_ci_low", "_ci_high"):
         assert columns[f"speedup_vs_eager_fp32{end}"] == pytest.approx(3)
 
 
 def test_in_constant_rounds_fp32_takes_the_latency_times_the_speedup():
-    one = launch([[0.002] * 5] * 3, [[0.007] * 2] * 3, [[0.003] * 4] * 3)
-    columns = protocol.summarize([one] * 2, 1)
+    one = launch([[2.0] * 5] * 3, [[7.0] * 2] * 3, [[3.0] * 4] * 3)
+    columns = summarize([one] * 2, 1)
     assert columns["latency_ms_p50"] == pytest.approx(2)
     assert columns["eager_fp32_ms"] == pytest.approx(7)
     assert columns["best_fp32_ms"] == pytest.approx(3)
     assert columns["speedup_vs_eager_fp32"] == pytest.approx(7 / 2)
     assert columns["speedup_vs_best_fp32"] == pytest.approx(3 / 2)
+    assert "speedup_vs_same_engine_fp32" not in columns  # the engine does not run FP32 here
 
 
 def test_a_slow_run_does_not_change_the_medians_of_fp32():
     """Latency, FP32's latency and the speed-up all come from medians by round, so they agree."""
-    eager = [[0.007, 0.007, 0.9], [0.007] * 3, [0.5] * 3]
-    columns = protocol.summarize([launch([[0.002] * 3] * 3, eager)], 1)
+    eager = [[7.0, 7.0, 900.0], [7.0] * 3, [500.0] * 3]
+    columns = summarize([launch([[2.0] * 3] * 3, eager)], 1)
     assert columns["eager_fp32_ms"] == columns["best_fp32_ms"] == pytest.approx(7)
     assert columns["speedup_vs_eager_fp32"] == pytest.approx(3.5)
+
+
+def test_disturbed_rounds_count_in_the_tails_and_not_in_the_medians():
+    quiet = [[2.0] * 10] * 9
+    columns = summarize([launch(quiet, [[6.0]] * 9, discarded=[[9.0] * 10], repeated=1)], 1)
+    assert columns["latency_ms_p50"] == pytest.approx(2)
+    assert columns["speedup_vs_eager_fp32"] == pytest.approx(3)
+    assert columns["latency_ms_p95"] == pytest.approx(9)
+    assert columns["latency_ms_mean"] == pytest.approx((90 * 2 + 10 * 9) / 100)
+    assert (columns["n_timed"], columns["n_rounds"]) == (100, 9)
+    assert columns["discarded_ms"] == [[[9.0] * 10]]
 
 
 @pytest.mark.parametrize(("q", "fewest"), [(90, 10), (95, 20), (99, 100)])
 def test_a_percentile_needs_enough_runs_to_differ_from_the_slowest_run(q, fewest):
     def percentile(runs):
         """The percentile of 1, 2, ... ms, split over two launches, because runs of all count."""
-        times = [0.001 * (number + 1) for number in range(runs)]
+        times = [number + 1.0 for number in range(runs)]
         halves = times[: runs // 2], times[runs // 2 :]
         launches = [launch([half], [[1.0]]) for half in halves]
-        return protocol.summarize(launches, 1)[f"latency_ms_p{q}"]
+        return summarize(launches, 1)[f"latency_ms_p{q}"]
 
     assert percentile(fewest - 1) is None
     assert fewest * (q - 1) / 100 < percentile(fewest) < fewest
@@ -118,59 +147,92 @@ def launches():
     generator = np.random.default_rng(0)
 
     def rounds_of(mean):
-        return [(mean + generator.exponential(0.002, 9)).tolist() for _ in range(12)]
+        return [(mean + generator.exponential(2, 9)).tolist() for _ in range(12)]
 
-    return [launch(rounds_of(0.01), rounds_of(0.03)) for _ in range(6)]
+    return [launch(rounds_of(10), rounds_of(30)) for _ in range(6)]
 
 
 def test_percentiles_are_numpys_over_all_runs_and_bounds_are_higher(launches):
-    columns = protocol.summarize(launches, 1)
-    samples = 1000 * np.concatenate([run for launch in launches for run in launch.candidate])
+    columns = summarize(launches, 1)
+    samples = np.concatenate([run for launch in launches for run in launch.times["candidate"]])
     for q in (90, 95, 99):
         assert columns[f"latency_ms_p{q}"] == pytest.approx(np.percentile(samples, q))
     assert columns["single_stream_p90_ms"] == stats.percentile_bound(samples, 0.9)
     assert columns["single_stream_p90_ms"] > columns["latency_ms_p90"]
     assert columns["multi_stream_p99_ms"] is None
-    assert protocol.summarize(launches, 8)["multi_stream_p99_ms"] is None  # 648 queries
-    enough = protocol.summarize([*launches, launches[0]], 8)
+    assert summarize(launches, 8)["multi_stream_p99_ms"] is None  # 648 queries
+    enough = summarize([*launches, launches[0]], 8)
     assert enough["multi_stream_p99_ms"] > columns["latency_ms_p99"]
 
 
-def test_intervals_are_bootstrapped_over_launches(launches):
-    columns = protocol.summarize(launches, 1)
+def ratios_of(launches):
     ratios = []
     for one in launches:
-        pairs = zip(one.candidate, one.eager, strict=True)
+        pairs = zip(one.times["candidate"], one.times["eager"], strict=True)
         ratios.append(np.median([np.median(fp32) / np.median(ours) for ours, fp32 in pairs]))
+    return ratios
+
+
+def test_the_interval_of_one_session_is_over_its_launches(launches):
+    columns, ratios = summarize(launches, 1), ratios_of(launches)
     ends = columns["speedup_vs_eager_fp32_ci_low"], columns["speedup_vs_eager_fp32_ci_high"]
-    assert ends == pytest.approx(stats.mean_interval(np.array(ratios)))
-    assert columns["speedup_vs_eager_fp32"] == pytest.approx(np.mean(ratios))
-    assert ends[0] < np.mean(ratios) < ends[1]
+    assert ends == pytest.approx(stats.interval(ratios, [0] * 6))
+    assert ends[0] < columns["speedup_vs_eager_fp32"] < ends[1]
+    assert summarize(launches[:3], 1)["speedup_vs_eager_fp32_ci_low"] is None
 
 
-def test_samples_of_eager_fp32_are_stored_once_if_it_is_the_fastest(launches):
-    assert protocol.summarize(launches, 1)["best_samples_ms"] == []
-    other = [dataclasses.replace(one, best=[list(run) for run in one.eager]) for one in launches]
-    assert len(protocol.summarize(other, 1)["best_samples_ms"]) == 6
+def test_the_interval_of_several_sessions_is_over_sessions(launches):
+    sessions = [
+        dataclasses.replace(one, session=number) for number in range(3) for one in launches[:4]
+    ]
+    columns = summarize(sessions, 1, sessions=3)
+    assert columns["n_sessions"] == 3
+    # Equal sessions: between days nothing varied.
+    middle = columns["speedup_vs_eager_fp32"]
+    assert columns["speedup_vs_eager_fp32_ci_low"] == pytest.approx(middle)
+    assert columns["speedup_vs_eager_fp32_ci_high"] == pytest.approx(middle)
+
+
+def test_a_process_that_plays_several_parts_is_stored_once_and_restored(launches):
+    assert summarize(launches, 1)["best_samples_ms"] == []
+    eager = [[4.0]]
+    third = launch([[1.0]], eager, [[2.0]], eager, discarded=[[3.0]], repeated=1)
+    columns = summarize([*launches, third], 1)
+    assert (len(columns["best_samples_ms"]), columns["same_engine_samples_ms"]) == (1, [])
+    again = protocol.launches_of(json.loads(json.dumps(columns)))
+    assert again == [*launches, third]
+    assert again[0].times["best"] is again[0].times["eager"]
+    assert summarize(again, 1) == columns
 
 
 # ---- measure
 
 
 @pytest.fixture
-def measured(monkeypatch, tmp_path):
-    """Measure with fake processes; returns the entries and a log of all calls."""
+def experiment(tmp_path):
+    """What a measurement needs to know, with names in place of images and weights."""
     baseline = checkpoints.Checkpoint(tmp_path / "b.pt", None, "abc", {})
+    data = SimpleNamespace(study="drawn", test="images")
+
+    def experiment(**how):
+        options = Options(("fbgemm",), threads=2, results=tmp_path / "results", **how)
+        return Experiment(Run("resnet18", "ptq", "int8"), options, data, baseline)
+
+    return experiment
+
+
+@pytest.fixture
+def measured(monkeypatch, experiment):
+    """Measure with fake processes; returns the entries and a log of all calls."""
     monkeypatch.setattr(protocol, "Worker", FakeWorker)
     monkeypatch.setattr(registry, "problem", lambda name, device: None)
     monkeypatch.setattr(fastest, "Worker", FakeWorker)
     monkeypatch.setattr(rounds, "WARMUP_S", 0)
-    monkeypatch.setattr(environment, "code_of", lambda *modules: {})
 
-    def measure(batch_sizes, smoke, **how):
+    def measure(batch_sizes, smoke, backend="fbgemm", **how):
         FakeWorker.log.clear()
-        options = Options(("fbgemm",), threads=2, smoke=smoke, batch_sizes=batch_sizes, **how)
-        entries = protocol.measure(("fbgemm", "a.pt"), baseline, "images", options)
+        asked = experiment(smoke=smoke, batch_sizes=batch_sizes, **how)
+        entries = protocol.measure((backend, "a.pt"), asked)
         return entries, list(FakeWorker.log)
 
     return measure
@@ -183,11 +245,14 @@ def test_every_batch_size_on_all_threads_and_the_smallest_on_one(measured):
     for entry in entries:
         assert entry["speedup_vs_eager_fp32"] == pytest.approx(3)
         assert entry["speedup_vs_best_fp32"] == pytest.approx(2)
+        assert entry["speedup_vs_same_engine_fp32"] == pytest.approx(2)
+        assert entry["same_engine_fp32"] == "frozen"  # TorchScript, as fbgemm's artifact
         assert entry["best_fp32"] in fastest.ENGINES[1:]
         assert (entry["eager_fp32_ms"], entry["best_fp32_ms"]) == pytest.approx((30, 20))
         assert (entry["n_launches"], entry["protocol"]) == (QUICK.launches, cli.PROTOCOL)
         assert (entry["cold_start_s"], entry["peak_memory_mb"]) == (0.75, 300)
         assert entry["contended"] is False
+        assert (entry["n_sessions"], len(entry["sessions"])) == (1, 1)
     assert [entry["offline_ips"] for entry in entries] == [None, None, pytest.approx(800)]
     candidates = [call for call in log if call[:2] == ("fbgemm", "start")]
     one, two = (("fbgemm", "start", "a.pt", "cpu", threads, False) for threads in (1, 2))
@@ -201,6 +266,43 @@ def test_brief_timing_leaves_out_one_thread(measured):
     rows = [(entry["threads"], entry["batch_size"], entry["tier"]) for entry in entries]
     assert rows == [(2, 1, "brief"), (2, 8, "brief")]
     assert {entry["n_launches"] for entry in entries} == {protocol.TIERS["brief"].launches}
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino_bf16", "half"])
+def test_fp32_on_the_same_engine_takes_turns_too_and_each_process_once(measured, backend):
+    entries, log = measured((1,), smoke=False, backend=backend)
+    same = BACKENDS[backend].same_engine
+    assert {entry["same_engine_fp32"] for entry in entries} == {same}
+    (best,) = {entry["best_fp32"] for entry in entries}
+    started = Counter(call[0] for call in log if call[1:4] == ("start", "a.pt", "cpu"))
+    assert started == {backend: 2 * QUICK.launches}
+    held = [call[0] for call in log if call[1] == "hold"]
+    assert set(held[-len({backend, "native", best, same}) :]) == {backend, "native", best, same}
+
+
+def test_without_fp32_on_the_same_engine_there_is_no_such_speedup(measured, monkeypatch):
+    lacking = lambda name, device: "lacking" if name == "frozen" else None  # noqa: E731
+    monkeypatch.setattr(registry, "problem", lacking)
+    entries, _ = measured((1,), smoke=False)
+    assert {entry["same_engine_fp32"] for entry in entries} == {None}
+    assert all("speedup_vs_same_engine_fp32" not in entry for entry in entries)
+
+
+def test_another_session_is_timed_at_the_same_points_against_the_same_engines(
+    measured, experiment, monkeypatch
+):
+    entries, _ = measured((1, 8), smoke=False)
+    monkeypatch.setattr(fastest, "find", None)  # nothing is compared anew
+    FakeWorker.log.clear()
+    joined = protocol.again(("fbgemm", "a.pt"), experiment(batch_sizes=(1,)), entries)
+    assert [(entry["threads"], entry["batch_size"]) for entry in joined] == [(1, 1), (2, 1), (2, 8)]
+    for before, after in zip(entries, joined, strict=True):
+        assert after["best_fp32"] == before["best_fp32"]
+        assert (after["n_sessions"], len(after["sessions"])) == (2, 2)
+        assert after["n_launches"] == 2 * before["n_launches"]
+        assert [facts["session"] for facts in after["launches"]] == [0] * 6 + [1] * 6
+        assert after["samples_ms"][: QUICK.launches] == before["samples_ms"]
+    assert sum(entry["offline_ips"] is not None for entry in joined) == 1
 
 
 def test_the_protocol_names_cuda_graphs(measured):
@@ -220,11 +322,14 @@ def test_a_smoke_run_times_two_rounds_of_one_run_against_eager_fp32(measured):
 # ---- on real networks
 
 A_A = """
-import pathlib, sys
+import pathlib, sys, types
 sys.path[:0] = [{root!r}, {tests!r}]
 import numpy as np
 from helpers import mobilenet_checkpoint, split_of
+from utils import environment
+from utils.catalog import Run
 from utils.cli import Options
+from utils.experiment import Experiment
 from utils.timing import protocol
 
 if __name__ == "__main__":
@@ -234,12 +339,14 @@ if __name__ == "__main__":
     split = split_of(folder, pixels, [0])
     best = {{1: "onnxruntime"}}  # nearly always there is a third side
     options = Options(("native",), threads={threads})
+    data = types.SimpleNamespace(test=split)
+    experiment = Experiment(Run("mobilenetv3", "fp32", "fp32"), options, data, baseline)
     for repeat in range(10):
         launches = []
         for _ in range(protocol.TIERS["quick"].launches):
-            again = protocol._launch(("native", baseline.path), baseline, split, best, options)
+            again = protocol._launch(("native", baseline.path), experiment, best, options)
             launches += [launch for _, launch in again]
-        entry = protocol.summarize(launches, 1)
+        entry = protocol.summarize(launches, 1, [environment.session()])
         low, high = (entry[f"speedup_vs_eager_fp32_ci_{{end}}"] for end in ("low", "high"))
         print(low, high, flush=True)
 """

@@ -12,7 +12,7 @@ from helpers import deployed_on, small_depthwise, split_of, uneven_images
 
 from utils.errors import UserError
 from utils.recipes import Int8
-from utils.timing.worker import Worker, fastest_cpu
+from utils.timing.worker import Worker
 
 
 @pytest.fixture(scope="module")
@@ -89,13 +89,23 @@ def test_all_workers_time_on_the_same_cpu(artifact, split):
     assert os.sched_getaffinity(0) == cpus
 
 
-def test_the_fastest_cpu_is_the_last_one_with_the_highest_clock(tmp_path):
-    assert fastest_cpu({0, 1, 5}, tmp_path) == 5  # their clocks are unknown
-    for cpu, clock in enumerate((5_200_000, 5_200_000, 3_900_000)):
-        (tmp_path / f"cpu{cpu}/cpufreq").mkdir(parents=True)
-        (tmp_path / f"cpu{cpu}/cpufreq/cpuinfo_max_freq").write_text(f"{clock}\n")
-    assert fastest_cpu({0, 1, 2}, tmp_path) == 1
-    assert fastest_cpu({2}, tmp_path) == 2
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity"), reason="only Linux can pin a thread to a CPU"
+)
+def test_a_worker_and_its_threads_stay_on_the_cpus_that_it_gets(artifact, split):
+    cpu = min(os.sched_getaffinity(0))
+    with Worker("fbgemm", artifact, "cpu", 2, cpus=frozenset({cpu})) as worker:
+        worker.call("hold", split, 4)
+        tasks = Path(f"/proc/{worker.process.pid}/task").iterdir()
+        assert {frozenset(os.sched_getaffinity(int(task.name))) for task in tasks} == {
+            frozenset({cpu})
+        }
+
+
+def test_runs_before_the_timed_ones_are_not_timed(artifact, split):
+    with Worker("fbgemm", artifact, "cpu", 1) as worker:
+        worker.call("hold", split, 1)
+        assert len(worker.call("time", 3, 2)) == 3
 
 
 def test_a_worker_killed_while_it_loads_gives_the_same_message(artifact, split):

@@ -22,6 +22,8 @@ def words(run: Run, options: Options) -> list[str]:
         arguments.append("--init-partial")
     if options.cuda_graph:
         arguments.append("--cuda-graph")
+    if options.again:
+        arguments.append("--again")
     if options.profile:
         arguments.append("--profile")
     if options.smoke:

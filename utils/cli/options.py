@@ -12,7 +12,7 @@ from utils.errors import UserError, printable
 
 BATCH_SIZES = (1, 8, 16, 32, 64)
 SMOKE_BATCH_SIZES = (1, 8)
-PROTOCOL = "palindromic-rounds/5"  # timing protocol, described in utils/timing/protocol.py
+PROTOCOL = "palindromic-rounds/6"  # timing protocol, described in utils/timing/protocol.py
 TIMING = ("brief", "quick", "standard", "mlperf")  # how long to time
 DEFAULT_TIMING = "quick"
 MAX_SEED = 2**32 - 1  # largest seed that both NumPy and torch accept
@@ -35,6 +35,7 @@ class Options:
     timing: str = DEFAULT_TIMING
     cuda_graph: bool = False
     profile: bool = False
+    again: bool = False  # time finished runs in another session
     results: Path = paths.RESULTS  # absolute
     checkpoints: Path = paths.CHECKPOINTS  # absolute
     smoke: bool = False
@@ -183,6 +184,12 @@ def _add_measurement(parser: argparse.ArgumentParser) -> None:
         help="on a GPU, time the network captured as a CUDA graph",
     )
     parser.add_argument(
+        "--again",
+        action="store_true",
+        help="time a finished run in another session, an hour or a restart later, and quantize "
+        "nothing: intervals then cover sessions",
+    )
+    parser.add_argument(
         "--profile",
         action="store_true",
         help="also measure the time of each operator, if the engine reports it",
@@ -251,6 +258,8 @@ def _check_device(options: Options) -> None:
             raise UserError(f"--device {options.device}: {name} runs {advice}")
     if options.cuda_graph and options.device != "cuda":
         raise UserError("--cuda-graph needs --device cuda.")
+    if options.again and (options.smoke or options.fastest):
+        raise UserError("--again times finished runs; leave --smoke and --backend fastest out.")
     if options.threads > cpus.usable():
         raise UserError(
             f"--threads {options.threads}: this process may use {cpus.usable()} CPUs; "

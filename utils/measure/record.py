@@ -44,7 +44,7 @@ def run(
         device = options.device.upper()
         emulates = f"{backend.name} emulates it, or computes in FP32"
         progress.say(f"warning: this {device} has no FP16 arithmetic; {emulates}")
-    path = _saved(run, experiment, deployed)
+    path = _saved(experiment, deployed)
     logits, numerics = artifact_logits(deployed, path, experiment)
     fp32 = fp32_logits(experiment, logits if path == experiment.baseline.path else None)
     kernels = backend.kernels(path)
@@ -73,13 +73,13 @@ def run(
     progress.say(f"{summary(record)}\nwritten: {written}")
 
 
-def _saved(run: Run, experiment: Experiment, deployed: Deployed) -> Path:
+def _saved(experiment: Experiment, deployed: Deployed) -> Path:
     """Save the artifact, unless it is a file already; returns its path."""
     if deployed.file is not None:
         return deployed.file
     options, backend = experiment.options, deployed.backend
-    folder = options.checkpoints / experiment.data.study
-    path = folder / f"{run.name}_{backend.name}_seed{options.seed}{backend.suffix}"
+    name = f"{experiment.run.on(backend.name).name}_{backend.name}_seed{options.seed}"
+    path = options.checkpoints / experiment.data.study / f"{name}{backend.suffix}"
     with paths.atomic(path) as temporary:
         deployed.save(temporary)
     checksums.note(path)
@@ -126,9 +126,7 @@ def _times(deployed: Deployed, path: Path, experiment: Experiment) -> list[dict]
         # Not timed: the speed of a simulation says nothing.
         return [{"batch_size": None, "threads": experiment.options.threads}]
     candidate = deployed.backend.name, path
-    return protocol.measure(
-        candidate, experiment.baseline, experiment.data.test, experiment.options
-    )
+    return protocol.measure(candidate, experiment)
 
 
 def _footprint(deployed: Deployed, path: Path, experiment: Experiment) -> dict:
@@ -160,6 +158,7 @@ def _provenance(run: Run, experiment: Experiment, path: Path) -> dict:
         "code_sha256": environment.code_sha256(code),
         "data_sha256": experiment.data.digest,
         "baseline_sha256": experiment.baseline.sha256,
+        "artifact": path.name,
         "artifact_sha256": checksums.sha256_of(path),
         "code": code,
     }

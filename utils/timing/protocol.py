@@ -1,16 +1,21 @@
 """Time inference by the protocol `palindromic-rounds`, the same for every backend.
 
-The candidate, eager FP32 and the fastest FP32 of this machine are each loaded in a fresh process
-with a fixed number of threads. The thread that calls the network runs on the same CPU in each.
-After a warm-up the processes take turns in short rounds, first in one order and then backwards
-(A B C C B A), so that a machine that slows down or speeds up affects all of them equally. If the
-two turns of one side differ too much, something else was running, and the round is repeated.
+The candidate, eager FP32, the study's fastest FP32 and FP32 on the candidate's engine are each
+loaded in a fresh process with a fixed number of threads, on CPUs that no other timing uses. The
+thread that calls the network runs on the same CPU in each. After a warm-up the processes take turns
+in short rounds, first in one order and then backwards (A B C C B A), so that a machine that slows
+down or speeds up affects all of them equally. The first runs of a turn do not count. If the two
+turns of one side differ too much, something else was running, and the round is repeated: medians
+and ratios come from quiet rounds, means and percentiles from all of them.
 
 Then all processes are started again, several times. A process is some percent faster or slower for
 as long as it lives, depending on where its memory happens to lie. More rounds cannot show this
 (Kalibera and Jones 2013, "Rigorous benchmarking in reasonable time"). The latency of a launch is
-the median over its rounds, and its speed-up the median of the ratios within its rounds. Reported
-figures are means over launches, with intervals bootstrapped over launches. With `--cuda-graph` all
+the median over its rounds, and its speed-up the median of the ratios within its rounds.
+
+A *session* is one such measurement. Days and restarts change a ratio more than launches do, so a
+run may be timed again (`--again`): its figures are then means over sessions, and `stats.interval`
+covers sessions. With one session, the interval covers its launches only. With `--cuda-graph` all
 sides run as CUDA graphs, including "eager" FP32, and the protocol's name says so.
 
 The scenarios come from MLPerf inference (Reddi et al. 2020, arXiv:1911.02549; rules in
@@ -20,19 +25,21 @@ batch of 8, p99. Offline: the throughput at the best batch size.
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from utils import progress, stats
+from utils import environment, progress, stats
+from utils.backends import registry
+from utils.catalog import BACKENDS
 from utils.cli import Options
-from utils.data.dataset import Split
-from utils.timing import fastest, rounds
+from utils.experiment import Experiment
+from utils.timing import cores, fastest, rounds
 from utils.timing.worker import Worker
-from utils.training.checkpoints import Checkpoint
 
 SINGLE_STREAM, MULTI_STREAM = 1, 8  # images in a query
 
@@ -56,28 +63,49 @@ TIERS = {
 }
 
 
+# Sides of a comparison, with the key of their samples in a run's JSON.
+SAMPLES = {
+    "candidate": "samples_ms",
+    "eager": "eager_samples_ms",
+    "best": "best_samples_ms",
+    "same_engine": "same_engine_samples_ms",
+}
+SPEEDUPS = {  # by the side that is compared with the candidate
+    "eager": "speedup_vs_eager_fp32",
+    "best": "speedup_vs_best_fp32",
+    "same_engine": "speedup_vs_same_engine_fp32",
+}
+MILLISECONDS = {
+    "eager": "eager_fp32_ms",
+    "best": "best_fp32_ms",
+    "same_engine": "same_engine_fp32_ms",
+}
+
+
 @dataclass
 class Launch:
-    """Times of one launch of all processes: seconds of every run, by round, for each side."""
+    """Times of one launch of all processes: milliseconds of every run, by round, for each side.
 
-    candidate: list[list[float]]
-    eager: list[list[float]]
-    best: list[list[float]]  # the same object as `eager` if eager FP32 is the fastest
+    Sides that are the same process share one list.
+    """
+
+    times: dict[str, list[list[float]]]  # by the names in `SAMPLES`
     repeated: int  # number of contended rounds
     contended: bool  # whether contended rounds had to be kept
     cost: dict[str, float]  # of the candidate, from `Worker.call("cost")`
+    discarded: list[list[float]] = field(default_factory=list)  # the candidate's, of other rounds
+    session: int = 0
 
 
-def measure(
-    candidate: tuple[str, Path], baseline: Checkpoint, split: Split, options: Options
-) -> list[dict]:
+def measure(candidate: tuple[str, Path], experiment: Experiment) -> list[dict]:
     """Measure latency and throughput of a candidate, given as (backend, artifact).
 
     Returns columns of results.csv, one dict for each number of threads and batch size. Every batch
     size is timed with all threads, and the smallest also with one thread, unless the tier is brief.
-    Images come from `split`. Batch sizes ascend, so that the peak memory after each is the peak of
-    that batch size. A smoke run times two rounds of one run each, with all threads only.
+    Images come from the test split. Batch sizes ascend, so that the peak memory after each is the
+    peak of that batch size. A smoke run times two rounds of one run each, with all threads only.
     """
+    options = experiment.options
     sizes = sorted(options.batch_sizes)
     launches, sweep = 1, {options.threads: sizes}
     if not options.smoke:
@@ -89,17 +117,24 @@ def measure(
     with progress.Bar("timing", launches * sum(map(len, sweep.values())), "batch sizes") as bar:
         for threads, batch_sizes in sweep.items():
             here = options.replace(threads=threads)
-            best = fastest.find(baseline, split, batch_sizes, here)
+            best = fastest.find(experiment, batch_sizes, here)
             names = {size: engines["best_fp32"] for size, engines in best.items()}
             collected: dict[int, list[Launch]] = {size: [] for size in batch_sizes}
             for _ in range(launches):
-                for size, launch in _launch(candidate, baseline, split, names, here):
+                for size, launch in _launch(candidate, experiment, names, here):
                     collected[size].append(launch)
                     bar.step(note=f"batch {size}, {threads} threads")
             for size in batch_sizes:
                 entry = {"threads": threads, "batch_size": size}
                 entry |= {"protocol": options.protocol, "tier": options.tier}
-                entries.append(entry | summarize(collected[size], size) | best[size])
+                entry |= {"same_engine_fp32": _same_engine(candidate[0], options)}
+                sessions = [environment.session()]
+                entries.append(entry | summarize(collected[size], size, sessions) | best[size])
+    return with_offline(entries)
+
+
+def with_offline(entries: list[dict]) -> list[dict]:
+    """Set the throughput `offline_ips` where it is highest, and None elsewhere."""
     for entry in entries:
         entry["offline_ips"] = None
     fastest_entry = max(entries, key=lambda entry: entry["throughput_ips"])
@@ -107,43 +142,86 @@ def measure(
     return entries
 
 
+def again(candidate: tuple[str, Path], experiment: Experiment, entries: list[dict]) -> list[dict]:
+    """Time a candidate in another session, at the points of `entries`, by the same protocol.
+
+    `entries` is the section `timing` of its record. Returns the section over all sessions. The
+    fastest FP32 stays the one of the record.
+    """
+    measured = {}
+    for threads in dict.fromkeys(entry["threads"] for entry in entries):
+        points = [entry for entry in entries if entry["threads"] == threads]
+        here = experiment.options.replace(threads=threads, timing=points[0]["tier"])
+        names = {entry["batch_size"]: entry["best_fp32"] for entry in points}
+        for _ in range(TIERS[here.timing].launches):
+            for size, launch in _launch(candidate, experiment, names, here):
+                measured.setdefault((threads, size), []).append(launch)
+    joined = []
+    for entry in entries:
+        size, known = entry["batch_size"], launches_of(entry)
+        launches = measured[entry["threads"], size]
+        for launch in launches:
+            launch.session = len(entry["sessions"])
+        sessions = [*entry["sessions"], environment.session()]
+        joined.append(entry | summarize(known + launches, size, sessions))
+    return with_offline(joined)
+
+
+def _same_engine(backend: str, options: Options) -> str | None:
+    """Return the backend that runs FP32 on the engine of `backend`; None if it cannot run here."""
+    name = BACKENDS[backend].same_engine
+    if options.smoke or registry.problem(name, options.device):
+        return None
+    return None if options.timing == "brief" and BACKENDS[name].compiles else name
+
+
 def _launch(
-    candidate: tuple[str, Path],
-    baseline: Checkpoint,
-    split: Split,
-    best: dict[int, str],
-    options: Options,
+    candidate: tuple[str, Path], experiment: Experiment, best: dict[int, str], options: Options
 ) -> Iterator[tuple[int, Launch]]:
     """Start all processes once; yields each batch size of `best` and its `Launch`.
 
     `best` maps a batch size to the name of its fastest FP32 engine.
     """
     how = options.device, options.threads, options.cuda_graph
+    same, baseline = _same_engine(candidate[0], options), experiment.baseline.path
+    names = filter(None, dict.fromkeys(["native", *best.values(), same]))
     with contextlib.ExitStack() as stack:
-        ours = stack.enter_context(Worker(*candidate, *how))
-        fp32 = {
-            name: stack.enter_context(Worker(name, baseline.path, *how))
-            for name in dict.fromkeys(["native", *best.values()])
-        }
+        cpus = (
+            frozenset() if options.smoke else stack.enter_context(cores.reserved(options.threads))
+        )
+        start = functools.partial(Worker, cuda_graph=options.cuda_graph, cpus=cpus)
+        ours = stack.enter_context(start(*candidate, *how[:2]))
+        fp32 = {name: stack.enter_context(start(name, baseline, *how[:2])) for name in names}
         for size, name in best.items():
-            sides = [ours, fp32["native"]]
-            if name != "native":
-                sides.append(fp32[name])
-            yield size, _time(sides, split, size, options)
+            sides = {"candidate": ours, "eager": fp32["native"], "best": fp32[name]}
+            if same:
+                sides["same_engine"] = fp32[same]
+            yield size, _time(sides, experiment, size, options)
 
 
-def _time(sides: list[Worker], split: Split, batch_size: int, options: Options) -> Launch:
-    """Time `sides`: the candidate, eager FP32 and the fastest FP32, if it is another engine."""
-    rounds.hold(sides, split, batch_size)
+def _time(
+    sides: dict[str, Worker], experiment: Experiment, batch_size: int, options: Options
+) -> Launch:
+    """Time the processes of `sides`, each once even if it plays several parts."""
+    workers = list(dict.fromkeys(sides.values()))
+    rounds.hold(workers, experiment.data.test, batch_size)
     if options.smoke:
-        runs, count = [1] * len(sides), 2
+        runs, count = [1] * len(workers), 2
     else:
-        seconds = [rounds.warm_up(side) for side in sides]
+        seconds = [rounds.warm_up(worker) for worker in workers]
         runs, count = plan(seconds, TIERS[options.timing], batch_size)
-    kept, repeated, contended = rounds.alternate(rounds.turns(sides, runs), count)
-    times = [list(side) for side in zip(*kept, strict=True)]
-    cost = sides[0].call("cost")
-    return Launch(times[0], times[1], times[-1], repeated, contended, cost)
+    measured = rounds.alternate(rounds.turns(workers, runs), count)
+    columns = [
+        [_milliseconds(times) for times in side] for side in zip(*measured.quiet, strict=True)
+    ]
+    by_worker = dict(zip(workers, columns, strict=True))
+    return Launch(
+        times={name: by_worker[worker] for name, worker in sides.items()},
+        repeated=measured.repeated,
+        contended=measured.contended,
+        cost=workers[0].call("cost"),
+        discarded=[_milliseconds(times[0]) for times in measured.discarded],
+    )
 
 
 def plan(seconds: list[float], tier: Tier, batch_size: int) -> tuple[list[int], int]:
@@ -160,74 +238,104 @@ def plan(seconds: list[float], tier: Tier, batch_size: int) -> tuple[list[int], 
     return runs, count
 
 
-def summarize(launches: list[Launch], batch_size: int) -> dict:
+def summarize(launches: list[Launch], batch_size: int, sessions: list[dict]) -> dict:
     """Compute the timing columns of results.csv for one batch size.
 
-    Latency is in milliseconds for a batch, throughput in images per second.
+    Latency is in milliseconds for a batch, throughput in images per second. `sessions` describes
+    the sessions, to which the launches belong by number.
     """
-    candidate = [launch.candidate for launch in launches]
-    eager = [launch.eager for launch in launches]
-    best = [launch.best for launch in launches]
-    samples = 1e3 * np.concatenate([times for kept in candidate for times in kept])
-    middle = by_launch(candidate)
-    low, high = stats.mean_interval(middle)
+    ours = [launch.times["candidate"] for launch in launches]
+    everything = [times for launch in launches for times in launch.discarded]
+    samples = np.concatenate([times for kept in ours for times in kept] + everything)
     p90 = stats.percentile_bound(samples, 0.90) if batch_size == SINGLE_STREAM else None
     p99 = stats.percentile_bound(samples, 0.99) if batch_size == MULTI_STREAM else None
+    groups = [launch.session for launch in launches]
     columns = {
-        "latency_ms_p50": float(middle.mean()),
-        "latency_ms_ci_low": low,
-        "latency_ms_ci_high": high,
+        **_estimate("latency_ms_p50", "latency_ms", _medians(ours), groups),
         "latency_ms_mean": float(samples.mean()),
         "latency_ms_std": float(samples.std(ddof=1)),
         "latency_ms_p90": stats.percentile(samples, 90),
         "latency_ms_p95": stats.percentile(samples, 95),
         "latency_ms_p99": stats.percentile(samples, 99),
-        "eager_fp32_ms": float(by_launch(eager).mean()),
-        "best_fp32_ms": float(by_launch(best).mean()),
         "single_stream_p90_ms": p90,
         "multi_stream_p99_ms": p99,
         "throughput_ips": float(1e3 * batch_size / samples.mean()),
-        **speedup("speedup_vs_eager_fp32", eager, candidate),
-        **speedup("speedup_vs_best_fp32", best, candidate),
         "n_timed": len(samples),
+        "n_sessions": len(sessions),
         "n_launches": len(launches),
-        "n_rounds": sum(map(len, candidate)),
+        "n_rounds": sum(map(len, ours)),
         "n_repeated": sum(launch.repeated for launch in launches),
         "contended": any(launch.contended for launch in launches),
     }
+    for side, name in SPEEDUPS.items():
+        if side in launches[0].times:
+            theirs = [launch.times[side] for launch in launches]
+            columns |= _estimate(name, name, _ratios(theirs, ours), groups)
+            columns[MILLISECONDS[side]] = stats.grouped_mean(_medians(theirs), groups)
     for name in launches[0].cost:
         columns[name] = float(np.median([launch.cost[name] for launch in launches]))
-    others = [launch.best for launch in launches if launch.best is not launch.eager]
-    columns["samples_ms"] = [milliseconds(kept) for kept in candidate]
-    columns["eager_samples_ms"] = [milliseconds(kept) for kept in eager]
-    columns["best_samples_ms"] = [milliseconds(kept) for kept in others]
-    return columns
+    return columns | stored(launches) | {"sessions": sessions}
 
 
-def by_launch(launches: list[list[list[float]]]) -> np.ndarray:
-    """Compute the milliseconds of a run in each launch, float64 (launches,).
+def stored(launches: list[Launch]) -> dict:
+    """Return the launches as keys of a run's JSON, from which `launches_of` restores them.
 
-    This is the median over the launch's rounds of the median within each round.
+    Samples of a side that is the same process as an earlier one are not stored again.
     """
-    return np.array([1e3 * np.median([np.median(times) for times in kept]) for kept in launches])
+    kept = {key: [] for key in SAMPLES.values()} | {"discarded_ms": [], "launches": []}
+    for launch in launches:
+        seen = {}
+        facts = {"session": launch.session, "repeated": launch.repeated}
+        facts |= {"contended": launch.contended, **launch.cost, "same_as": {}}
+        for side, key in SAMPLES.items():
+            times = launch.times.get(side)
+            if times is None or id(times) in seen:
+                facts["same_as"][side] = seen.get(id(times))
+            else:
+                seen[id(times)] = side
+                kept[key].append(times)
+        kept["discarded_ms"].append(launch.discarded)
+        kept["launches"].append(facts)
+    return kept
 
 
-def speedup(name: str, fp32: list, candidate: list) -> dict[str, float]:
-    """Compute how many times as fast as FP32 the candidate is, with an interval.
+def launches_of(entry: dict) -> list[Launch]:
+    """Restore the launches of an entry of a record's `timing`, which `stored` described."""
+    samples = {side: iter(entry[key]) for side, key in SAMPLES.items()}
+    launches = []
+    for facts, discarded in zip(entry["launches"], entry["discarded_ms"], strict=True):
+        facts, times = dict(facts), {}
+        same_as = facts.pop("same_as")
+        for side in SAMPLES:
+            if side not in same_as:
+                times[side] = next(samples[side])
+            elif same_as[side] is not None:
+                times[side] = times[same_as[side]]
+        how = {name: facts.pop(name) for name in ("session", "repeated", "contended")}
+        launches.append(Launch(times, cost=facts, discarded=discarded, **how))
+    return launches
 
-    `fp32` and `candidate` have the seconds of every run, by launch and round. Returns the columns
-    `name`, `name`_ci_low and `name`_ci_high.
-    """
-    ratios = [_ratio(*launch) for launch in zip(fp32, candidate, strict=True)]
-    low, high = stats.mean_interval(np.array(ratios))
-    return {name: float(np.mean(ratios)), f"{name}_ci_low": low, f"{name}_ci_high": high}
+
+def _medians(launches: list[list[list[float]]]) -> list[float]:
+    """Compute the time of a run in each launch: the median over rounds of the round's median."""
+    return [float(np.median([np.median(times) for times in kept])) for kept in launches]
 
 
-def _ratio(fp32: list[list[float]], candidate: list[list[float]]) -> float:
-    """Compute the median over a launch's rounds of FP32's time divided by the candidate's."""
-    return np.median([np.median(a) / np.median(b) for a, b in zip(fp32, candidate, strict=True)])
+def _ratios(fp32: list[list[list[float]]], candidate: list[list[list[float]]]) -> list[float]:
+    """Compute the median over each launch's rounds of FP32's time divided by the candidate's."""
+    return [
+        float(np.median([np.median(a) / np.median(b) for a, b in zip(*launch, strict=True)]))
+        for launch in zip(fp32, candidate, strict=True)
+    ]
 
 
-def milliseconds(rounds: list[list[float]]) -> list[list[float]]:
-    """Convert seconds by round to milliseconds, rounded as in a run's JSON."""
-    return [[round(1e3 * value, 4) for value in times] for times in rounds]
+def _estimate(name: str, prefix: str, values: list[float], groups: list[int]) -> dict:
+    """Return the column `name`, and its interval as `prefix`_ci_low and `prefix`_ci_high."""
+    low, high = stats.interval(values, groups)
+    mean = stats.grouped_mean(values, groups)
+    return {name: mean, f"{prefix}_ci_low": low, f"{prefix}_ci_high": high}
+
+
+def _milliseconds(seconds: list[float]) -> list[float]:
+    """Convert seconds to milliseconds, rounded as in a run's JSON."""
+    return [round(1e3 * value, 4) for value in seconds]

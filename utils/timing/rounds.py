@@ -4,6 +4,7 @@ import functools
 import math
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,6 +12,10 @@ from utils.data.dataset import Split
 from utils.timing.worker import Worker
 
 WARMUP_S, WARMUP_RUNS = 0.3, 2
+# Runs at the start of a turn that do not count. After the other sides' turns, caches and threads
+# are cold: over 30,000 turns on three processors, the first run took 1.05 to 1.6 times the median
+# of its engine, the second 1.00 to 1.33 and the third 1.00 to 1.09.
+SETTLING = 2
 TURN_S = 0.05  # of one side; a round has two turns of each side
 CONTENDED = 1.2  # above this ratio of a side's two turns, something else was running
 SEARCH_S, MIN_ROUNDS, MAX_ROUNDS = 3.0, 3, 20  # of a comparison, all sides together
@@ -18,6 +23,15 @@ MIN_TRIES = 4  # contended rounds before they are kept, if few rounds are wanted
 
 Turn = Callable[[], list[float]]  # runs one side several times; returns the seconds of each run
 Round = list[list[float]]  # seconds of every run, by side
+
+
+class Rounds(NamedTuple):
+    """What `alternate` measured."""
+
+    quiet: list[Round]  # for medians; all rounds if too few were clean
+    discarded: list[Round]  # contended rounds that are not among `quiet`, for tails
+    repeated: int  # number of contended rounds
+    contended: bool  # whether contended rounds had to be kept
 
 
 def hold(sides: list[Worker], split: Split, batch_size: int) -> None:
@@ -29,8 +43,14 @@ def hold(sides: list[Worker], split: Split, batch_size: int) -> None:
 
 
 def turns(sides: list[Worker], runs: list[int]) -> list[Turn]:
-    """Make the turns for `alternate`: each times the `runs` of one side."""
-    return [functools.partial(side.call, "time", n) for side, n in zip(sides, runs, strict=True)]
+    """Make the turns for `alternate`: each times the `runs` of one side, once it has settled.
+
+    A turn of one or two runs is so long that a single run settles it.
+    """
+    return [
+        functools.partial(side.call, "time", n, min(SETTLING, max(1, n - 1)))
+        for side, n in zip(sides, runs, strict=True)
+    ]
 
 
 def warm_up(side: Worker) -> float:
@@ -65,16 +85,14 @@ def compare(
     hold(sides, split, batch_size)
     runs, round_s = fill([warm_up(side) for side in sides])
     count = count or min(MAX_ROUNDS, max(MIN_ROUNDS, round(SEARCH_S / round_s)))
-    kept, _, _ = alternate(turns(sides, runs), count)
-    return np.array([_medians(times) for times in kept])
+    return np.array([_medians(times) for times in alternate(turns(sides, runs), count).quiet])
 
 
-def alternate(turns: list[Turn], rounds: int) -> tuple[list[Round], int, bool]:
+def alternate(turns: list[Turn], rounds: int) -> Rounds:
     """Take each of `turns` twice per round, in the order A B C C B A, for `rounds` clean rounds.
 
-    A contended round is repeated, until there are max(`rounds`, `MIN_TRIES`) contended rounds.
-    Returns the rounds kept, the number of contended rounds, and whether these were also kept
-    because too few rounds were clean.
+    A contended round is repeated, until there are max(`rounds`, `MIN_TRIES`) contended rounds. If
+    too few rounds are clean by then, the contended ones are kept as well.
     """
     clean, contended = [], []
     while len(clean) < rounds and len(contended) < max(rounds, MIN_TRIES):
@@ -86,8 +104,8 @@ def alternate(turns: list[Turn], rounds: int) -> tuple[list[Round], int, bool]:
         else:
             contended.append(both)
     if len(clean) == rounds:
-        return clean, len(contended), False
-    return clean + contended, len(contended), True
+        return Rounds(clean, contended, len(contended), False)
+    return Rounds(clean + contended, [], len(contended), True)
 
 
 def _palindrome(turns: list[Turn], first: int) -> tuple[Round, Round]:

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from utils.data.dataset import Split
 from utils.environment import MIB
 from utils.errors import UserError
 from utils.quantize import layers
+from utils.timing import cores
 
 EVAL_BATCH = 32
 architectures.torchvision_models()  # the import takes seconds, which `load_s` must not include
@@ -31,18 +32,27 @@ architectures.torchvision_models()  # the import takes seconds, which `load_s` m
 class Worker:
     """A process that has loaded the artifact at `path`; use it as a context manager.
 
+    It runs on `cpus`, by default on all that this process may use.
     Calls run in that process and return their results. Raises `UserError` if the file has been
     replaced since `checksums.note` saw it.
     """
 
     def __init__(
-        self, backend: str, path: Path, device: str, threads: int, cuda_graph: bool = False
+        self,
+        backend: str,
+        path: Path,
+        device: str,
+        threads: int,
+        cuda_graph: bool = False,
+        cpus: frozenset[int] = frozenset(),
     ):
         checksums.check(path)
         context = _context()
         self.connection, other = context.Pipe()
         self.process = context.Process(
-            target=_serve, args=(other, backend, path, device, threads, cuda_graph), daemon=True
+            target=_serve,
+            args=(other, cpus, backend, path, device, threads, cuda_graph),
+            daemon=True,
         )
         self.process.start()
         other.close()
@@ -168,7 +178,7 @@ class _Server:
         especially on a virtual machine with busy neighbours: one of two equal processes was up to
         1.5 times as fast as the other for as long as both lived.
         """
-        self._pin(self.cpus)  # the first run may start threads, which inherit this
+        _pin(self.cpus)  # the first run may start threads, which inherit this
         batch = self._batch(split, batch_size).contiguous(memory_format=self.layout)
         self.held = functools.partial(self.predict, batch)
         seconds = self.time(1)[0]
@@ -177,7 +187,7 @@ class _Server:
         if self.cuda_graph:
             self.held = _captured(self.held)
         if self.cpus:
-            self._pin({fastest_cpu(self.cpus)})
+            _pin({max(self.cpus, key=cores.speed)})
 
     def _batch(self, split: Split, batch_size: int) -> torch.Tensor:
         positions = np.arange(batch_size) % len(split)
@@ -190,15 +200,15 @@ class _Server:
             return None
         return self.engine.profile(self.path, self._batch(split, batch_size), runs)
 
-    def _pin(self, cpus: set[int]) -> None:
-        """Pin this thread to `cpus`; does nothing if the set is empty, as on macOS and Windows."""
-        if cpus:
-            os.sched_setaffinity(0, cpus)
+    def time(self, repeats: int, before: int = 0) -> list[float]:
+        """Time `repeats` runs on the held batch, in seconds; on a GPU with CUDA events.
 
-    def time(self, repeats: int) -> list[float]:
-        """Time `repeats` runs on the held batch, in seconds; on a GPU with CUDA events."""
+        The runs `before` them are not timed.
+        """
         timer = _cuda_seconds if self.device == "cuda" else _seconds
         with torch.inference_mode():
+            for _ in range(before):
+                self.held()
             return [timer(self.held) for _ in range(repeats)]
 
     def cost(self) -> dict[str, float]:
@@ -210,17 +220,10 @@ class _Server:
         }
 
 
-def fastest_cpu(cpus: set[int], folder: Path = Path("/sys/devices/system/cpu")) -> int:
-    """Choose the CPU of `cpus` with the highest maximum clock; the last one in a tie.
-
-    Hybrid processors also have slow cores.
-    """
-
-    def clock(cpu: int) -> int:
-        path = folder / f"cpu{cpu}/cpufreq/cpuinfo_max_freq"  # kHz; absent in virtual machines
-        return int(path.read_text()) if path.exists() else 0
-
-    return max(cpus, key=lambda cpu: (clock(cpu), cpu))
+def _pin(cpus: Iterable[int]) -> None:
+    """Pin this thread to `cpus`; does nothing if there are none, as on macOS and Windows."""
+    if cpus:
+        os.sched_setaffinity(0, cpus)
 
 
 def peak_memory_mb(device: str) -> float:
@@ -277,8 +280,9 @@ def _captured(work: Callable[[], object]) -> Callable[[], object]:
     return graph.replay
 
 
-def _serve(connection, *arguments) -> None:
+def _serve(connection, cpus: frozenset[int], *arguments) -> None:
     """Answer calls until the connection closes; the first call loads the artifact."""
+    _pin(cpus)  # threads that the engine starts inherit it
     server = None
     while True:
         try:
