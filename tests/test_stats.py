@@ -44,7 +44,7 @@ def test_percentile_needs_enough_values_to_be_more_than_the_largest(q, fewest):
 
 
 def test_interval_by_hand():
-    """Logarithms 0, 1, 2 and 3 have the mean 1.5, the standard error sqrt(5/3 / 4), and t 3.1824."""
+    """Logarithms 0, 1, 2 and 3: mean 1.5, standard error sqrt(5/3 / 4), t 3.1824."""
     half = 3.182446 * np.sqrt(5 / 12)
     expected = np.exp(1.5 - half), np.exp(1.5 + half)
     assert stats.interval(np.exp([0, 1, 2, 3]), [0, 0, 0, 0]) == pytest.approx(expected, rel=1e-5)
@@ -76,7 +76,7 @@ def test_the_interval_of_a_session_covers_the_mean_of_its_launches(launches):
 
 @pytest.mark.parametrize("sessions", [3, 4, 6])
 def test_the_interval_of_sessions_covers_what_varies_by_the_day(sessions):
-    """Days differ by 6 % and launches of a day by 2 %; launches alone would cover less than half."""
+    """Days differ by 6 % and launches of a day by 2 %; one day covers less than half."""
     groups = np.repeat(np.arange(sessions), 6)
 
     def draw(generator):

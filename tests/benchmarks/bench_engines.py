@@ -11,10 +11,12 @@ import pictures
 import torch
 from torch import nn
 
+from utils import stats
 from utils.backends import registry
 from utils.backends.tool_defaults import TOOL_DEFAULTS
 from utils.catalog import BACKENDS, MODELS
 from utils.data.dataset import Split
+from utils.errors import UserError
 from utils.measure import footprint
 from utils.quantize.methods import ptq
 from utils.recipes import Int8
@@ -25,11 +27,11 @@ from utils.training import checkpoints, initial_weights
 Point = tuple[int, int]  # threads and batch size
 Side = tuple[str, str]  # kind ("FP32", "INT8", "default INT8" or "product") and engine or tool
 Artifact = tuple[str, Path]  # backend and file
-Times = dict[Side, np.ndarray]  # seconds of each round, (rounds,)
+Times = dict[Side, np.ndarray]  # seconds of each round, (launches, rounds)
 
 POINTS: tuple[Point, ...] = ((paired.THREADS, 1), (1, 1), (paired.THREADS, 32))
 CALIBRATION = 64  # images: enough for speed, which hardly depends on the numbers
-ROUNDS, LAUNCHES = 5, 2
+ROUNDS, LAUNCHES = 3, 4  # an interval needs four launches
 BASE = "onnxruntime"  # every side is compared with its FP32
 # Engines that multiply dense matrices, to measure the limit of the processor.
 PRODUCTS = (BASE, "openvino", "onednn")
@@ -54,7 +56,10 @@ def engines(settings: paired.Settings) -> Iterator[paired.Row]:
     dense = _dense(split, settings)
     for name in list(MODELS)[-1:] if settings.smoke else MODELS:
         init = settings.init.format(model=name) if settings.init else "scratch"
-        model = initial_weights.initialize(name, init, 0).model.eval()
+        model = initial_weights.initialize(name, init, 0).model
+        if init == "scratch":
+            settle(model, split.calibration(len(split)))
+        model.eval()
         sides = _fp32(name, model, settings) | _int8(name, model, split, settings)
         for point in dict.fromkeys(points):
             largest = point == POINTS[-1]
@@ -62,6 +67,22 @@ def engines(settings: paired.Settings) -> Iterator[paired.Row]:
             yield from _rows(name, point, times)
             if largest and dense:
                 yield _of_products(name, model, point, times)
+
+
+@torch.no_grad()
+def settle(model: nn.Module, images: torch.Tensor) -> None:
+    """Give the BatchNorm layers of a random `model` the statistics of `images`, in place.
+
+    Without them, activations shrink or grow from layer to layer, until no range can hold them and
+    XNNPACK refuses the network. `images` are float32 (n, 3, 224, 224).
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None  # a mean over all batches
+        norm.reset_running_stats()
+    model.train()
+    for batch in images.split(16):
+        model(batch)
 
 
 def _runs(backend: str, settings: paired.Settings) -> bool:
@@ -92,13 +113,24 @@ def _int8(
     for backend, entry in BACKENDS.items():
         if ("ptq", "int8") in entry.serves and _runs(backend, settings):
             stem = settings.folder / name
-            sides["INT8", backend] = _written(model, images, recipe, backend, stem)
+            with _left_out(f"{MODELS[name].label}, INT8 {backend}"):
+                sides["INT8", backend] = _written(model, images, recipe, backend, stem)
     for label, tool in TOOL_DEFAULTS.items():
         if not tool.missing and _runs(tool.backend, settings):
             path = settings.folder / f"{name}_default_{tool.backend}{tool.suffix}"
-            tool.write(model, images, path)
-            sides["default INT8", label] = tool.backend, path
+            with _left_out(f"{MODELS[name].label}, default INT8 of {label}"):
+                tool.write(model, images, path)
+                sides["default INT8", label] = tool.backend, path
     return sides
+
+
+@contextlib.contextmanager
+def _left_out(what: str) -> Iterator[None]:
+    """Print one line if an engine refuses a network, and go on without it."""
+    try:
+        yield
+    except UserError as error:
+        print(f"{what}: left out: {error}", flush=True)
 
 
 def _dense(split: Split, settings: paired.Settings) -> dict[Side, Artifact]:
@@ -137,7 +169,7 @@ def _times(sides: dict[Side, Artifact], split: Split, point: Point, smoke: bool)
     """Time all `sides` at a point, in several launches."""
     launches, count = (1, 1) if smoke else (LAUNCHES, ROUNDS)
     seconds = [_launch(list(sides.values()), split, point, count) for _ in range(launches)]
-    return dict(zip(sides, np.concatenate(seconds).T, strict=True))
+    return dict(zip(sides, np.array(seconds).transpose(2, 0, 1), strict=True))
 
 
 def _launch(artifacts: list[Artifact], split: Split, point: Point, count: int) -> np.ndarray:
@@ -186,4 +218,10 @@ def _fastest(times: Times, kind: str) -> Side | None:
 
 
 def _row(what: str, ratios: np.ndarray, goal: float | None = None) -> paired.Row:
-    return paired.Row(what, float(np.median(ratios)), *paired.interval(ratios), goal=goal)
+    """Make the row of `ratios`, (launches, rounds).
+
+    Rounds of a launch are not independent, so the interval is over launches; see `stats.interval`.
+    """
+    by_launch, sessions = np.median(ratios, axis=1), [0] * len(ratios)
+    low, high = stats.interval(by_launch, sessions)
+    return paired.Row(what, stats.grouped_mean(by_launch, sessions), low, high, goal=goal)

@@ -33,14 +33,16 @@ class Row:
 
     what: str
     ratio: float
-    low: float
-    high: float
+    low: float | None  # None if there are too few launches for an interval
+    high: float | None
     sign: str = ">="  # the ratio should be at least (>=) or at most (<=) the goal
     goal: float | None = None
 
     @property
     def met(self) -> str:
         """Whether the whole interval meets the goal: yes, no or unclear."""
+        if self.low is None:
+            return "unclear"
         if self.sign == ">=":
             reached = [self.low >= self.goal, self.high >= self.goal]
         else:
@@ -50,7 +52,9 @@ class Row:
         return "unclear" if any(reached) else "no"
 
     def __str__(self) -> str:
-        ratio = f"{self.ratio:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        ratio = f"{self.ratio:.2f}"
+        if self.low is not None:
+            ratio += f" [{self.low:.2f}, {self.high:.2f}]"
         if self.goal is None:
             return f"{self.what:{WHAT}} {ratio}"
         return f"{self.what:{WHAT}} {ratio:{RATIO}} {self.sign} {self.goal:<{GOAL - 3}g} {self.met}"
@@ -78,13 +82,16 @@ def cost(what: str, ours: Turn, other: Turn, goal: float, count: int) -> Row:
 
 
 def _row(what: str, above: Turn, below: Turn, sign: str, goal: float, count: int) -> Row:
-    kept, _, _ = rounds.alternate([above, below], count)
+    kept = rounds.alternate([above, below], count).quiet
     ratios = np.array([np.median(first) / np.median(second) for first, second in kept])
     return Row(what, float(np.median(ratios)), *interval(ratios), sign, goal)
 
 
 def interval(ratios: np.ndarray) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of the median of `ratios` (n,), with a fixed seed."""
+    """Return the 95 % bootstrap interval of the median of `ratios` (n,), with a fixed seed.
+
+    The ratios are of rounds in this process, and the interval covers rounds, not launches.
+    """
     if np.ptp(ratios) == 0:
         return float(ratios[0]), float(ratios[0])
     how = dict(method="percentile", rng=np.random.default_rng(0), n_resamples=2000)
