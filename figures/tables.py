@@ -33,9 +33,9 @@ CONTROL = (
     "conversion: the accuracy of the network that QAT trained, which rounds in FP32. "
 )
 SPEED = (
-    "x eager FP32, x best FP32: how many times faster than PyTorch's FP32, and than the named "
-    "engine, the fastest FP32 of this machine for these threads and this batch size; below 1 is "
-    "slower. "
+    "x eager FP32, x same engine, x best FP32: how many times faster than PyTorch's FP32, than "
+    "FP32 on the engine of the row, and than the named engine, the fastest FP32 of this machine "
+    "for these threads and this batch size, one for all rows of a model; below 1 is slower. "
 )
 HEADLINE = (
     "For each method and format, the engine on which most models ran; if there are several, the "
@@ -77,7 +77,7 @@ def make(frame, args):
     tables = tables_of(frame, args.results / args.study)
     if other := getattr(args, "against", None):  # figures/all.py does not offer it
         tables.insert(0, against(frame, args, other))
-    write(tables, f"Study {args.study}", frames.setting(frame), args)
+    write(tables, f"Study {args.study}", frame, args)
 
 
 def against(frame: pd.DataFrame, args, other: str) -> Table:
@@ -87,12 +87,16 @@ def against(frame: pd.DataFrame, args, other: str) -> Table:
     return Table("against", f"Next to {other}", *cells)
 
 
-def write(tables: list[Table], heading: str, setting: str, args) -> None:
+def write(tables: list[Table], heading: str, frame: pd.DataFrame, args) -> None:
     """Write the tables in all formats, and print the first one."""
-    folder = script.tables_folder(args)
+    folder, setting, sessions = (
+        script.tables_folder(args),
+        frames.setting(frame),
+        of_sessions(frame),
+    )
     top = (
         f"# {heading}\n\n{setting}. Brackets hold 95 % intervals. A cell is empty if a run has no "
-        "value for it.\n"
+        f"value for it. {sessions}\n"
     )
     parts = [
         f"## {table.title}\n\n{table.note}\n\n{cells.markdown(table.cells)}\n" for table in tables
@@ -109,6 +113,25 @@ def write(tables: list[Table], heading: str, setting: str, args) -> None:
         f"{top}\n{parts[0]}\nwritten: {folder / 'tables.md'}, and each of its {len(tables)} tables "
         f"in {folder / 'tables'}"
     )
+
+
+def of_sessions(frame: pd.DataFrame) -> str:
+    """Say what the intervals of times cover: launches of one session, or several sessions."""
+    counts = frame["n_sessions"].dropna()
+    if counts.empty:
+        return "Nothing was timed."
+    if counts.max() == 1:
+        return (
+            "Every row was timed in one session: intervals of times cover its launches, and "
+            "another day may differ by more."
+        )
+    if counts.min() == 1:
+        several = f"{(counts > 1).sum()} of {len(counts)} rows were timed in several sessions"
+        return (
+            f"{several}, and intervals of their times cover other days; those of the other rows "
+            "cover the launches of one session only."
+        )
+    return f"Rows were timed in {counts.min():.0f} sessions or more, which their intervals cover."
 
 
 def tables_of(frame: pd.DataFrame, folder: Path) -> list[Table]:

@@ -14,6 +14,8 @@ MEANING = {
     "brief": "Brief: timed for a few seconds, so times and speed-ups are rough; compile did not "
     "compete for the fastest FP32.",
     "contended": "Contended: something else was running, so do not rely on the time.",
+    "converted": "Converted: timed against another FP32 engine than the study's fastest; the "
+    "speed-up over the fastest is converted by the measured ratio of the two.",
     "FP16 emulated": "Emulated: this processor has no FP16 arithmetic.",
     "qnnpack off ARM": "qnnpack off ARM: shows ARM's numerics, but not its speed.",
     "timed otherwise": "Timed otherwise: only at other batch sizes or threads, so not comparable "
@@ -42,6 +44,7 @@ def of(row: dict) -> list[str]:
         "timed otherwise": not row["simulated"] and row["latency_ms_p50"] is None,
         "brief": row.get("tier") == "brief",
         "contended": row["contended"],
+        "converted": row.get("best_fp32_converted"),
         "FP16 emulated": row["native_fp16"] is not None and not row["native_fp16"],
         "qnnpack off ARM": row["backend"] == "qnnpack" and "avx2" in (row["isa"] or ""),
         "other processor": row.get("fp32_processor") not in (None, row.get("processor")),

@@ -38,7 +38,8 @@ def with_interval(
     name = bounds or column
     low = text(scale * frame[f"{name}_ci_low"], form)
     high = text(scale * frame[f"{name}_ci_high"], form)
-    cells = text(scale * frame[column], form) + " [" + low + ", " + high + "]"
+    value = text(scale * frame[column], form)
+    cells = (value + " [" + low + ", " + high + "]").where(low != "", value)
     return cells.where(frame[column].notna(), "")
 
 
@@ -48,10 +49,11 @@ def p_value(column: pd.Series) -> pd.Series:
 
 
 def latency(frame: pd.DataFrame, name: str) -> dict[str, pd.Series]:
-    """Format the latency, under `name`, and the speed-ups over eager and over the fastest FP32."""
+    """Format the latency, under `name`, and the speed-ups over three kinds of FP32."""
     return {
         name: with_interval(frame, "latency_ms_p50", MS, bounds="latency_ms"),
         "x eager FP32": with_interval(frame, "speedup_vs_eager_fp32", RATIO),
+        "x same engine": with_interval(frame, "speedup_vs_same_engine_fp32", RATIO),
         "x best FP32": with_interval(frame, "speedup_vs_best_fp32", RATIO),
         "best FP32": frame["best_fp32"].astype(object).fillna(""),
     }

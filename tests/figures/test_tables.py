@@ -97,10 +97,36 @@ def test_the_summary_says_what_a_run_lost_and_won(tmp_path):
         "smaller by %": "75.0",
         "ms at batch 1": "5.00 [4.90, 5.10]",
         "x eager FP32": "2.000 [1.900, 2.100]",
+        "x same engine": "",
         "x best FP32": "1.250 [1.200, 1.300]",
         "best FP32": "onnxruntime",
         "note": "",
     }
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ([1, 1], "Every row was timed in one session"),
+        ([3, 3, 1], "2 of 3 rows were timed in several sessions"),
+        ([3, 4], "Rows were timed in 3 sessions or more"),
+        ([None], "Nothing was timed"),
+    ],
+)
+def test_the_page_says_what_its_intervals_cover(counts, words):
+    assert words in tables.of_sessions(pd.DataFrame({"n_sessions": counts}, dtype=float))
+
+
+def test_a_value_without_an_interval_has_no_brackets():
+    frame = pd.DataFrame({"x": [1.0, 2.0], "x_ci_low": [0.9, None], "x_ci_high": [1.1, None]})
+    assert tables.with_interval(frame, "x", "{:.1f}").tolist() == ["1.0 [0.9, 1.1]", "2.0"]
+
+
+def test_a_converted_speedup_is_marked(tmp_path):
+    converted = TIMED | DIFFERS | {"best_fp32_converted": True}
+    frame = tables.named(results(tmp_path, BASELINE | TIMED, converted))
+    _, content = tables.summary(frame, 1)
+    assert content["note"].tolist() == ["", "converted"]
 
 
 def test_the_headline_has_each_script_on_the_engine_that_is_fastest_over_the_models(tmp_path):
