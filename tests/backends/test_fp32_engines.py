@@ -26,7 +26,12 @@ def checkpoint(baseline):
 
 
 @pytest.mark.parametrize(
-    "name", ["frozen", "onnxruntime", pytest.param("compile", marks=pytest.mark.slow)]
+    "name",
+    [
+        "frozen",
+        "onnxruntime",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("compile", "inductor")),
+    ],
 )
 def test_an_engine_answers_as_eager_fp32_for_any_batch_size(name, checkpoint):
     engine = registry.get(name)

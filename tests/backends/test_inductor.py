@@ -15,6 +15,7 @@ from utils.errors import UserError
 from utils.metrics import sqnr_db
 from utils.quantize.exact import execute
 from utils.quantize.modules import QDQ
+from utils.training import checkpoints
 
 pytest.importorskip("torchao")
 ENGINE = ENGINES["inductor"]
@@ -100,6 +101,24 @@ def test_no_sum_overflows_on_this_cpu(tmp_path, overflow_fix):
     logits = ENGINE.load(path, "cpu")(x)
     torch.testing.assert_close(logits, torch.full((1, 2), 128.0), rtol=1e-3, atol=0)
     assert ENGINE.kernels(path)["integer_layers"] == 2
+
+
+def test_an_fp32_checkpoint_answers_as_eager_fp32_for_any_batch_size(model, tmp_path, monkeypatch):
+    (path := tmp_path / "mixed.pt").write_bytes(b"weights")
+    monkeypatch.setattr(checkpoints, "read", lambda path: None)
+    monkeypatch.setattr(architectures, "rebuild", lambda content: model)
+    predict = ENGINE.load(path, "cpu")
+    for count in (1, 3):
+        expected = model(images(count))
+        torch.testing.assert_close(predict(images(count)), expected, rtol=0, atol=1e-4)
+    (package,) = tmp_path.glob(f"mixed.*{ENGINE.suffix}")
+    before = package.stat().st_mtime_ns
+    counts = ENGINE.kernels(path)
+    assert (counts["layers"], counts["integer_layers"]) == (Mixed.LAYERS, 0)
+    assert package.stat().st_mtime_ns == before
+    monkeypatch.setattr("utils.environment.cpu", lambda: ("another processor", ()))
+    ENGINE.kernels(path)
+    assert len([*tmp_path.glob(f"mixed.*{ENGINE.suffix}")]) == 2
 
 
 @pytest.mark.parametrize("vnni", [True, False])

@@ -1,9 +1,10 @@
-"""INT8 through Inductor, the compiler of torch: an AOTInductor package, made ahead of time.
+"""FP32 and INT8 through Inductor, the compiler of torch: AOTInductor packages, made ahead of time.
 
 Inductor turns a quantized network into C++ and calls to oneDNN's integer kernels, and compiles it.
 torchao tells it what to look for: a dequantization at each input of a convolution or linear layer.
 The package, a .pt2 file, holds machine code and the weights as oneDNN arranges them for this
-processor, so it runs only on processors with the same instruction set.
+processor, so it runs only on processors with the same instruction set. The package of an FP32
+network is made once from its checkpoint and kept next to it.
 """
 
 import collections
@@ -20,13 +21,16 @@ from pathlib import Path
 import torch
 from torch import fx, nn
 
+from utils import architectures, environment
 from utils.backends import torch_export
 from utils.backends.base import Predictor
 from utils.backends.lowering import Lowering, not_installed, u8s8_overflow
 from utils.errors import UserError
 from utils.quantize.modules import QDQ
 from utils.quantize.network import Quantized
+from utils.quantize.operators import folded
 from utils.quantize.qdq_config import INTEGERS, QDQConfig
+from utils.training import checkpoints
 
 # Its import registers torchao's fusions with Inductor.
 FUSIONS = "torchao.quantization.pt2e.quantizer.x86_inductor_quantizer"
@@ -63,33 +67,54 @@ class Inductor(Lowering):
 
         That takes 15 (ResNet-18, AlexNet) to 33 s (MobileNetV3-Small) of processor time.
         """
-        from torch._inductor.exc import InductorError
-
-        with torch_export.quiet(), torch.no_grad():
-            importlib.import_module(FUSIONS)
-            program = torch_export.program(for_inductor(quantized))
-            try:
-                package = compiled(program)
-            except InductorError as error:
-                if "CppCompileError" not in str(error):
-                    raise
-                raise UserError(
-                    f"inductor: the C++ compiler failed ({_reason(error)}). "
-                    f"See that {tempfile.gettempdir()} has room, or take another --backend."
-                ) from None
-        path.write_bytes(package)
+        write(for_inductor(quantized), path)
 
     def load(self, path: Path, device: str) -> Predictor:
-        """Load the package at `path`; it runs with the number of threads that torch has then."""
+        """Load an artifact or an FP32 checkpoint, to run with the number of threads of torch."""
         from torch._inductor import aoti_load_package
 
-        package = aoti_load_package(str(path))
+        package = aoti_load_package(str(self._package(path)))
         # The code reads memory in order, and does not check strides.
         return lambda x: package(x.contiguous())
 
     def kernels(self, path: Path) -> dict:
-        """Count the kernels in the package at `path`; see `kernels`."""
-        return kernels(path)
+        """Count the kernels in an artifact, or in the package of an FP32 checkpoint."""
+        return kernels(self._package(path))
+
+    def _package(self, path: Path) -> Path:
+        """Return `path`, or the path of an FP32 checkpoint's package, which is made if missing."""
+        if path.suffix != ".pt":
+            return path
+
+        def compile(target: Path) -> None:
+            write(folded(architectures.rebuild(checkpoints.read(path))), target)
+
+        # A folder of checkpoints may be shared by processors with other instruction sets.
+        processor = checkpoints.fingerprint(cpu=environment.cpu())[:6]
+        suffix = f".{processor}{self.suffix}"
+        return checkpoints.derived(path, suffix, compile, (__name__,), ("torch", "torchao"))
+
+
+def write(network: nn.Module, path: Path) -> None:
+    """Compile `network`, float or in a form for Inductor, and write the package to `path`.
+
+    Raises `UserError` if the C++ compiler fails.
+    """
+    from torch._inductor.exc import InductorError
+
+    with torch_export.quiet(), torch.no_grad():
+        importlib.import_module(FUSIONS)
+        program = torch_export.program(network)
+        try:
+            package = compiled(program)
+        except InductorError as error:
+            if "CppCompileError" not in str(error):
+                raise
+            raise UserError(
+                f"inductor: the C++ compiler failed ({_reason(error)}). "
+                f"See that {tempfile.gettempdir()} has room, or take another --backend."
+            ) from None
+    path.write_bytes(package)
 
 
 def compiled(program: torch.export.ExportedProgram) -> memoryview:
