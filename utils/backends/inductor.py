@@ -7,7 +7,6 @@ processor, so it runs only on processors with the same instruction set.
 """
 
 import collections
-import copy
 import importlib
 import io
 import os
@@ -20,13 +19,13 @@ from pathlib import Path
 import torch
 from torch import fx, nn
 
-from utils.backends import torch_export
+from utils.backends import clipping, torch_export
 from utils.backends.base import Predictor
 from utils.backends.lowering import Lowering, not_installed, u8s8_overflow
 from utils.errors import UserError
 from utils.quantize.modules import QDQ
 from utils.quantize.network import Quantized
-from utils.quantize.qdq_config import INTEGERS, QDQConfig
+from utils.quantize.qdq_config import QDQConfig
 
 # Its import registers torchao's fusions with Inductor.
 FUSIONS = "torchao.quantization.pt2e.quantizer.x86_inductor_quantizer"
@@ -122,7 +121,7 @@ class FloatQDQ(nn.Module):
 
     def __init__(self, qdq: QDQ):
         super().__init__()
-        low, high = INTEGERS[qdq.dtype]
+        low, high = qdq.limits
         self.register_buffer("scale", qdq.scale.view(1, -1, 1, 1))
         self.register_buffer("inverse", 1 / self.scale)  # torch's operators also multiply by it
         self.register_buffer("low", low - qdq.zero_point.float().view(1, -1, 1, 1))
@@ -138,7 +137,7 @@ def for_inductor(quantized: Quantized) -> fx.GraphModule:
     Q/DQ pairs with a scale for each channel, and the depthwise convolutions that read them, get
     float arithmetic. The weights stay rounded.
     """
-    network = copy.deepcopy(quantized.network)
+    network = clipping.clipped(quantized.network, clipping.Integers)
     for name, layer in quantized.layers.items():
         qdq = quantized.qdq(quantized.qdqs.reads[name])
         if qdq.numbers is None:

@@ -22,6 +22,8 @@ from utils.training import checkpoints
 class Lowering(Backend):
     """A backend that lowers a `Quantized` network to a file and runs that file."""
 
+    overflows = True  # whether its kernels add products in 16 bits on some processors
+
     @abstractmethod
     def default_config(self, bits: int) -> QDQConfig:
         """Return the Q/DQ pairs and formats that this engine asks for on this machine.
@@ -31,7 +33,8 @@ class Lowering(Backend):
 
     def qdq_config(self, recipe: Int8 | Int16) -> QDQConfig:
         """Return the Q/DQ configuration for `recipe`, with its remedy for overflow if needed."""
-        return self.default_config(recipe.bits).fixed(recipe.overflow_fix, recipe.portable)
+        portable = recipe.portable and self.overflows
+        return self.default_config(recipe.bits).fixed(recipe.overflow_fix, portable)
 
     @abstractmethod
     def lower(self, quantized: Quantized, path: Path) -> None:

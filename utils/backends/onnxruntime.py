@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils.backends import onnx_export
+from utils.backends import clipping, onnx_export
 from utils.backends.base import Predictor
 from utils.backends.fp16 import Half
 from utils.backends.lowering import Lowering, not_installed, u8s8_overflow
@@ -50,7 +50,8 @@ class OnnxRuntime(Lowering):
         )
 
     def lower(self, quantized: Quantized, path: Path) -> None:
-        onnx_export.export(quantized.network, path)
+        network = clipping.clipped(quantized.network, clipping.Integers)
+        onnx_export.export(network, path)
         if quantized.config.bias == "int32":
             store_biases(quantized, path)
 
