@@ -54,7 +54,11 @@ class Inductor(Lowering):
         FP32 on rounded numbers.
         """
         return QDQConfig(
-            "inputs", scales="needed", rounded_sums=True, centred=True, overflow=u8s8_overflow()
+            "inputs",
+            scales="needed",
+            rounded_sums=True,
+            centred=True,
+            overflow=u8s8_overflow("onednn"),
         )
 
     def lower(self, quantized: Quantized, path: Path) -> None:

@@ -107,9 +107,12 @@ def not_installed(requirements: str, *packages: str) -> str | None:
     return f"not installed: {', '.join(missing)} (pip install -r {requirements})"
 
 
-def u8s8_overflow() -> str:
-    """Return the layers in which sums of u8 x s8 products overflow here: "all" without VNNI."""
-    return "none" if environment.has_vnni() else "all"
+def u8s8_overflow(*libraries: str) -> str:
+    """Return the layers in which sums of u8 x s8 products overflow here: "all" without VNNI.
+
+    `libraries` compute them; see `environment.has_vnni`.
+    """
+    return "none" if environment.has_vnni(*libraries) else "all"
 
 
 def stored(quantized: Quantized) -> tuple[Stored, ...]:

@@ -43,7 +43,7 @@ class OnnxRuntime(Lowering):
         return QDQConfig(
             "outputs",
             bias="int32",
-            overflow=u8s8_overflow(),
+            overflow=u8s8_overflow("mlas"),
             pooling_keeps_scale=True,
             unit_gates=True,
             float_logits=True,

@@ -63,7 +63,11 @@ class OpenVino(Lowering):
         make MobileNetV3-Small 1.1 times as fast at any batch size.
         """
         return QDQConfig(
-            "inputs", scales="needed", rounded_sums=True, centred=True, overflow=u8s8_overflow()
+            "inputs",
+            scales="needed",
+            rounded_sums=True,
+            centred=True,
+            overflow=u8s8_overflow("onednn"),
         )
 
     def lower(self, quantized: Quantized, path: Path) -> None:

@@ -34,6 +34,13 @@ from utils.quantize.qdq_config import INTEGERS, QDQConfig
 
 QUANTIZED_OPS = torch.ops.quantized
 PRODUCTS = (operator.mul, torch.mul)
+# The libraries whose kernels add products of an engine in 16 bits without VNNI.
+LIBRARIES = {
+    "fbgemm": ("fbgemm",),
+    "x86": ("fbgemm", "onednn"),
+    "onednn": ("onednn",),
+    "qnnpack": (),
+}
 GATE = (1 / 256, 0)  # scale and zero-point of quantized hardsigmoid
 
 
@@ -59,7 +66,7 @@ class TorchAO(ByTorch, Lowering):
         of products in 16 bits even with VNNI: with 8-bit weights, MobileNetV3-Small on fbgemm was
         at 15.4 dB from exact execution, on photographs.
         """
-        overflow = "none" if self.name == "qnnpack" else u8s8_overflow()
+        overflow = u8s8_overflow(*LIBRARIES[self.name])
         if self.name == "fbgemm" and overflow == "none":
             overflow = "depthwise"
         # In torch, an average has the scale of its input, and hardsigmoid's is fixed.

@@ -201,9 +201,7 @@ def fake_quantized(quantized: Quantized, images: torch.Tensor) -> fx.GraphModule
     config = quantized.config
     moments = channel_moments(quantized.fp32, images.split(calibration.BATCH))
     network = frozen(quantized.fp32)
-    qdqs = insertion.insert(
-        network, config, quantized.keep_fp32, FakeQuantize
-    )
+    qdqs = insertion.insert(network, config, quantized.keep_fp32, FakeQuantize)
     for name in qdqs.source:
         qdq = quantized.qdq(name)
         in_the_middle = config.centred and qdq.zero_point.eq(config.middle).all()

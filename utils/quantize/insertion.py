@@ -148,9 +148,7 @@ def _moved(graph: Graph, node: fx.Node, carried: dict[fx.Node, str]) -> str | No
     return None
 
 
-def _is_gate(
-    graph: Graph, node: fx.Node, users: list[fx.Node], config: QDQConfig
-) -> bool:
+def _is_gate(graph: Graph, node: fx.Node, users: list[fx.Node], config: QDQConfig) -> bool:
     """Return whether `node`, which `users` read, is a hardsigmoid with the scale 1/256.
 
     Its integers have 8 bits, so with 7 bits for activations, no layer may multiply them.
