@@ -104,7 +104,7 @@ def test_no_sum_overflows_on_this_cpu(tmp_path, overflow_fix):
 
 @pytest.mark.parametrize("vnni", [True, False])
 def test_sums_overflow_without_vnni(monkeypatch, vnni):
-    monkeypatch.setattr("utils.environment.has_vnni", lambda: vnni)
+    monkeypatch.setattr("utils.environment.has_vnni", lambda *names: vnni)
     assert ENGINE.default_config(8).overflow == ("none" if vnni else "all")
 
 
