@@ -299,10 +299,10 @@ def of_script(content: dict, runs: Path) -> float | None:
     name = f"{row['model']}_{OF_SCRIPTS.get(row['rung'])}_int8_{row['backend']}_cpu_seed*.json"
     for path in sorted(runs.glob(name)):
         record = results.readable(path)
-        if record is None or record["recipe"] != facts["recipe"]:
+        if record is None or record.get("recipe") != facts["recipe"]:
             continue
         known = record["provenance"]
-        if (known["baseline_sha256"], known["data_sha256"]) == (facts["baseline"], facts["data"]):
+        if (known.get("baseline_sha256"), known["data_sha256"]) == (facts["baseline"], facts["data"]):
             return record["metrics"]["agreement_fp32"]
     return None
 
