@@ -291,9 +291,9 @@ def row_of(content: dict, folder: Path) -> dict:
 
 
 def of_script(content: dict, runs: Path) -> float | None:
-    """Return the agreement with FP32 in the script's run by the recipe of a step, if there is one.
+    """Return the agreement with FP32 in the script's run by the recipe of a step.
 
-    The run is on the same engine, from the same FP32 network and images.
+    The run is on the same engine, from the same FP32 network and images. None if there is none.
     """
     row, facts = content["row"], content["facts"]
     name = f"{row['model']}_{OF_SCRIPTS.get(row['rung'])}_int8_{row['backend']}_cpu_seed*.json"
@@ -302,8 +302,11 @@ def of_script(content: dict, runs: Path) -> float | None:
         if record is None or record.get("recipe") != facts["recipe"]:
             continue
         known = record["provenance"]
-        if (known.get("baseline_sha256"), known["data_sha256"]) == (facts["baseline"], facts["data"]):
-            return record["metrics"]["agreement_fp32"]
+        if (known.get("baseline_sha256"), known["data_sha256"]) == (
+            facts["baseline"],
+            facts["data"],
+        ):
+            return record["metrics"].get("agreement_fp32")
     return None
 
 

@@ -205,6 +205,7 @@ def test_a_step_by_a_scripts_recipe_has_the_agreement_of_its_run_beside_it(tmp_p
     path = write_run(tmp_path, "resnet18", "ptq", "int8", "fbgemm")
     record = json.loads(path.read_text()) | {"recipe": {"bits": 8}}
     record["provenance"]["baseline_sha256"] = "b" * 64
+    record["metrics"]["agreement_fp32"] = 0.9955
     path.write_text(json.dumps(record))
     facts = {
         "recipe": record["recipe"],
@@ -217,7 +218,7 @@ def test_a_step_by_a_scripts_recipe_has_the_agreement_of_its_run_beside_it(tmp_p
         where[changed] = {"rung": "MSE ranges", "recipe": {"bits": 7}}.get(changed, "0" * 64)
     content = {"row": row, "facts": facts, "code": {"utils/quantize/exact.py": "1" * 64}}
     made = script.row_of(content, path.parents[1] / "ablation")
-    expected = None if changed else record["metrics"]["agreement_fp32"]
+    expected = None if changed else 0.9955
     assert made["study_agreement_fp32"] == expected and made["threads"] is None
     other = content | {"code": {"utils/quantize/exact.py": "2" * 64, "utils/cli.py": "1" * 64}}
     assert script.row_of(other, path.parents[1])["method_code"] != made["method_code"]

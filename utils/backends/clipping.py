@@ -1,8 +1,9 @@
 """Clipping of activations to 7 bits, for engines whose quantization clips to 8 bits.
 
 Engines quantize to all integers of u8 and ignore narrower limits of a Q/DQ pair. So values beyond
-a calibrated range would get integers above 127, and products that overflow 16 bits. An operator
-of its own clips them, before or after the quantization, wherever the engine can fuse it.
+a calibrated range would get integers above 127, and products that overflow 16 bits. A separate
+operator clips them. OpenVINO fuses it before the quantization. ONNX Runtime and Inductor recognise
+a layer with its quantization only if nothing stands between them, so there it comes afterwards.
 """
 
 import copy
