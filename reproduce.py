@@ -185,6 +185,7 @@ def done(job: Job, study: str, digest: str) -> bool:
         known["data_sha256"] == digest
         and known["baseline_sha256"] == baseline["provenance"]["artifact_sha256"]
         and (machine["cpu"], tuple(machine["isa"])) == environment.cpu()
+        and machine.get("isa_limits", "none") == environment.isa_limits()
         and machine["threads"] == options.threads
         and machine["versions"] == environment.versions()
         and (

@@ -31,6 +31,7 @@ LEGEND = {
     "varied": "the study's PTQ recipe, varied",
     "cause": "the plainest, by the scales that it has",
 }
+NARROW = "for processors without VNNI"  # a step of quantization/ablation.py
 # Distance of the marks below the middle of their row, in rows.
 SHIFTS = {
     "tool": 0.0,
@@ -49,10 +50,30 @@ def applies(frame, args):
 
 def labels(rows):
     """Label each row of a panel by the name of its step, which may be both stacked and alone."""
-    return {
+    names = {
         step: f"{step}'s default" if kind == "tool" else step
         for step, kind in zip(rows["rung"], rows["kind"], strict=True)
     }
+    overflowed = rows["rung"][rows["overflow"] == "all"] if "overflow" in rows else ()
+    if NARROW in names and NARROW not in set(overflowed):
+        names[NARROW] = f"{NARROW}\n(measured with VNNI: arithmetic only)"
+    return names
+
+
+def caveats(rows):
+    """List what a reader of a panel must know: mixed code, and steps unlike the script's run."""
+    lines = []
+    if "method_code" in rows and (versions := rows["method_code"].nunique()) > 1:
+        lines.append(f"{versions} versions of the method's code made these steps")
+    if "study_agreement_fp32" in rows:
+        for _, row in rows.dropna(subset="study_agreement_fp32").iterrows():
+            here, there = row["test_agreement_fp32"], row["study_agreement_fp32"]
+            if here != there:
+                lines.append(
+                    f"{row['rung']}: agrees with FP32 on {here:.2%}, and on {there:.2%} in the "
+                    "script's run, by other code, threads or processor"
+                )
+    return lines
 
 
 def draw(axes, rows, column, scale):
@@ -74,6 +95,7 @@ def draw(axes, rows, column, scale):
 def make(frame, args):
     groups = ablations.groups(args)
     heights = [0.7 + 0.27 * len(labels(rows)) for _, _, rows in groups]
+    notes = []
     size = dict(figsize=(7.5, 1.2 + sum(heights)), height_ratios=heights, layout="constrained")
     figure, panels = plt.subplots(len(groups), 2, squeeze=False, sharey="row", **size)
     for (left, right), (model, backend, rows) in zip(panels, groups, strict=True):
@@ -88,6 +110,7 @@ def make(frame, args):
         for axes in (left, right):
             axes.ticklabel_format(axis="x", useOffset=False)
         left.set_title(ablations.heading(model, backend), fontsize=9, loc="left")
+        notes.extend(f"{ablations.heading(model, backend)}: {line}." for line in caveats(rows))
     shown = {kind for _, _, rows in groups for kind in rows["kind"]}
     handles = [
         Line2D([], [], label=LEGEND[kind], ls="", **look)
@@ -97,7 +120,7 @@ def make(frame, args):
     figure.legend(handles=handles, ncols=2, fontsize=7.5, **style.LEGEND_BELOW)
     images = int(groups[0][2]["test_images"].max())
     text = f"INT8 step by step, each network on its engine; {images} test images"
-    figure.suptitle(text, fontsize=9)
+    figure.suptitle("\n".join([text, *notes]), fontsize=9 if not notes else 7.5)
     style.save(figure, args, "ablation")
 
 

@@ -4,10 +4,17 @@
 
 The default recipes of other tools come first, each on the tool's engine. Then come the study's
 networks on the engine of `--backend`, and last its PTQ recipe with fewer and with more images, and
-with the remedy for processors without VNNI. The FP32 checkpoints must exist; QAT is trained unless
-its script was run before. Each step is measured on the validation images, which steps are chosen
-by, and on the test images, which nothing is chosen by; layer by layer, in exact arithmetic, on a
-few validation images. Finished steps are skipped. The results are `results/STUDY/ablation.csv` and
+with the remedy for processors without VNNI. With VNNI, no sum overflows with or without the remedy,
+so this step shows only what 7 bits cost; the column `overflow` says what could overflow where a
+step was measured. FBGEMM_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 before the command keeps
+all engines except ONNX Runtime from VNNI.
+
+The FP32 checkpoints must exist; QAT is trained unless its script was run before. Reconstruction and
+training depend on the number of threads, so a step gives the network of its script only with the
+same number. `study_agreement_fp32` is what the script's run reached with the same recipe. Each step
+is measured on the validation images, which steps are chosen by, and on the test images, which
+nothing is chosen by; layer by layer, in exact arithmetic, on a few validation images. Finished
+steps are skipped. The results are `results/STUDY/ablation.csv` and
 `ablation_layers.csv`; `figures/ablation.py` and `figures/ablation_layers.py` draw them.
 """
 
@@ -28,7 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils import catalog, cli, environment, paths, progress
+from utils import catalog, cli, environment, paths, progress, results
 from utils.catalog import MODELS, Run
 from utils.experiment import Experiment
 from utils.recipes import Int8, Int8QAT, Recipe
@@ -63,6 +70,7 @@ VARIATIONS = {  # of the PTQ recipe, whose number of images was chosen on a proc
     "with 2,000 calibration images": dict(calibration_images=2000),
     "for processors without VNNI": dict(portable=True),
 }
+OF_SCRIPTS = {"the study's recipe": "ptq", "QAT": "qat"}  # steps by the recipe of a script
 LAYER_IMAGES = 64  # validation images for the errors layer by layer
 QUALITY = (  # columns of one part of the images
     "images", "accuracy", "accuracy_ci_low", "accuracy_ci_high", "accuracy_fp32", "agreement_fp32",
@@ -71,6 +79,7 @@ QUALITY = (  # columns of one part of the images
 COLUMNS = (
     "model", "backend", "rung", "kind", "place", "seconds",
     *(f"{part}_{name}" for part in ("validation", "test") for name in QUALITY),
+    "study_agreement_fp32", "threads", "overflow", "method_code",
 )  # fmt: skip
 LAYER_COLUMNS = ("model", "backend", "rung", "kind", "place", "layer", "sqnr_db")
 
@@ -226,6 +235,8 @@ def run(experiment: Experiment, backend, folder: Path, steps: list[Step]) -> Non
             "smoke": experiment.options.smoke,
             "versions": environment.versions(),
             "cpu": environment.cpu(),
+            "isa_limits": environment.isa_limits(),
+            "threads": experiment.options.threads,
         }
         if is_done(path, facts):
             continue
@@ -237,6 +248,8 @@ def run(experiment: Experiment, backend, folder: Path, steps: list[Step]) -> Non
         measured, layers = measure(experiment, backend, step, fp32)
         row = {"model": model, "backend": backend.name, "rung": step.name, "kind": step.kind}
         row |= {"place": place, **measured}
+        if step.recipe is not None:
+            row["overflow"] = backend.default_config(step.recipe.bits).overflow
         content = {"row": row, "layers": layers, "facts": facts, "code": environment.code(SCRIPT)}
         paths.write_text(path, json.dumps(content, indent=1) + "\n")
         rebuild(folder)
@@ -260,11 +273,48 @@ def stored(path: Path) -> dict | None:
 
 
 def rebuild(folder: Path) -> None:
-    """Write ablation.csv and ablation_layers.csv next to `folder` from all steps in it."""
+    """Write ablation.csv and ablation_layers.csv next to `folder` from all steps in it.
+
+    Steps that were stored before a column existed have no value there.
+    """
     steps = [content for path in sorted(folder.glob("*.json")) if (content := stored(path))]
-    _write(folder.parent / "ablation.csv", COLUMNS, [content["row"] for content in steps])
+    _write(folder.parent / "ablation.csv", COLUMNS, [row_of(content, folder) for content in steps])
     layers = [content["row"] | layer for content in steps for layer in content["layers"]]
     _write(folder.parent / "ablation_layers.csv", LAYER_COLUMNS, layers)
+
+
+def row_of(content: dict, folder: Path) -> dict:
+    """Return the row of a step in `folder`, with what tells it from other steps and runs."""
+    method = {
+        path: digest
+        for path, digest in content["code"].items()
+        if path.startswith("utils/quantize/")
+    }
+    return content["row"] | {
+        "study_agreement_fp32": of_script(content, folder.parent / "runs"),
+        "threads": content["facts"].get("threads"),
+        "method_code": environment.code_sha256(method)[:8],
+    }
+
+
+def of_script(content: dict, runs: Path) -> float | None:
+    """Return the agreement with FP32 in the script's run by the recipe of a step.
+
+    The run is on the same engine, from the same FP32 network and images. None if there is none.
+    """
+    row, facts = content["row"], content["facts"]
+    name = f"{row['model']}_{OF_SCRIPTS.get(row['rung'])}_int8_{row['backend']}_cpu_seed*.json"
+    for path in sorted(runs.glob(name)):
+        record = results.readable(path)
+        if record is None or record.get("recipe") != facts["recipe"]:
+            continue
+        known = record["provenance"]
+        if (known.get("baseline_sha256"), known["data_sha256"]) == (
+            facts["baseline"],
+            facts["data"],
+        ):
+            return record["metrics"].get("agreement_fp32")
+    return None
 
 
 def _write(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:

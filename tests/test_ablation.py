@@ -1,14 +1,19 @@
 """The ablation of INT8: its steps, what it stores, and that it resumes where it stopped."""
 
 import csv
+import importlib
 import json
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
-from helpers import split_of
+from helpers import bright_and_dark, mobilenet_checkpoint, split_of
+from records import write_run
 
+from figures import ablation as draw
 from quantization import ablation as script
+<<<<<<< HEAD
 from quantization.ablation import (
     CAUSES,
     CHANNELS,
@@ -18,8 +23,17 @@ from quantization.ablation import (
     VARIATIONS,
     Step,
 )
+=======
+from quantization.ablation import CHANNELS, COLUMNS, LAYER_COLUMNS, STACKED, VARIATIONS, Step
+from utils import data, engines, environment, measure, training
+from utils.backends import registry
+>>>>>>> 8c9b493e9d521efe37e97b81b772420b2327a185
 from utils.catalog import Run
+from utils.cli import Options
 from utils.experiment import Experiment
+from utils.measure import layer_errors
+from utils.quantize import reconstruction
+from utils.training import loop
 
 PTQ, QAT = (script.recipe_of(Run("mobilenetv3", method, "int8")) for method in ("ptq", "qat"))
 
@@ -55,6 +69,41 @@ def test_each_step_stands_alone_and_on_top_of_those_before_it():
     fewer = recipe_of(listed, "with 100 calibration images", "varied")
     assert fewer == PTQ.replace(calibration_images=100)
     assert all(step.facts == step.recipe.describe() for step in listed)
+
+
+@pytest.mark.parametrize(("name", "method"), [("the study's recipe", "ptq"), ("QAT", "qat")])
+def test_a_step_by_the_recipe_of_a_script_makes_its_network_bit_for_bit(
+    tmp_path, monkeypatch, name, method
+):
+    """Both start from one checkpoint; neither reuses what the other trained."""
+    baseline = mobilenet_checkpoint(tmp_path / "mobilenetv3_fp32_seed0.pt")
+    images, engine = bright_and_dark(tmp_path / "images", side=32), registry.get("openvino")
+    monkeypatch.setattr(reconstruction, "MOST_STEPS", 2)
+    monkeypatch.setattr(type(engine), "problem", lambda self: None)
+    monkeypatch.setattr(data, "load_images", lambda options: images)
+    monkeypatch.setattr(training, "load_fp32", lambda *arguments: baseline)
+    monkeypatch.setattr(engines, "select", lambda experiment, recipe: [(engine, recipe)])
+    monkeypatch.setattr(script, "_loaded", lambda *arguments: None)
+    made = []
+    monkeypatch.setattr(
+        measure, "run", lambda experiment, recipe, deployed, *_: made.append(deployed.quantized)
+    )
+    monkeypatch.setattr(
+        layer_errors, "errors", lambda deployed, shown: made.append(deployed.quantized) or []
+    )
+    of_script = importlib.import_module(f"quantization.{method}.mobilenetv3_{method}_int8")
+    folders = [tmp_path / "script", tmp_path / "ablation"]
+    of_one, of_other = (Options(backends=("openvino",), checkpoints=folder) for folder in folders)
+    of_script.main(of_one)
+    experiment = Experiment(Run("mobilenetv3", "ptq", "int8"), of_other, images, baseline)
+    loop.predict(baseline.model, images.validation)
+    listed = script.steps(PTQ, QAT, ("features.0",))
+    before = [step for step in listed if (step.name, step.kind) == ("bias correction", "alone")]
+    (step,) = [step for step in listed if step.name == name]
+    for taken in (*before, step):
+        script.answering(experiment, engine, taken)
+    first, *_, last = made
+    assert len(made) == 3 and first.digest() == last.digest() != made[1].digest()
 
 
 def test_tools_that_are_not_installed_are_named_and_left_out(monkeypatch, capsys):
@@ -105,13 +154,14 @@ def ablation(tmp_path, monkeypatch):
         layers = [{"layer": "conv1", "sqnr_db": 30.0}, {"layer": "fc", "sqnr_db": None}]
         return {"seconds": 1.0} | columns, [] if step.kind == "tool" else layers
 
-    def again(sha256="a"):
+    def again(sha256="a", threads=2, backend=None):
         baseline = SimpleNamespace(sha256=sha256, model=lambda x: x[:, :2, 0, 0])
         data = SimpleNamespace(validation=split, test=split, digest="b")
-        options = SimpleNamespace(smoke=True)
+        options = SimpleNamespace(smoke=True, threads=threads)
         experiment = Experiment(Run("resnet18", "ptq", "int8"), options, data, baseline)
         measured.clear()
-        script.run(experiment, SimpleNamespace(name="fbgemm"), tmp_path / "ablation", STEPS)
+        backend = backend or SimpleNamespace(name="fbgemm")
+        script.run(experiment, backend, tmp_path / "ablation", STEPS)
         return list(measured)
 
     monkeypatch.setattr(script, "measure", measure)
@@ -150,6 +200,74 @@ def test_steps_are_stored_and_not_measured_twice(ablation):
     damaged.write_text(json.dumps(content | {"code": {"utils/metrics.py": "0" * 64}}))
     assert again() == ["b"]
     assert len(again(sha256="other weights")) == 3
+    assert len(again(sha256="other weights", threads=1)) == 3  # sums depend on them
+    assert {row["threads"] for row in rows_of(folder / "ablation.csv")} == {"1"}
+
+
+def test_a_step_says_what_could_overflow_where_it_was_measured(ablation, monkeypatch):
+    again, folder = ablation
+    engine = registry.get("openvino")
+    recipe = PTQ.replace(portable=True)
+    monkeypatch.setitem(globals(), "STEPS", [script.of_recipe("narrow", "varied", recipe)])
+    for vnni, overflow in ((True, "none"), (False, "all")):
+        monkeypatch.setattr(environment, "has_vnni", lambda *names, vnni=vnni: vnni)
+        again(sha256=overflow, backend=engine)
+        (row,) = rows_of(folder / "ablation.csv")
+        assert row["overflow"] == overflow
+
+
+@pytest.mark.parametrize("changed", [None, "recipe", "baseline", "data", "rung"])
+def test_a_step_by_a_scripts_recipe_has_the_agreement_of_its_run_beside_it(tmp_path, changed):
+    path = write_run(tmp_path, "resnet18", "ptq", "int8", "fbgemm")
+    record = json.loads(path.read_text()) | {"recipe": {"bits": 8}}
+    record["provenance"]["baseline_sha256"] = "b" * 64
+    record["metrics"]["agreement_fp32"] = 0.9955
+    path.write_text(json.dumps(record))
+    facts = {
+        "recipe": record["recipe"],
+        "baseline": record["provenance"]["baseline_sha256"],
+        "data": record["provenance"]["data_sha256"],
+    }
+    row = {"model": "resnet18", "backend": "fbgemm", "rung": "the study's recipe"}
+    if changed:
+        where = row if changed == "rung" else facts
+        where[changed] = {"rung": "MSE ranges", "recipe": {"bits": 7}}.get(changed, "0" * 64)
+    content = {"row": row, "facts": facts, "code": {"utils/quantize/exact.py": "1" * 64}}
+    made = script.row_of(content, path.parents[1] / "ablation")
+    expected = None if changed else 0.9955
+    assert made["study_agreement_fp32"] == expected and made["threads"] is None
+    other = content | {"code": {"utils/quantize/exact.py": "2" * 64, "utils/cli.py": "1" * 64}}
+    assert script.row_of(other, path.parents[1])["method_code"] != made["method_code"]
+    same = content | {"code": content["code"] | {"utils/backends/fp32.py": "3" * 64}}
+    assert script.row_of(same, path.parents[1])["method_code"] == made["method_code"]
+
+
+def figure_rows(**columns):
+    rows = pd.DataFrame({"rung": ["QAT", draw.NARROW], "kind": ["trained", "varied"]})
+    rows["test_agreement_fp32"] = [0.9925, 0.995]
+    return rows.assign(**columns)
+
+
+def test_the_figure_names_steps_unlike_the_scripts_run_and_mixed_code():
+    assert draw.caveats(figure_rows()) == []
+    assert draw.NARROW in VARIATIONS and set(script.OF_SCRIPTS) <= {"QAT", *VARIATIONS}
+    same = dict(study_agreement_fp32=[0.9925, None], method_code=["a", "a"])
+    assert draw.caveats(figure_rows(**same)) == []
+    apart = dict(study_agreement_fp32=[0.9955, None], method_code=["a", "b"])
+    code, agreement = draw.caveats(figure_rows(**apart))
+    assert code == "2 versions of the method's code made these steps"
+    assert agreement.startswith(
+        "QAT: agrees with FP32 on 99.25%, and on 99.55% in the script's run"
+    )
+
+
+@pytest.mark.parametrize(
+    ("overflow", "arithmetic_only"), [(None, True), ("none", True), ("all", False)]
+)
+def test_the_figure_says_if_no_sum_could_overflow(overflow, arithmetic_only):
+    rows = figure_rows() if overflow is None else figure_rows(overflow=["none", overflow])
+    assert draw.labels(rows)["QAT"] == "QAT"
+    assert ("arithmetic only" in draw.labels(rows)[draw.NARROW]) == arithmetic_only
 
 
 @pytest.mark.slow

@@ -38,6 +38,56 @@ def code_after(monkeypatch, tmp_path, text, name="start"):
     return environment.code_of("utils.start")
 
 
+# ---- what libraries may use of the processor
+
+
+@pytest.fixture
+def processor(monkeypatch):
+    """A function that makes this a processor with these instruction sets and variables."""
+
+    def become(flags, **variables):
+        monkeypatch.setattr(environment, "cpu", lambda: ("a processor", tuple(flags.split())))
+        for name in environment.ISA_LIMITS:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return become
+
+
+SKYLAKE, ZEN4, ALDER_LAKE = "avx2 avx512f", "avx2 avx512f avx512_vnni", "avx2 avx_vnni"
+ALL = {"fbgemm", "onednn", "mlas"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "with_vnni"),
+    [
+        ("avx2", {}, set()),
+        (SKYLAKE, {}, set()),
+        (ZEN4, {}, ALL),
+        (ALDER_LAKE, {}, {"onednn", "mlas"}),
+        ("asimd asimddp", {}, ALL),
+        ("asimd", {}, set()),
+        (ZEN4, {"ONEDNN_MAX_CPU_ISA": "AVX2"}, {"fbgemm", "mlas"}),
+        (ZEN4, {"DNNL_MAX_CPU_ISA": "avx512_core"}, {"fbgemm", "mlas"}),
+        (ZEN4, {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"}, ALL),
+        (ZEN4, {"ONEDNN_MAX_CPU_ISA": "ALL", "DNNL_MAX_CPU_ISA": "AVX2"}, ALL),
+        (ZEN4, {"ONEDNN_MAX_CPU_ISA": "AVX2_VNNI"}, {"fbgemm", "mlas"}),
+        (ALDER_LAKE, {"ONEDNN_MAX_CPU_ISA": "AVX2_VNNI"}, {"onednn", "mlas"}),
+        (ZEN4, {"FBGEMM_ENABLE_INSTRUCTIONS": "AVX2"}, {"onednn", "mlas"}),
+        (ZEN4, {"FBGEMM_ENABLE_INSTRUCTIONS": "AVX512_E1"}, ALL),
+        (ZEN4, {"ATEN_CPU_CAPABILITY": "avx2"}, ALL),  # not the kernels that multiply integers
+    ],
+)
+def test_vnni_is_what_a_library_may_use(processor, flags, variables, with_vnni):
+    processor(flags, **variables)
+    assert {name for name in ALL if environment.has_vnni(name)} == with_vnni
+    assert environment.has_vnni(*ALL) == (with_vnni == ALL)
+    given = " ".join(f"{name}={value}" for name, value in variables.items())
+    assert environment.describe(2)["isa_limits"] == environment.isa_limits() == (given or "none")
+    assert environment.describe(2)["isa"] == flags.split()
+
+
 # ---- what belongs to the code
 
 

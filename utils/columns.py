@@ -360,7 +360,16 @@ COLUMNS = (
             "emulated, up to a hundred times slower than FP32, or computed in FP32",
         ),
         ("cpu", TEXT, "", "processor"),
-        ("isa", NAMES, "", "instruction sets of the processor that matter here"),
+        (
+            "isa", NAMES, "",
+            "instruction sets of the processor that matter here, whether or not libraries may use "
+            "them; see `isa_limits`",
+        ),
+        (
+            "isa_limits", TEXT, "",
+            "environment variables that keep libraries from instruction sets of the processor, for "
+            "example `ONEDNN_MAX_CPU_ISA=AVX2`, or `none`; empty in runs before this column",
+        ),
         ("torch", TEXT, "", "version and build of PyTorch"),
         ("git_commit", TEXT, "", "commit of the code"),
         ("git_dirty", FLAG, "", "`true` if the code differed from the commit"),

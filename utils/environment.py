@@ -48,6 +48,18 @@ ISA = (
     "asimdhp",
     "bf16",
 )
+# Environment variables by which users keep libraries from instruction sets of the processor.
+ISA_LIMITS = (
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "FBGEMM_ENABLE_INSTRUCTIONS",
+    "ATEN_CPU_CAPABILITY",
+    "MKL_ENABLE_INSTRUCTIONS",
+)
+# Values of these variables, upper case, that leave a library without VNNI.
+ONEDNN_WITHOUT_VNNI = ("SSE41", "AVX", "AVX2", "AVX512_CORE")
+ONEDNN_AVX_VNNI = ("AVX2_VNNI", "AVX2_VNNI_2")  # not the VNNI of AVX-512
+FBGEMM_WITHOUT_VNNI = ("AVX2", "AVX512", "AVX512_256")
 CODE = ("models", "quantization", "utils", "figures/*.py", "reproduce.py", "requirements.txt")
 # Modules and packages of utils/ that compute nothing: they name, print, parse or store.
 UNINVOLVED = (
@@ -78,12 +90,40 @@ def cpu() -> tuple[str, tuple[str, ...]]:
     return name, tuple(flag for flag in ISA if flag in flags)
 
 
-def has_vnni() -> bool:
-    """Whether the processor accumulates u8 x s8 products in 32 bits.
+def isa_limits() -> str:
+    """The `ISA_LIMITS` that are set, such as "ONEDNN_MAX_CPU_ISA=AVX2", or "none"."""
+    given = [f"{name}={value}" for name in ISA_LIMITS if (value := os.environ.get(name))]
+    return " ".join(given) or "none"
 
-    Older x86 processors first add pairs of products in 16 bits, which can saturate.
+
+def has_vnni(*libraries: str) -> bool:
+    """Whether all `libraries` accumulate u8 x s8 products in 32 bits on this processor.
+
+    Older x86 processors first add pairs of products in 16 bits, which can saturate. `libraries` are
+    "fbgemm", "onednn" (OpenVINO has its copy) or "mlas", the kernels of ONNX Runtime. Environment
+    variables can keep the first two from instruction sets that the processor has.
     """
-    return any("vnni" in flag or flag in ("amx_int8", "asimddp") for flag in cpu()[1])
+    return all(_has_vnni(library) for library in libraries)
+
+
+def _has_vnni(library: str) -> bool:
+    flags = set(cpu()[1])
+    if "asimddp" in flags:
+        return True
+    wide = bool(flags & {"avx512_vnni", "amx_int8"})
+    if library == "fbgemm":  # it has no kernels for the VNNI of AVX2
+        return wide and _limit("FBGEMM_ENABLE_INSTRUCTIONS") not in FBGEMM_WITHOUT_VNNI
+    if library == "onednn":
+        limit = _limit("ONEDNN_MAX_CPU_ISA") or _limit("DNNL_MAX_CPU_ISA")
+        if limit in ONEDNN_WITHOUT_VNNI:
+            return False
+        if limit in ONEDNN_AVX_VNNI:
+            return "avx_vnni" in flags
+    return wide or "avx_vnni" in flags
+
+
+def _limit(name: str) -> str:
+    return os.environ.get(name, "").upper()
 
 
 def group() -> tuple[int, int]:
@@ -268,6 +308,7 @@ def describe(threads: int) -> dict:
     return {
         "cpu": name,
         "isa": list(isa),
+        "isa_limits": isa_limits(),
         "cpu_count": os.cpu_count(),
         "cpu_limits": cpus.describe(),
         "threads": threads,

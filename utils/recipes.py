@@ -293,9 +293,11 @@ class Int8(_Integers):
     # arXiv:2102.05426).
     reconstruct: bool = field(FLAG, False)
     # The factor with 7 bits where sums of two products of 8 bits overflow 16 bits: without VNNI.
-    # "activations" as reduce_range in torch, "weights" as in ONNX Runtime and NNCF's OverflowFix.
+    # "activations" as reduce_range in torch, but also clipped to 7 bits; "weights" as in ONNX
+    # Runtime and NNCF's OverflowFix.
     overflow_fix: str = field(one_of("none", "activations", "weights"), "activations")
-    portable: bool = field(FLAG, False)  # the fix on every processor, for a file that serves all
+    # The fix on every processor, for a file that serves all. Engines that never overflow ignore it.
+    portable: bool = field(FLAG, False)
     # "auto" keeps in FP32 the blocks that are faster there, and more until `budget` is met; see
     # utils/mixed_precision.py.
     formats: str = field(one_of("given", "auto"), "given", trains=False)

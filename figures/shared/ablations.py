@@ -10,7 +10,8 @@ from utils.errors import UserError
 
 STEP_KINDS = ("tool", "stacked", "trained", "alone", "varied", "cause")
 VALUES = {"model": catalog.MODELS, "backend": catalog.BACKENDS, "kind": STEP_KINDS}
-TEXTS = (*VALUES, "rung", "layer")  # columns that do not hold numbers; a rung is a step
+# Columns that do not hold numbers; a rung is a step.
+TEXTS = (*VALUES, "rung", "layer", "overflow", "method_code")
 
 
 def read(args, name="ablation.csv"):

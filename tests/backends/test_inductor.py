@@ -123,7 +123,7 @@ def test_an_fp32_checkpoint_answers_as_eager_fp32_for_any_batch_size(model, tmp_
 
 @pytest.mark.parametrize("vnni", [True, False])
 def test_sums_overflow_without_vnni(monkeypatch, vnni):
-    monkeypatch.setattr("utils.environment.has_vnni", lambda: vnni)
+    monkeypatch.setattr("utils.environment.has_vnni", lambda *names: vnni)
     assert ENGINE.default_config(8).overflow == ("none" if vnni else "all")
 
 

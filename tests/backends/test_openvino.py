@@ -130,7 +130,7 @@ def test_a_recipe_may_forbid_one_scale_per_channel_of_an_activation(model, scale
 
 @pytest.mark.parametrize("vnni", [True, False])
 def test_sums_overflow_without_vnni(monkeypatch, vnni):
-    monkeypatch.setattr("utils.environment.has_vnni", lambda: vnni)
+    monkeypatch.setattr("utils.environment.has_vnni", lambda *names: vnni)
     assert ENGINE.default_config(8).overflow == ("none" if vnni else "all")
 
 

@@ -222,7 +222,7 @@ def test_an_operator_answers_as_its_exact_execution_within_a_step(engine, name):
 def test_a_factor_keeps_to_seven_bits_where_sums_of_products_would_overflow(
     monkeypatch, everything, engine, vnni
 ):
-    monkeypatch.setattr(environment, "has_vnni", lambda: vnni)
+    monkeypatch.setattr(environment, "has_vnni", lambda *names: vnni or not names)
     for overflow_fix, highest, steps in (("weights", 64, 255), ("activations", 127, 127)):
         highest, steps = (127, 255) if vnni or engine == "qnnpack" else (highest, steps)
         config = registry.get(engine).qdq_config(RECIPE.replace(overflow_fix=overflow_fix))
@@ -241,9 +241,9 @@ def test_a_recipe_can_ask_for_the_seven_bits_of_processors_without_vnni(
     monkeypatch, engine, overflow_fix
 ):
     recipe, backend = RECIPE.replace(overflow_fix=overflow_fix), registry.get(engine)
-    monkeypatch.setattr(environment, "has_vnni", lambda: False)
+    monkeypatch.setattr(environment, "has_vnni", lambda *names: not names)
     without = backend.qdq_config(recipe)
-    monkeypatch.setattr(environment, "has_vnni", lambda: True)
+    monkeypatch.setattr(environment, "has_vnni", lambda *names: True)
     portable = backend.qdq_config(recipe.replace(portable=True))
     assert portable == without != backend.qdq_config(recipe)
 

@@ -153,7 +153,7 @@ def test_engines_share_a_training_exactly_where_they_round_alike(monkeypatch):
         (True, {"x86", "onednn", "qnnpack"}),
         (False, {"fbgemm", "x86", "onednn"}),
     ):
-        monkeypatch.setattr(environment, "has_vnni", lambda vnni=vnni: vnni)
+        monkeypatch.setattr(environment, "has_vnni", lambda *names, vnni=vnni: vnni or not names)
         configs = {name: registry.get(name).training_config(RECIPE) for name in torch_ao.ENGINES}
         assert {name for name in configs if configs[name] == configs["x86"]} == shared
         # With equal tags, they would overwrite each other.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -71,6 +72,39 @@ def test_one_factor_of_products_that_overflow_has_seven_bits(fix, steps, highest
     assert overflowing.fixed("none") == overflowing
     assert overflowing.highest_weight(nn.Linear(2, 2)) == 127
     assert OUTPUTS.fixed(fix) == OUTPUTS  # its products fit
+
+
+def test_seven_bits_end_at_the_last_step():
+    for dtype, limits in ((torch.uint8, (0, 127)), (torch.int8, (-128, -1))):
+        config = QDQConfig("outputs", dtype, overflow="all")
+        assert config.fixed("activations").limits == limits
+        assert config.fixed("weights").limits == config.limits == INTEGERS[dtype]
+    assert SETTINGS[-1].limits == INTEGERS[torch.int16]
+
+
+class Gate(nn.Module):
+    """A layer reads a hardsigmoid, or a product does."""
+
+    def __init__(self, multiplies):
+        super().__init__()
+        self.conv, self.gate, self.head = nn.Conv2d(3, 3, 1), nn.Hardsigmoid(), nn.Conv2d(3, 2, 1)
+        self.multiplies = multiplies
+
+    def forward(self, x):
+        gate = self.gate(self.conv(x))
+        return self.head(gate * x if self.multiplies else gate)
+
+
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_hardsigmoid_has_eight_bits_only_if_no_layer_reads_them(multiplies):
+    config = QDQConfig("outputs", unit_gates=True, overflow="all").fixed("activations")
+    network = ptq(small(partial(Gate, multiplies)), 9 + noise(8, 32), RECIPE, config)
+    gate, images = network.qdq("qdq_gate"), 99 + noise(8, 32)
+    assert gate.limits == ((0, 255) if multiplies else (0, 127))
+    assert (gate.numbers == (1 / 256, 0)) == multiplies
+    read = [network.qdq(name) for name in network.qdqs.reads.values()]
+    assert {pair.limits for pair in read} == {(0, 127)}
+    assert gate(images).max() > 0.99  # 1 is among the numbers, or nearly
 
 
 @pytest.mark.parametrize("fix", ["activations", "weights"])

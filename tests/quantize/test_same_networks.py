@@ -2,7 +2,7 @@
 
 All numbers of this small network are multiples of powers of 2, so its sums are exact, and every
 processor gives the same integers, scales and zero-points. The digests are from commit 06c9c7d,
-before recipes had types.
+before recipes had types, except "narrow": since then, its integers end at 127.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ RECIPES = {
 }
 EXPECTED = {
     ("plain", "torch"): "4cf6bcc1f7116b7d",
-    ("plain", "narrow"): "bd94b9c3138d51f5",
+    ("plain", "narrow"): "5ad4466fe62d11bd",
     ("plain", "narrow weights"): "32f4816ad230b8a4",
     ("plain", "depthwise"): "d3c3bcfc176ffc3a",
     ("plain", "onnxruntime"): "1060497bdc999ba6",
@@ -50,7 +50,7 @@ EXPECTED = {
     ("plain", "tensorrt"): "bcc05412146e0cb0",
     ("plain", "int16"): "62ef24a6059bed0d",
     ("tensor", "torch"): "788ac85df749f277",
-    ("tensor", "narrow"): "43d5c4342db4bfb5",
+    ("tensor", "narrow"): "e05f7cc83dce8f81",
     ("tensor", "narrow weights"): "5c9ffba80554ae0d",
     ("tensor", "depthwise"): "f6ba0ec7b4e2cdab",
     ("tensor", "onnxruntime"): "9e505db8d0562d80",
@@ -66,7 +66,7 @@ EXPECTED = {
     ("equalized", "tensorrt"): "d7b22c95a61d34d9",
     ("equalized", "int16"): "4f41f47e99fc89a8",
     ("in part", "torch"): "46504ef5b3bbfe1b",
-    ("in part", "narrow"): "58d4dcc87716a527",
+    ("in part", "narrow"): "de3684d95b64bf22",
     ("in part", "narrow weights"): "26095bfbd2504bce",
     ("in part", "depthwise"): "46504ef5b3bbfe1b",
     ("in part", "onnxruntime"): "fe02bcf53f515cc5",

@@ -8,7 +8,6 @@ network is made once from its checkpoint and kept next to it.
 """
 
 import collections
-import copy
 import importlib
 import io
 import os
@@ -21,16 +20,24 @@ from pathlib import Path
 import torch
 from torch import fx, nn
 
+<<<<<<< HEAD
 from utils import architectures, environment
 from utils.backends import torch_export
+=======
+from utils.backends import clipping, torch_export
+>>>>>>> 8c9b493e9d521efe37e97b81b772420b2327a185
 from utils.backends.base import Predictor
 from utils.backends.lowering import Lowering, not_installed, u8s8_overflow
 from utils.errors import UserError
 from utils.quantize.modules import QDQ
 from utils.quantize.network import Quantized
+<<<<<<< HEAD
 from utils.quantize.operators import folded
 from utils.quantize.qdq_config import INTEGERS, QDQConfig
 from utils.training import checkpoints
+=======
+from utils.quantize.qdq_config import QDQConfig
+>>>>>>> 8c9b493e9d521efe37e97b81b772420b2327a185
 
 # Its import registers torchao's fusions with Inductor.
 FUSIONS = "torchao.quantization.pt2e.quantizer.x86_inductor_quantizer"
@@ -59,7 +66,11 @@ class Inductor(Lowering):
         FP32 on rounded numbers.
         """
         return QDQConfig(
-            "inputs", scales="needed", rounded_sums=True, centred=True, overflow=u8s8_overflow()
+            "inputs",
+            scales="needed",
+            rounded_sums=True,
+            centred=True,
+            overflow=u8s8_overflow("onednn"),
         )
 
     def lower(self, quantized: Quantized, path: Path) -> None:
@@ -147,7 +158,7 @@ class FloatQDQ(nn.Module):
 
     def __init__(self, qdq: QDQ):
         super().__init__()
-        low, high = INTEGERS[qdq.dtype]
+        low, high = qdq.limits
         self.register_buffer("scale", qdq.scale.view(1, -1, 1, 1))
         self.register_buffer("inverse", 1 / self.scale)  # torch's operators also multiply by it
         self.register_buffer("low", low - qdq.zero_point.float().view(1, -1, 1, 1))
@@ -163,7 +174,7 @@ def for_inductor(quantized: Quantized) -> fx.GraphModule:
     Q/DQ pairs with a scale for each channel, and the depthwise convolutions that read them, get
     float arithmetic. The weights stay rounded.
     """
-    network = copy.deepcopy(quantized.network)
+    network = clipping.clipped(quantized.network, clipping.Integers)
     for name, layer in quantized.layers.items():
         qdq = quantized.qdq(quantized.qdqs.reads[name])
         if qdq.numbers is None:

@@ -23,6 +23,8 @@ from utils.training import checkpoints
 class Lowering(Backend):
     """A backend that lowers a `Quantized` network to a file and runs that file."""
 
+    overflows = True  # whether its kernels add products in 16 bits on some processors
+
     @abstractmethod
     def default_config(self, bits: int) -> QDQConfig:
         """Return the Q/DQ pairs and formats that this engine asks for on this machine.
@@ -35,7 +37,7 @@ class Lowering(Backend):
         config = self.default_config(recipe.bits)
         if recipe.activation_scales == "tensor":
             config = dataclasses.replace(config, scales="tensor")
-        return config.fixed(recipe.overflow_fix, recipe.portable)
+        return config.fixed(recipe.overflow_fix, recipe.portable and self.overflows)
 
     @abstractmethod
     def lower(self, quantized: Quantized, path: Path) -> None:
@@ -108,9 +110,12 @@ def not_installed(requirements: str, *packages: str) -> str | None:
     return f"not installed: {', '.join(missing)} (pip install -r {requirements})"
 
 
-def u8s8_overflow() -> str:
-    """Return the layers in which sums of u8 x s8 products overflow here: "all" without VNNI."""
-    return "none" if environment.has_vnni() else "all"
+def u8s8_overflow(*libraries: str) -> str:
+    """Return the layers in which sums of u8 x s8 products overflow here: "all" without VNNI.
+
+    `libraries` compute them; see `environment.has_vnni`.
+    """
+    return "none" if environment.has_vnni(*libraries) else "all"
 
 
 def stored(quantized: Quantized) -> tuple[Stored, ...]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils.backends import onnx_export
+from utils.backends import clipping, onnx_export
 from utils.backends.base import Predictor
 from utils.backends.fp16 import Half
 from utils.backends.lowering import Lowering, not_installed, u8s8_overflow
@@ -43,14 +43,15 @@ class OnnxRuntime(Lowering):
         return QDQConfig(
             "outputs",
             bias="int32",
-            overflow=u8s8_overflow(),
+            overflow=u8s8_overflow("mlas"),
             pooling_keeps_scale=True,
             unit_gates=True,
             float_logits=True,
         )
 
     def lower(self, quantized: Quantized, path: Path) -> None:
-        onnx_export.export(quantized.network, path)
+        network = clipping.clipped(quantized.network, clipping.Integers)
+        onnx_export.export(network, path)
         if quantized.config.bias == "int32":
             store_biases(quantized, path)
 

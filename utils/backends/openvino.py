@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 
 from utils import paths
-from utils.backends import onnx_export
+from utils.backends import clipping, onnx_export
 from utils.backends.base import Predictor
 from utils.backends.lowering import Lowering, not_installed, u8s8_overflow
 from utils.backends.operator_times import Timed
@@ -63,11 +63,16 @@ class OpenVino(Lowering):
         make MobileNetV3-Small 1.1 times as fast at any batch size.
         """
         return QDQConfig(
-            "inputs", scales="needed", rounded_sums=True, centred=True, overflow=u8s8_overflow()
+            "inputs",
+            scales="needed",
+            rounded_sums=True,
+            centred=True,
+            overflow=u8s8_overflow("onednn"),
         )
 
     def lower(self, quantized: Quantized, path: Path) -> None:
-        onnx_export.export(around_zero(quantized.network), path)
+        network = clipping.clipped(quantized.network, clipping.Values)
+        onnx_export.export(around_zero(network), path)
 
     def lower_half(self, network: nn.Module, path: Path) -> None:
         """Write a float `network` to `path`, with its weights in this backend's precision."""

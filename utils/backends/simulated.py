@@ -33,6 +33,7 @@ class Simulated(Lowering):
 
     name, suffix = "simulated", ".int16.pt"
     layout = torch.channels_last
+    overflows = False
 
     def problem(self) -> str | None:
         return None

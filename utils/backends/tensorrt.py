@@ -43,6 +43,7 @@ class TensorRT(Lowering):
     """
 
     layout = torch.contiguous_format
+    overflows = False
 
     def __init__(self, name: str, rest: torch.dtype, package: str = "tensorrt"):
         self.name, self.rest, self.package = name, rest, package

@@ -30,10 +30,17 @@ from utils.backends.operator_times import ByTorch
 from utils.quantize.modules import QDQ, QuantizedLayer
 from utils.quantize.network import Quantized
 from utils.quantize.operators import ADDITIONS
-from utils.quantize.qdq_config import QDQConfig
+from utils.quantize.qdq_config import INTEGERS, QDQConfig
 
 QUANTIZED_OPS = torch.ops.quantized
 PRODUCTS = (operator.mul, torch.mul)
+# The libraries whose kernels add products of an engine in 16 bits without VNNI.
+LIBRARIES = {
+    "fbgemm": ("fbgemm",),
+    "x86": ("fbgemm", "onednn"),
+    "onednn": ("onednn",),
+    "qnnpack": (),
+}
 GATE = (1 / 256, 0)  # scale and zero-point of quantized hardsigmoid
 
 
@@ -44,7 +51,7 @@ class TorchAO(ByTorch, Lowering):
     layout = torch.channels_last
 
     def __init__(self, name: str):
-        self.name = name
+        self.name, self.overflows = name, name != "qnnpack"
 
     def problem(self) -> str | None:
         supported = torch.backends.quantized.supported_engines
@@ -59,7 +66,7 @@ class TorchAO(ByTorch, Lowering):
         of products in 16 bits even with VNNI: with 8-bit weights, MobileNetV3-Small on fbgemm was
         at 15.4 dB from exact execution, on photographs.
         """
-        overflow = "none" if self.name == "qnnpack" else u8s8_overflow()
+        overflow = u8s8_overflow(*LIBRARIES[self.name])
         if self.name == "fbgemm" and overflow == "none":
             overflow = "depthwise"
         # In torch, an average has the scale of its input, and hardsigmoid's is fixed.
@@ -200,7 +207,8 @@ class _Integers:
             self.new[node] = self.new[source]
         else:
             arguments = (self._float(source), *qdq.numbers, torch.quint8)
-            self.new[node] = self.graph.call_function(torch.quantize_per_tensor, arguments)
+            new = self.graph.call_function(torch.quantize_per_tensor, arguments)
+            self.new[node] = self._clipped(new, qdq)
         self.numbers[node] = qdq.numbers
 
     def _computed(self, node: fx.Node, nodes: list[fx.Node]) -> fx.Node | None:
@@ -213,9 +221,10 @@ class _Integers:
             return None
         x = self.new[node.args[0]]
         if isinstance(module, QuantizedLayer):
-            return self._called(node.name, packed(module, relu, qdq), x)
+            return self._clipped(self._called(node.name, packed(module, relu, qdq), x), qdq)
         if isinstance(module, nn.Hardswish) and not relu:
-            return self.graph.call_function(QUANTIZED_OPS.hardswish, (x, *qdq.numbers))
+            new = self.graph.call_function(QUANTIZED_OPS.hardswish, (x, *qdq.numbers))
+            return self._clipped(new, qdq)
         if isinstance(module, nn.Hardsigmoid) and qdq.numbers == GATE:
             return self.graph.call_function(F.hardsigmoid, (x,))
         combines = node.target in ADDITIONS + PRODUCTS and not node.kwargs
@@ -230,7 +239,15 @@ class _Integers:
         name = "add" if node.target in ADDITIONS else "mul"
         function = getattr(QUANTIZED_OPS, f"{name}_relu" if relu else name)
         operands = [self.new[operand] for operand in node.args]
-        return self.graph.call_function(function, (*operands, *qdq.numbers))
+        return self._clipped(self.graph.call_function(function, (*operands, *qdq.numbers)), qdq)
+
+    def _clipped(self, new: fx.Node, qdq: QDQ) -> fx.Node:
+        """Clip a quantized tensor to the limits of `qdq`: the operators clip it to 0 and 255."""
+        if qdq.limits == INTEGERS[qdq.dtype]:
+            return new
+        scale, zero_point = qdq.numbers
+        ends = [scale * (limit - zero_point) for limit in qdq.limits]
+        return self.graph.call_function(torch.clamp, (new, *ends))
 
     def _kept(self, node: fx.Node, qdq: QDQ) -> fx.Node | None:
         """Add the engine's operator for `node` if it is one that keeps the scale of its input."""

@@ -41,6 +41,7 @@ class Xnnpack(Lowering):
     """The backend of XNNPACK on a CPU."""
 
     name, suffix, layout = "xnnpack", ".pte", torch.channels_last
+    overflows = False
 
     def problem(self) -> str | None:
         return not_installed("requirements-executorch.txt", "executorch")

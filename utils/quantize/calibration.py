@@ -217,7 +217,7 @@ def calibrate(
     `insertion.insert`.
     """
     observed = copy.deepcopy(network)
-    qdqs = insertion.insert(observed, config, recipe.keep_fp32, Observer, equalized)
+    qdqs = insertion.insert(observed, config, recipe.keep_fp32, lambda _: Observer(), equalized)
     observers = {name: observed.get_submodule(name) for name in qdqs.source}
     for name, observer in observers.items():
         observer.channelwise, observer.useful = name in qdqs.channelwise, qdqs.useful[name]

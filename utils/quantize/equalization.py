@@ -189,7 +189,7 @@ def _rounded_alone(
     network: fx.GraphModule, name: str, ends: Range, config: QDQConfig
 ) -> fx.Interpreter:
     """Return an interpreter of `network` that rounds the output of module `name` with one scale."""
-    qdq = QDQ(config.activation)
+    qdq = QDQ(config.activation, config.limits)
     low, high = ends[0].min()[None].double().numpy(), ends[1].max()[None].double().numpy()
     qdq.assign(*calibration.numbers(low, high, config))
     return _Alone(network, name, qdq)

@@ -19,7 +19,6 @@ from utils import progress
 from utils.quantize.layers import WEIGHTED
 from utils.quantize.modules import QDQ, QuantizedLayer, along_channels
 from utils.quantize.network import Quantized
-from utils.quantize.qdq_config import INTEGERS
 
 
 class ExactInterpreter(fx.Interpreter):
@@ -55,7 +54,7 @@ class ExactInterpreter(fx.Interpreter):
 def round_to(qdq: QDQ, x: torch.Tensor) -> torch.Tensor:
     """Round `x` to the values of a Q/DQ pair, float64."""
     scale, zero_point = along_channels(qdq.scale.double(), x), along_channels(qdq.zero_point, x)
-    integers = (x / scale).round_().add_(zero_point).clamp_(*INTEGERS[qdq.dtype])
+    integers = (x / scale).round_().add_(zero_point).clamp_(*qdq.limits)
     return integers.sub_(zero_point).mul_(scale)
 
 

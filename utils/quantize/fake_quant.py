@@ -105,9 +105,9 @@ class FakeQuantize(nn.Module):
     `stretch` and `shift`, float32 () or (channels,), start at 0.
     """
 
-    def __init__(self, dtype: torch.dtype):
+    def __init__(self, limits: tuple[int, int]):
         super().__init__()
-        self.limits = INTEGERS[dtype]
+        self.limits = limits  # lowest and highest integer
         self.assign(torch.tensor(1.0), torch.tensor(0))
 
     def assign(
@@ -201,9 +201,7 @@ def fake_quantized(quantized: Quantized, images: torch.Tensor) -> fx.GraphModule
     config = quantized.config
     moments = channel_moments(quantized.fp32, images.split(calibration.BATCH))
     network = frozen(quantized.fp32)
-    qdqs = insertion.insert(
-        network, config, quantized.keep_fp32, lambda: FakeQuantize(config.activation)
-    )
+    qdqs = insertion.insert(network, config, quantized.keep_fp32, FakeQuantize)
     for name in qdqs.source:
         qdq = quantized.qdq(name)
         in_the_middle = config.centred and qdq.zero_point.eq(config.middle).all()

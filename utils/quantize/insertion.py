@@ -8,7 +8,7 @@ from torch import fx, nn
 
 from utils.errors import UserError
 from utils.quantize.operators import ADDITIONS, IDLE, Graph, Kind
-from utils.quantize.qdq_config import QDQConfig
+from utils.quantize.qdq_config import INTEGERS, QDQConfig
 
 # Other moving operators give a size, or do nothing.
 RESHAPING = (torch.flatten, "flatten", "view", "reshape", "contiguous")
@@ -30,16 +30,17 @@ def insert(
     network: fx.GraphModule,
     config: QDQConfig,
     keep_fp32: tuple[str, ...],
-    make: Callable[[], nn.Module],
+    make: Callable[[tuple[int, int]], nn.Module],
     equalized: frozenset[str] = frozenset(),
 ) -> Inserted:
-    """Insert a module `make()` at every place of a Q/DQ pair in `network`, in place.
+    """Insert a module `make(limits)` at every place of a Q/DQ pair in `network`, in place.
 
-    Operators inside the modules `keep_fp32` are not quantized. Operators computed together, such as
-    a convolution with its BatchNorm and ReLU, share a pair. It is named after the first operator,
-    so its name does not depend on folding. One scale is enough for the inputs of the depthwise
-    convolutions `equalized`. Raises `UserError` for an unknown operator, and for a quantized layer
-    that is called on several tensors.
+    `limits` are the lowest and the highest integer of the pair. Operators inside the modules
+    `keep_fp32` are not quantized. Operators computed together, such as a convolution with its
+    BatchNorm and ReLU, share a pair. It is named after the first operator, so its name does not
+    depend on folding. One scale is enough for the inputs of the depthwise convolutions `equalized`.
+    Raises `UserError` for an unknown operator, and for a quantized layer that is called on several
+    tensors.
     """
     graph = Graph(network)
     places = _places(graph, config, keep_fp32)
@@ -52,15 +53,17 @@ def insert(
             first = firsts[node]
             name = f"qdq_{first.name}"
             inserted.source[name] = first.target if first.op == "call_module" else first.name
-            if config.unit_gates and isinstance(graph.module(node), nn.Hardsigmoid):
+            limits = config.limits
+            if _is_gate(graph, node, places[node], config):
                 inserted.gates.add(name)
+                limits = INTEGERS[config.activation]
             if _needs_channels(graph, node, places[node], config, equalized):
                 inserted.channelwise.add(name)
             inserted.useful[name] = graph.useful(graph.readers(places[node]))
             averages = graph.kinds[node] is Kind.AVERAGING
             if averages and config.pooling_keeps_scale and node.args[0] in carried:
                 inserted.same_as[name] = carried[node.args[0]]
-            network.add_submodule(name, make())
+            network.add_submodule(name, make(limits))
             carried[_call(network, node, name, places[node])] = name
         elif moved:
             # Repeating the pair changes no value, but it tells an engine that the operator may
@@ -143,6 +146,17 @@ def _moved(graph: Graph, node: fx.Node, carried: dict[fx.Node, str]) -> str | No
     if isinstance(graph.module(node), nn.MaxPool2d | nn.Flatten) or node.target in RESHAPING:
         return carried.get(node.args[0])
     return None
+
+
+def _is_gate(graph: Graph, node: fx.Node, users: list[fx.Node], config: QDQConfig) -> bool:
+    """Return whether `node`, which `users` read, is a hardsigmoid with the scale 1/256.
+
+    Its integers have 8 bits, so with 7 bits for activations, no layer may multiply them.
+    """
+    if not (config.unit_gates and isinstance(graph.module(node), nn.Hardsigmoid)):
+        return False
+    kinds = {graph.kinds[reader] for reader in graph.readers(users)}
+    return config.limits == INTEGERS[config.activation] or Kind.LAYER not in kinds
 
 
 def _needs_channels(

@@ -14,13 +14,13 @@ class QDQ(nn.Module):
     """Quantization of an activation, followed at once by its dequantization.
 
     Values are divided by `scale`, rounded to the nearest integer, ties to even, shifted by
-    `zero_point` and clipped to the integers of `dtype`. `scale` is float32 and `zero_point` int64,
-    both of shape () or (channels,).
+    `zero_point` and clipped to `limits`, the lowest and the highest integer: by default, all that
+    `dtype` holds. `scale` is float32 and `zero_point` int64, both of shape () or (channels,).
     """
 
-    def __init__(self, dtype: torch.dtype):
+    def __init__(self, dtype: torch.dtype, limits: tuple[int, int] | None = None):
         super().__init__()
-        self.dtype = dtype
+        self.dtype, self.limits = dtype, limits or INTEGERS[dtype]
         self.assign(torch.tensor(1.0), torch.tensor(0))
 
     def assign(self, scale: torch.Tensor, zero_point: torch.Tensor) -> None:
@@ -32,9 +32,9 @@ class QDQ(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.numbers:
-            how = (*self.numbers, *INTEGERS[self.dtype], self.dtype)
+            how = (*self.numbers, *self.limits, self.dtype)
             return OPS.dequantize_per_tensor.default(OPS.quantize_per_tensor.default(x, *how), *how)
-        how = (self.scale, self.zero_point, 1, *INTEGERS[self.dtype], self.dtype)
+        how = (self.scale, self.zero_point, 1, *self.limits, self.dtype)
         return OPS.dequantize_per_channel.default(OPS.quantize_per_channel.default(x, *how), *how)
 
 

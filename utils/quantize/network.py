@@ -13,6 +13,7 @@ weights have zero-point 0 and one scale per output channel.
 import copy
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -50,7 +51,7 @@ class Quantized:
         `fp32` is copied. Modules that stay in FP32 keep its weights.
         """
         network = copy.deepcopy(fp32)
-        qdqs = insertion.insert(network, config, keep_fp32, lambda: QDQ(config.activation))
+        qdqs = insertion.insert(network, config, keep_fp32, partial(QDQ, config.activation))
         for name, layer in weighted(network).items():
             if name in qdqs.reads:
                 network.set_submodule(name, QuantizedLayer(layer, config))

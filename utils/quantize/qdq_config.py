@@ -57,6 +57,15 @@ class QDQConfig:
     overflow_fix: str = "none"
 
     @property
+    def limits(self) -> tuple[int, int]:
+        """The lowest and the highest integer of an activation: `steps` apart, or all of the type.
+
+        With 7 bits, values beyond the range must not become integers of 8 bits, which overflow.
+        """
+        lowest, highest = INTEGERS[self.activation]
+        return (lowest, highest) if self.symmetric else (lowest, min(highest, lowest + self.steps))
+
+    @property
     def middle(self) -> int:
         """The zero-point of ranges that reach as far below 0 as above it."""
         return INTEGERS[self.activation][0] + (self.steps + 1) // 2
