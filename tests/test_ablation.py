@@ -13,7 +13,6 @@ from records import write_run
 
 from figures import ablation as draw
 from quantization import ablation as script
-<<<<<<< HEAD
 from quantization.ablation import (
     CAUSES,
     CHANNELS,
@@ -23,11 +22,8 @@ from quantization.ablation import (
     VARIATIONS,
     Step,
 )
-=======
-from quantization.ablation import CHANNELS, COLUMNS, LAYER_COLUMNS, STACKED, VARIATIONS, Step
 from utils import data, engines, environment, measure, training
 from utils.backends import registry
->>>>>>> 8c9b493e9d521efe37e97b81b772420b2327a185
 from utils.catalog import Run
 from utils.cli import Options
 from utils.experiment import Experiment

@@ -20,24 +20,16 @@ from pathlib import Path
 import torch
 from torch import fx, nn
 
-<<<<<<< HEAD
 from utils import architectures, environment
-from utils.backends import torch_export
-=======
 from utils.backends import clipping, torch_export
->>>>>>> 8c9b493e9d521efe37e97b81b772420b2327a185
 from utils.backends.base import Predictor
 from utils.backends.lowering import Lowering, not_installed, u8s8_overflow
 from utils.errors import UserError
 from utils.quantize.modules import QDQ
 from utils.quantize.network import Quantized
-<<<<<<< HEAD
 from utils.quantize.operators import folded
-from utils.quantize.qdq_config import INTEGERS, QDQConfig
-from utils.training import checkpoints
-=======
 from utils.quantize.qdq_config import QDQConfig
->>>>>>> 8c9b493e9d521efe37e97b81b772420b2327a185
+from utils.training import checkpoints
 
 # Its import registers torchao's fusions with Inductor.
 FUSIONS = "torchao.quantization.pt2e.quantizer.x86_inductor_quantizer"
