@@ -83,7 +83,9 @@ def make(frame, args):
 def against(frame: pd.DataFrame, args, other: str) -> Table:
     """Table that compares the study with another: its name in --results, or its folder."""
     folder = Path(other) if Path(other).is_dir() else args.results / other
-    cells = reproduced.comparison(frame, frames.read(folder / "results.csv"), args.study, other)
+    ours = reproduced.Study(args.study, frame, args.results / args.study)
+    theirs = reproduced.Study(other, frames.read(folder / "results.csv"), folder)
+    cells = reproduced.comparison(ours, theirs)
     return Table("against", f"Next to {other}", *cells)
 
 

@@ -162,6 +162,18 @@ def paired_difference(gained: int, lost: int, n: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def image_interval(values: np.ndarray) -> tuple[float, float]:
+    """Normal interval, at `LEVEL`, of the mean of `values` (n,), one per image.
+
+    Two additional images, sqrt(1/2) above and below the mean, keep it from shrinking to 0 if no
+    image differs, as in `crossed_interval`.
+    """
+    mean = values.mean()
+    more = np.append(values, mean + np.sqrt(0.5) * np.array([1, -1]))
+    half = stats.norm.ppf((1 + LEVEL) / 2) * stats.sem(more)
+    return float(mean - half), float(mean + half)
+
+
 def holm(p_values: np.ndarray) -> np.ndarray:
     """Adjust p-values (n,) for n tests by Holm's step-down method (Holm 1979).
 

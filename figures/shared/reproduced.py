@@ -1,9 +1,14 @@
-"""Two studies of the same experiments: what is reproduced, and what differs. No torch."""
+"""Two studies of the same experiments: what is reproduced, and what differs. No torch.
+
+Runs of both that answered the same test images are compared image by image: their errors are on the
+same hard images, so intervals of independent samples would hide most differences.
+"""
 
 if __name__ == "__main__":
     import no_script  # noqa: F401
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +16,8 @@ import pandas as pd
 
 from figures.shared import frames
 from figures.shared.cells import POINTS, RATIO, number, text
-from utils import catalog, stats
+from figures.shared.cells import p_value as p_value_cells
+from utils import catalog, results, stats
 from utils.errors import UserError
 
 SAME_SIZE = 0.01  # files count as equally large if their sizes differ by at most this share
@@ -29,12 +35,40 @@ SETTINGS = {  # columns whose differences are named, and their names in the text
 HASHES = ("data_sha256", "git_commit")
 HASH_DIGITS = 10  # enough to tell hashes apart
 NOTE = (
-    "Here: {here}; there: {there}. Runs in both: {both}. Inside the intervals: accuracy "
+    "Here: {here}; there: {there}. Runs in both: {both}. {paired}Inside the intervals: accuracy "
     "{accuracy}, points to FP32 {points}, speed-up over eager FP32 {speed}; size {size}. Inside: "
-    "the 95 % interval of the difference, or of the ratio of speed-ups, contains no difference "
-    "(MOVER, from the intervals of both); about one of twenty is outside by chance. Sizes: within "
-    "{same:.0%}. {only}What differs: {differs}."
+    "the 95 % interval of the difference, or of the ratio of speed-ups, contains no difference; "
+    "about one of twenty is outside by chance. {how}Sizes: within {same:.0%}. {only}What differs: "
+    "{differs}."
 )
+PAIRED = (
+    "{paired} of these runs answered the same images, and are compared image by image: the "
+    "accuracy of {differ} differs (exact McNemar test, Holm-adjusted for {paired}), of "
+    "{unadjusted} before the adjustment, at 5 %; {low} to {high} decisions differ. "
+)
+UNPAIRED = (
+    "Intervals of runs with other images, and of speed-ups, are those of independent samples "
+    "(MOVER, from the intervals of both). "
+)
+LEVEL = 0.05  # of the tests
+
+
+class Study(NamedTuple):
+    """One side of a comparison."""
+
+    name: str
+    frame: pd.DataFrame  # of `frames.read`
+    folder: Path | None = None  # with runs/*.npz; None: no image can be compared
+
+
+class Pair(NamedTuple):
+    """Two runs of one experiment on the same images."""
+
+    n: int  # images
+    differing: int  # decisions
+    only_here: int  # images that only the run here classifies correctly
+    only_there: int
+    points: np.ndarray | None  # difference of the differences to FP32, by image; None without FP32
 
 
 class Quantity(NamedTuple):
@@ -52,44 +86,143 @@ SPEED = Quantity("speedup_vs_eager_fp32", "gains less speed", "gains more speed"
 QUANTITIES = (ACCURACY, POINTS_TO_FP32, SPEED)
 
 
-def comparison(
-    here: pd.DataFrame, there: pd.DataFrame, name: str, other: str
-) -> tuple[str, pd.DataFrame]:
-    """Note and cells of the table that compares study `name` (`here`) with `other` (`there`).
+def comparison(here: Study, there: Study) -> tuple[str, pd.DataFrame]:
+    """Note and cells of the table that compares study `here` with `there`.
 
-    Both are frames of `frames.read`. Raises `UserError` if they have no run in common.
+    Raises `UserError` if they have no run in common.
     """
-    (ours, _), (theirs, _) = frames.of_all_seeds(here), frames.of_all_seeds(there)
+    (ours, _), (theirs, _) = frames.of_all_seeds(here.frame), frames.of_all_seeds(there.frame)
     both = ours.merge(theirs, on=frames.RUN, suffixes=("", "_there"))
     if both.empty:
         raise UserError(
-            f"{name} and {other} have no run in common: none has the same model, method, format, "
-            "engine and seed."
+            f"{here.name} and {there.name} have no run in common: none has the same model, method, "
+            "format, engine and seed."
         )
     rows = both.to_dict("records")
+    pairs = [paired(row, here, there) for row in rows]
+    p_values = adjusted(pairs)
     compared_rows = {quantity: [compared(row, quantity) for row in rows] for quantity in QUANTITIES}
+    for place, pair in enumerate(pairs):
+        if pair is not None:
+            compared_rows[ACCURACY][place] = of_accuracy(pair, p_values[place])
+            if pair.points is not None:
+                compared_rows[POINTS_TO_FP32][place] = of_points(pair)
     differences = {
-        quantity: pd.Series([cell for cell, _ in pairs], dtype=str)
-        for quantity, pairs in compared_rows.items()
+        quantity: pd.Series([cell for cell, _ in cells], dtype=str)
+        for quantity, cells in compared_rows.items()
     }
     outcomes = {
-        quantity: [outcome for _, outcome in pairs] for quantity, pairs in compared_rows.items()
+        quantity: [outcome for _, outcome in cells] for quantity, cells in compared_rows.items()
     }
     sizes = [size_outcome(row) for row in rows]
     note = NOTE.format(
-        here=name,
-        there=other,
+        here=here.name,
+        there=there.name,
         both=len(both),
+        paired=in_short(pairs, p_values),
+        how=UNPAIRED,
         accuracy=counted(outcomes[ACCURACY]),
         points=counted(outcomes[POINTS_TO_FP32]),
         speed=counted(outcomes[SPEED]),
         size=counted(sizes),
         same=SAME_SIZE,
         only=missing(ours, theirs, "here") + missing(theirs, ours, "there"),
-        differs="; ".join(setting_differences(here, there)) or "nothing that results.csv tells",
+        differs="; ".join(setting_differences(here.frame, there.frame))
+        or "nothing that results.csv tells",
     )
     words = summaries([*outcomes.values(), sizes])
-    return note, table(both, words, differences)
+    return note, table(both, words, differences, of_images(pairs, p_values))
+
+
+def paired(row: dict, here: Study, there: Study) -> Pair | None:
+    """Compare the answers of a run of both studies; None if they are not about the same images."""
+    if row["data_sha256"] != row["data_sha256_there"]:
+        return None
+    answers = [answers_of(row, study) for study in (here, there)]
+    if None in answers or not np.array_equal(answers[0][1], answers[1][1]):
+        return None
+    (ours, y), (theirs, _) = answers
+    right, other = ours == y, theirs == y
+    points, baseline = None, row | {"method": "fp32", "dtype": "fp32", "backend": "native"}
+    fp32 = [answers_of(baseline, study) for study in (here, there)]
+    if row["method"] != "fp32" and None not in fp32:
+        sides = zip((right, other), fp32, strict=True)
+        change = [mine.astype(int) - (base == y) for mine, (base, _) in sides]
+        points = change[0] - change[1]
+    only_here, only_there = int((right & ~other).sum()), int((other & ~right).sum())
+    return Pair(len(y), int((ours != theirs).sum()), only_here, only_there, points)
+
+
+def answers_of(row: dict, study: Study) -> tuple[np.ndarray, np.ndarray] | None:
+    """Decisions and labels of a study's run on its test images; None if they are not stored."""
+    path = study.folder and study.folder / "runs" / f"{results.run_id(row)}.npz"
+    if path is None or not path.exists():
+        return None
+    with np.load(path) as stored:
+        return stored["logits"].argmax(1), stored["y"]
+
+
+def adjusted(pairs: list[Pair | None]) -> list[float | None]:
+    """McNemar's p-values of the pairs, Holm-adjusted for their number; None without a pair."""
+    tested = [pair for pair in pairs if pair is not None]
+    p_values = [stats.mcnemar(pair.only_here, pair.only_there) for pair in tested]
+    values = iter(stats.holm(np.array(p_values)).tolist())
+    return [None if pair is None else next(values) for pair in pairs]
+
+
+def of_accuracy(pair: Pair, p_value: float) -> tuple[str, str]:
+    """Difference of two accuracies on the same images, as a cell, and its outcome."""
+    difference = 100 * (pair.only_here - pair.only_there) / pair.n
+    ends = 100 * np.array(stats.paired_difference(pair.only_here, pair.only_there, pair.n))
+    outcome = ""
+    if p_value < LEVEL:
+        outcome = ACCURACY.more if difference > 0 else ACCURACY.less
+    return with_ends(difference, ends), outcome
+
+
+def of_points(pair: Pair) -> tuple[str, str]:
+    """Difference of the differences to FP32, as a cell, and its outcome."""
+    low, high = (100 * end for end in stats.image_interval(pair.points))
+    outcome = ""
+    if low > 0:
+        outcome = POINTS_TO_FP32.more
+    elif high < 0:
+        outcome = POINTS_TO_FP32.less
+    return with_ends(100 * pair.points.mean(), (low, high)), outcome
+
+
+def with_ends(value: float, ends) -> str:
+    """Format points with their interval."""
+    middle, low, high = (number(end, POINTS) for end in (value, *ends))
+    return f"{middle} [{low}, {high}]"
+
+
+def in_short(pairs: list[Pair | None], p_values: list[float | None]) -> str:
+    """Say how many runs were compared image by image, and how many differ; "" if none was."""
+    tested = [pair for pair in pairs if pair is not None]
+    if not tested:
+        return ""
+    raw = [stats.mcnemar(pair.only_here, pair.only_there) for pair in tested]
+    differing = [pair.differing for pair in tested]
+    return PAIRED.format(
+        paired=len(tested),
+        differ=sum(p is not None and p < LEVEL for p in p_values),
+        unadjusted=sum(p < LEVEL for p in raw),
+        low=min(differing),
+        high=max(differing),
+    )
+
+
+def of_images(pairs: list[Pair | None], p_values: list[float | None]) -> dict[str, list[str]]:
+    """Columns of the comparison image by image, empty where there is none."""
+    cells = {"decisions differing": [], "only here": [], "only there": [], "p": []}
+    for pair, p_value in zip(pairs, p_values, strict=True):
+        known = pair is not None
+        cells["decisions differing"].append(f"{pair.differing} of {pair.n:,}" if known else "")
+        cells["only here"].append(str(pair.only_here) if known else "")
+        cells["only there"].append(str(pair.only_there) if known else "")
+        cells["p"].append(p_value)
+    return cells | {"p": list(p_value_cells(pd.Series(cells["p"], dtype=float)))}
 
 
 def compared(row: dict, quantity: Quantity) -> tuple[str, str | None]:
@@ -139,7 +272,7 @@ def summaries(columns: list[list[str | None]]) -> list[str]:
     return ["; ".join(filter(None, row)) or "reproduced" for row in zip(*columns, strict=True)]
 
 
-def table(both: pd.DataFrame, words: list[str], differences: dict) -> pd.DataFrame:
+def table(both: pd.DataFrame, words: list[str], differences: dict, images: dict) -> pd.DataFrame:
     """Cells of the table."""
     seed = ", seed " + both["seed"].astype(str) if both["seed"].nunique() > 1 else ""
     return pd.DataFrame({
@@ -149,6 +282,7 @@ def table(both: pd.DataFrame, words: list[str], differences: dict) -> pd.DataFra
         "accuracy %": text(100 * both["accuracy"]),
         "there %": text(100 * both["accuracy_there"]),
         "difference": differences[ACCURACY],
+        **images,
         "points to FP32": text(100 * both["accuracy_difference"], POINTS),
         "points there": text(100 * both["accuracy_difference_there"], POINTS),
         "difference of points": differences[POINTS_TO_FP32],
