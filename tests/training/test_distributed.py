@@ -1,5 +1,6 @@
 """Two processes under torchrun train the same network as one process."""
 
+import copy
 import json
 
 import pytest
@@ -8,7 +9,8 @@ from helpers import torchrun
 
 from utils import environment, paths
 from utils.errors import UserError
-from utils.training import distributed
+from utils.training import distributed, loop
+from utils.training.sync_batchnorm import synchronize
 
 DRIVER = """
 import json, sys
@@ -31,7 +33,8 @@ distributed.join("cpu", 2, recipe.batch_size)
 torch.manual_seed(0)
 norm = nn.BatchNorm2d(4) if {norm} else nn.Identity()
 head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
-model = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), *head)
+# A bias before BatchNorm has no gradient but noise, which AdamW would blow up.
+model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=not {norm}), norm, nn.ReLU(), *head)
 setup, resume = loop.Setup(set(), 0, "cpu"), loop.Resume(folder / "x.resume", "x")
 facts = loop.fit(model, data, recipe, setup, resume)
 torch.save(model.state_dict(), folder / f"weights{{distributed.rank()}}.pt")
@@ -51,9 +54,12 @@ def trained(home, processes, norm=False):
     return weights, json.loads((home / "history.json").read_text())
 
 
-def test_two_processes_take_the_same_steps_as_one(tmp_path):
-    (alone,), history = trained(tmp_path / "one", 1)
-    pair, together = trained(tmp_path / "two", 2)
+@pytest.mark.parametrize("norm", [False, True])
+def test_two_processes_take_the_same_steps_as_one(tmp_path, norm):
+    """With BatchNorm as well: statistics of half a batch would train another network."""
+    (alone,), history = trained(tmp_path / "one", 1, norm)
+    pair, together = trained(tmp_path / "two", 2, norm)
+    assert alone.keys() == pair[0].keys()
     for name in alone:
         # The order of sums differs, so the last bits do.
         assert torch.allclose(alone[name], pair[0][name], rtol=1e-4, atol=1e-6)
@@ -82,3 +88,26 @@ def test_batches_must_divide_evenly_among_the_processes(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UserError, match="3 processes cannot share batches of 32"):
         distributed.join("cpu", 2, 32)
+
+
+def test_no_process_draws_dropout_from_the_seed_of_the_shuffle():
+    seeds = [loop.dropout_seed(7, epoch, rank) for epoch in range(3) for rank in range(4)]
+    seeds += [loop.shuffle_seed(7, epoch) for epoch in range(3)]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_the_seeds_of_a_single_process_are_those_of_earlier_checkpoints():
+    assert loop.dropout_seed(0, 3, 0) == loop._seed(0, 3)
+    assert loop.shuffle_seed(0, 3) == loop._seed(0, 3, 1)
+
+
+def test_batchnorm_of_a_group_has_the_state_dict_of_plain_batchnorm_and_evaluates_alike():
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    plain(torch.randn(8, 3, 6, 6))
+    group = copy.deepcopy(plain)
+    synchronize(group)
+    assert isinstance(group[1], torch.nn.BatchNorm2d)
+    assert group.state_dict().keys() == plain.state_dict().keys()
+    x = torch.randn(2, 3, 6, 6)
+    assert torch.equal(group.eval()(x), plain.eval()(x))

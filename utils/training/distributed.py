@@ -1,7 +1,8 @@
 """Training of one model by a group of processes that `torchrun` started.
 
-A process that trains alone is a group of one. Every process sees an equal part of every batch, so
-a group takes the same steps as one process. Process 0 writes the files.
+A process that trains alone is a group of one. Every process sees an equal part of every batch, and
+BatchNorm normalises by the whole batch, so a group takes the same steps as one process, up to the
+order of sums. Only dropout draws other masks. Process 0 writes the files.
 """
 
 import atexit
@@ -15,6 +16,7 @@ from torch import nn
 
 from utils import environment
 from utils.errors import UserError
+from utils.training.sync_batchnorm import synchronize
 
 PATIENCE = timedelta(hours=24)  # for which the others wait while process 0 measures
 
@@ -56,9 +58,13 @@ def join(device: str, threads: int, batch_size: int) -> None:
 def parallel(model: nn.Module) -> nn.Module:
     """Return `model` with gradients averaged over the group on every backward pass.
 
-    In a group of one, this is `model` itself.
+    Its BatchNorm layers then normalise by the whole group's batch. In a group of one, this is
+    `model` itself.
     """
-    return nn.parallel.DistributedDataParallel(model) if size() > 1 else model
+    if size() == 1:
+        return model
+    synchronize(model)
+    return nn.parallel.DistributedDataParallel(model)
 
 
 def total(values: list[float], device: str) -> list[float]:
@@ -71,10 +77,7 @@ def total(values: list[float], device: str) -> list[float]:
 
 
 def share(model: nn.Module) -> None:
-    """Copy the buffers of process 0 to every process.
-
-    Each process estimates BatchNorm statistics and quantization ranges from its part of a batch.
-    """
+    """Copy the buffers of process 0 to every process, so that last bits do not differ."""
     if size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)

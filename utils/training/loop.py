@@ -256,12 +256,11 @@ class Trainer:
     def _steps(self, number: int, label: str) -> float:
         """Take the steps of epoch `number`, from 0; return the mean loss over all processes."""
         rank, size = distributed.rank(), distributed.size()
-        # For dropout, which differs between processes.
-        torch.manual_seed(_seed(self.seed, number, rank) if rank else _seed(self.seed, number))
+        torch.manual_seed(dropout_seed(self.seed, number, rank))
         self.network.train()
         batches = self.data.train.shuffled(
             self.recipe.batch_size,
-            _seed(self.seed, number, 1),
+            shuffle_seed(self.seed, number),
             self.device,
             augmentation(self.recipe, number),
             (rank, size),
@@ -288,6 +287,16 @@ class Trainer:
         done = len(self.history)
         since_best = done - 1 - self.best["epoch"]
         return done >= self.recipe.epochs or since_best >= self.recipe.patience > 0
+
+
+def dropout_seed(seed: int, epoch: int, rank: int) -> int:
+    """Return the seed of the dropout masks of a process, which differ between processes."""
+    return _seed(seed, epoch, 2, rank) if rank else _seed(seed, epoch)
+
+
+def shuffle_seed(seed: int, epoch: int) -> int:
+    """Return the seed of order and augmentation, the same for all processes."""
+    return _seed(seed, epoch, 1)
 
 
 def _seed(*entropy: int) -> int:
