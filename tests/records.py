@@ -52,6 +52,7 @@ def record(seed=0, model="resnet18", backend="fbgemm", batches=(1, 8), **metrics
         "classes": list(CLASSES),
         "negative_class": CLASSES[0],
         "positive_class": CLASSES[1],
+        "near_duplicates": 3,
     }
     content["metrics"] |= {"sqnr_db": None} | metrics
     content["environment"] |= {"isa": ["avx2", "avx512_vnni"], "git_dirty": None}

@@ -91,6 +91,11 @@ COLUMNS = (
             "negative_class positive_class", NAME, "",
             "names of the two classes, label 0 and label 1, as in the data",
         ),
+        (
+            "near_duplicates", COUNT, "images",
+            "test images that are also, resized or compressed again, among the images to learn "
+            "from; the JSON names them; empty for runs from before December 2026",
+        ),
     ),
     *_columns(
         "timing",
@@ -107,6 +112,10 @@ COLUMNS = (
         "metrics",
         ("n_test", COUNT, "images", "test images that the metrics are computed on"),
         ("accuracy", SHARE, "share", "correct decisions"),
+        (
+            "accuracy_without_near_duplicates", SHARE, "share",
+            "correct decisions among the test images without near-duplicates; empty if all are",
+        ),
         ("accuracy_ci_low accuracy_ci_high", SHARE, "share", "95 % Wilson interval of `accuracy`"),
         (
             "precision recall specificity f1 balanced_accuracy", SHARE, "share",

@@ -25,8 +25,9 @@ REQUIRED = {
     "metrics": ["accuracy"],
     "timing": ["threads", "batch_size"],
     "provenance": ["data_sha256"],
+    "data": ["negative_class", "positive_class"],
 }
-ALL_REQUIRED = ("run", "data")
+ALL_REQUIRED = ("run",)
 
 
 def _sections() -> dict[str, dict[str, dict]]:

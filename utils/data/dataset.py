@@ -13,6 +13,7 @@ import torch
 
 from utils.data import partition
 from utils.data.augmentation import augment, normalize_
+from utils.data.duplicates import NearDuplicate
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,14 @@ class Data:
     validation: Split
     test: Split
     broken: int  # files that could not be decoded
+    layout: str | None = None  # how folders and names were understood; None for drawn images
+    near_duplicates: tuple[NearDuplicate, ...] = ()  # test images among the images to learn from
+
+    @property
+    def without_duplicates(self) -> np.ndarray:
+        """Which test images have no near-duplicate among the images to learn from, bool (n,)."""
+        repeated = {pair.test for pair in self.near_duplicates}
+        return np.array([self.test.names[image] not in repeated for image in self.test.index])
 
     def describe(self) -> dict:
         """Return the data section of a record: study, classes, hash, numbers of images."""
@@ -130,6 +139,9 @@ class Data:
             "positive_class": positive,
             "sha256": self.digest,
             "broken": self.broken,
+            "layout": self.layout,
+            "near_duplicates": len(self.near_duplicates),
+            "near_duplicate_pairs": [list(pair) for pair in self.near_duplicates],
             "train": len(self.train),
             "validation": len(self.validation),
             "test": len(self.test),

@@ -11,8 +11,9 @@ import numpy as np
 
 from utils import paths, progress, results, studies
 from utils.cli import Options
-from utils.data import cache, layouts, partition, synthetic
-from utils.errors import UserError
+from utils.data import cache, duplicates, layouts, partition, synthetic
+from utils.data.duplicates import NearDuplicate
+from utils.errors import UserError, printable
 
 if TYPE_CHECKING:
     from utils.data.dataset import Data
@@ -32,6 +33,8 @@ class Source:
     stored: cache.Cache
     # "train" | "val" | "test" -> int64 indices into `stored`, ascending
     index: dict[str, np.ndarray]
+    layout: str | None  # how folders and names were understood; None for drawn images
+    near_duplicates: tuple[NearDuplicate, ...]
 
     @property
     def digest(self) -> str:
@@ -63,6 +66,8 @@ def load_images(options: Options) -> "Data":
         validation=parts["val"],
         test=parts["test"],
         broken=len(stored.broken),
+        layout=source.layout,
+        near_duplicates=source.near_duplicates,
     )
 
 
@@ -88,7 +93,10 @@ def open_source(options: Options) -> Source:
     index = _split(stored, options)
     sizes = ", ".join(f"{len(rows)} {name}" for name, rows in index.items())
     progress.say(f"data: {sizes} images, sha256 {stored.digest[:12]}")
-    return Source(study, classes, stored, index)
+    near = duplicates.of_source(stored, index, directory)
+    if near:
+        progress.say(f"data: {printable(duplicates.summary(near))}")
+    return Source(study, classes, stored, index, folder and folder.layout, near)
 
 
 def find(options: Options) -> layouts.Folder | None:

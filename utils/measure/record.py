@@ -103,6 +103,10 @@ def _metrics(
     quality |= {"accuracy_ci_low": low, "accuracy_ci_high": high}
     quality |= metrics.fidelity(logits, fp32)
     decisions = logits.argmax(1)
+    single = experiment.data.without_duplicates
+    if not single.all():
+        right = (decisions == test.y)[single]
+        quality["accuracy_without_near_duplicates"] = float(right.mean())
     if logits is not fp32:
         quality |= stats.against(decisions == test.y, fp32.argmax(1) == test.y)
     if not isinstance(deployed, Lowered):
