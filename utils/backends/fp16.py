@@ -21,6 +21,7 @@ from utils.backends.base import (
     Converted,
     Floating,
     Predictor,
+    float_kernels,
     float_layers,
     stored_parameters,
 )
@@ -106,6 +107,10 @@ class Float16(ByTorch, Floating, Backend):
             .eval()
             .to(device, memory_format=torch.channels_last)
         )
+
+    def kernels(self, path: Path) -> dict:
+        """Count the layers of the artifact at `path`, all of which compute in floats."""
+        return float_kernels(self.load(path, "cpu"))
 
 
 ENGINES = {

@@ -15,7 +15,14 @@ import torch
 from torch import nn
 
 from utils import architectures
-from utils.backends.base import Backend, Deployed, Floating, Predictor, stored_parameters
+from utils.backends.base import (
+    Backend,
+    Deployed,
+    Floating,
+    Predictor,
+    float_kernels,
+    stored_parameters,
+)
 from utils.backends.operator_times import ByTorch
 from utils.quantize import floating
 from utils.recipes import Recipe
@@ -63,6 +70,10 @@ class Native(ByTorch, Floating, Backend):
             .eval()
             .to(device, memory_format=torch.channels_last)
         )
+
+    def kernels(self, path: Path) -> dict:
+        """Count the layers of the network at `path`, all of which compute in FP32."""
+        return float_kernels(Native.load(self, path, "cpu"))
 
 
 class Frozen(Native):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from utils import layer_counts
 from utils.backends.base import Lowered, Predictor
 from utils.backends.lowering import Lowering
 from utils.quantize.network import Quantized
@@ -50,6 +51,10 @@ class Simulated(Lowering):
 
     def load(self, path: Path, device: str) -> Predictor:
         return Quantized.load(path).network.to(device, memory_format=torch.channels_last)
+
+    def kernels(self, path: Path) -> dict:
+        """Count the layers of the artifact at `path`, all of which compute in FP32."""
+        return layer_counts.counted(len(Quantized.load(path).layers), 0)
 
 
 ENGINES = {"simulated": Simulated()}

@@ -5,7 +5,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils import checksums, cli, environment, metrics, paths, progress, results, stats
+from utils import (
+    checksums,
+    cli,
+    environment,
+    layer_counts,
+    metrics,
+    paths,
+    progress,
+    results,
+    stats,
+)
 from utils.backends import fp16
 from utils.backends.base import Deployed, Lowered
 from utils.catalog import Run
@@ -63,6 +73,7 @@ def run(
         "layers": layer_errors.errors(deployed, shown),
         "timing": _times(deployed, path, experiment),
     }
+    record["footprint"]["integer_layers"] = layer_counts.integer_layers(record)
     if options.profile:
         record["profile"] = profiling.profile(deployed, path, experiment)
     # Last, because by now all modules that take part are loaded.
