@@ -123,7 +123,13 @@ BACKENDS = {  # the first one that serves a script is its default
         "xnnpack", INT8, package="executorch", fp32=True, same_engine="xnnpack", dashes=(0, (1, 1))
     ),
     "inductor": Backend(
-        "inductor", INT8, package="torchao", same_engine="inductor", dashes=(0, (3, 1))
+        "inductor",
+        INT8,
+        package="torchao",
+        fp32=True,
+        same_engine="inductor",
+        compiles=True,
+        dashes=(0, (3, 1)),
     ),
     "tensorrt": Backend(
         "tensorrt",

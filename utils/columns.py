@@ -243,8 +243,8 @@ COLUMNS = (
         (
             "best_fp32", FP32_BACKEND, "",
             "fastest FP32 engine for these threads and this batch size: `native` (eager), `frozen` "
-            "(TorchScript), `compile` (torch.compile), `onnxruntime`, `openvino`, `xnnpack` or, on "
-            "a GPU, `tensorrt`",
+            "(TorchScript), `compile` (torch.compile), `onnxruntime`, `openvino`, `xnnpack`, "
+            "`inductor` or, on a GPU, `tensorrt`",
         ),
         ("n_timed", COUNT, "runs", "timed runs that the latencies are computed from"),
         ("n_launches", COUNT, "", "how often all processes were started anew"),

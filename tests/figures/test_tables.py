@@ -162,7 +162,12 @@ def test_notes_mark_what_cannot_be_compared(tmp_path):
 
 def test_a_table_of_qat_has_its_baseline_control_and_best_throughput(tmp_path):
     qat = dict(method="qat", accuracy_fake_quant=0.9715)
-    rows = [BASELINE, CONTROL | dict(integer_layers=None), qat, qat | dict(batch_size=64, offline_ips=312.34)]
+    rows = [
+        BASELINE,
+        CONTROL | dict(integer_layers=None),
+        qat,
+        qat | dict(batch_size=64, offline_ips=312.34),
+    ]
     for run in (CONTROL, qat):
         store(tmp_path / "runs", run, range(8))
     frame = results(tmp_path, *[row | TIMED for row in rows])

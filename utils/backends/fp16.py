@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from utils import architectures, environment, torch_file
+from utils.backends import tf32
 from utils.backends.base import (
     Backend,
     Converted,
@@ -101,6 +102,7 @@ class Float16(ByTorch, Floating, Backend):
         return self.deploy_half(floating.plain(trained, model))
 
     def load(self, path: Path, device: str) -> Predictor:
+        tf32.forbid(device)  # autocast leaves some operators in FP32
         content = torch.load(path, map_location="cpu", weights_only=True)
         return (
             self.wrapper(architectures.rebuild(content))

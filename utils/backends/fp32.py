@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from utils import architectures
+from utils.backends import tf32
 from utils.backends.base import (
     Backend,
     Deployed,
@@ -65,6 +66,7 @@ class Native(ByTorch, Floating, Backend):
         )
 
     def load(self, path: Path, device: str) -> Predictor:
+        tf32.forbid(device)
         return (
             architectures.rebuild(checkpoints.read(path))
             .eval()

@@ -1,4 +1,4 @@
-"""FP32 and INT8 through Inductor, the compiler of torch: AOTInductor packages, made ahead of time.
+"""FP32 and INT8 through Inductor, torch's compiler: packages of AOTInductor.
 
 Inductor turns a quantized network into C++ and calls to oneDNN's integer kernels, and compiles it.
 torchao tells it what to look for: a dequantization at each input of a convolution or linear layer.

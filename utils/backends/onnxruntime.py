@@ -156,8 +156,9 @@ def store_biases(quantized: Quantized, graph) -> None:
 
 
 def clip_integers(graph) -> None:
-    """Compute every ReLU whose result is quantized on the integers, in place, with equal numbers.
+    """Compute every ReLU before a quantization on the integers instead, in place.
 
+    The numbers stay equal.
     ONNX Runtime drops a ReLU before a quantization only if 0 becomes the lowest integer. Learned
     ranges may begin below 0: one to three layers of MobileNetV3-Small then stayed in FP32, fused
     with the ReLU. Clipping the integers at the zero-point does the same, after the integer layer.

@@ -157,8 +157,9 @@ def kernels(compiled: "openvino.CompiledModel") -> dict:
     """Count the kernels of convolutions and linear layers in a compiled network.
 
     Besides the layers, returns `kernels`, {name of a kernel: count}, and `precisions`, {precision:
-    count} of all other nodes that compute. In FP32 there can be fewer layers than in the network, because OpenVINO fuses some. With AVX-512,
-    consecutive linear layers are a single node, a subgraph.
+    count} of all other nodes that compute. In FP32 there can be fewer layers than in the network,
+    because OpenVINO fuses some. With AVX-512, consecutive linear layers are a single node, a
+    subgraph.
     """
     counts, precisions, integers = collections.Counter(), collections.Counter(), 0
     for node in compiled.get_runtime_model().get_ordered_ops():

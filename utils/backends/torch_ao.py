@@ -76,7 +76,9 @@ class TorchAO(ByTorch, Lowering):
         network = self.integers(quantized)
         lacking = network.meta["lacking"]
         if lacking:
-            progress.say(f"{self.name} has no integer operator, only FP32, for {', '.join(lacking)}")
+            progress.say(
+                f"{self.name} has no integer operator, only FP32, for {', '.join(lacking)}"
+            )
         deployed = super().deploy(quantized)
         return dataclasses.replace(
             deployed,
