@@ -25,8 +25,9 @@ PERCENT = "{:.2f}"
 FIRST_COLUMNS = ("model", "variant", "threads", "batch", "note")
 MEANING = (
     "Precision, recall and F1 are for the class {positive}. Times, images/s and peak memory (of "
-    "the process) are at the smallest batch size, images/s also at the best one. Quantized "
-    "modules: of all convolutions and linear layers. "
+    "the process) are at the smallest batch size, images/s also at the best one. Integer layers: "
+    "convolutions and linear layers that the engine computes on integers, of all of them, read "
+    "from its compiled graph; empty if the engine does not say. "
 )
 CONTROL = (
     "Control: FP32 fine-tuned like QAT, which shows what additional training alone gains. Before "
@@ -260,7 +261,8 @@ def quality(runs: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
     batches = " (batch " + text(fastest["batch_size"], "{}") + ")"
     best = text(fastest["offline_ips"], "{:.1f}") + batches
     times = with_interval(runs, "latency_ms_p50", MS, bounds="latency_ms")
-    quantized = text(runs["quantized_modules"], "{:.0f} of ")
+    modules = runs["weight_modules"].where(runs["integer_layers"].notna())
+    integers = text(runs["integer_layers"], "{:.0f} of ") + text(modules, "{:.0f}")
     content = {
         "variant": runs["variant"],
         "accuracy %": with_interval(runs, "accuracy", PERCENT, 100),
@@ -274,7 +276,7 @@ def quality(runs: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
         "MiB": text(runs["size_mb"]),
         "parameters": text(runs["parameters"], "{:,.0f}"),
         "peak MiB": text(runs["peak_memory_mb"], "{:.0f}"),
-        "quantized modules": quantized + text(runs["weight_modules"], "{:.0f}"),
+        "integer layers": integers,
         "note": notes(runs),
     }
     return pd.DataFrame(content)

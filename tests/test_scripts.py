@@ -122,8 +122,8 @@ def test_int8_rows_are_smaller_and_all_quantized(smoke):
     found = {(row["model"], row["method"], row["dtype"]): row for row in rows(smoke[0])}
     for model, method in itertools.product(MODELS, ("ptq", "qat")):
         fp32, int8 = found[model, "fp32", "fp32"], found[model, method, "int8"]
-        assert fp32["quantized_modules"] == "0"
-        assert int8["quantized_modules"] == int8["weight_modules"]
+        assert fp32["quantized_modules"] == fp32["integer_layers"] == "0"
+        assert int8["quantized_modules"] == int8["integer_layers"] == int8["weight_modules"]
         assert float(int8["quantized_share"]) > 0.98  # biases stay in 32 bits
         assert float(int8["size_mb"]) < 0.31 * float(fp32["size_mb"])
         assert int8["baseline_sha256"] == fp32["artifact_sha256"]  # one baseline

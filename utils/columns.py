@@ -343,6 +343,11 @@ COLUMNS = (
             "bits in the file",
         ),
         (
+            "integer_layers", COUNT, "modules",
+            "of `weight_modules`: convolutions and linear layers that the engine computes on "
+            "integers, read from its compiled graph; empty if the engine does not say",
+        ),
+        (
             "quantized_share", SHARE, "share",
             "parameters with fewer than 32 bits in the file; 0 for `amp` and `amp_bf16`, whose "
             "files are FP32",

@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import columns, paths, progress, references
+from utils import columns, layer_counts, paths, progress, references
 from utils.catalog import Run
 from utils.cli import Options
 from utils.errors import UserError
@@ -158,8 +158,11 @@ def rows_of(record: dict) -> list[dict]:
     There is one entry per number of threads and batch size, or a single one if nothing was timed.
     """
     rows = []
+    # Records made before the column existed have the engine's counts.
+    layers = {"integer_layers": layer_counts.integer_layers(record)}
+    footprint = layers | record["footprint"]
     for timing in record["timing"]:
-        parts = {**record, "timing": timing}
+        parts = {**record, "timing": timing, "footprint": footprint}
         row = {column.name: parts[column.section].get(column.name) for column in columns.COLUMNS}
         rows.append(_of_older_code(row))
     return rows

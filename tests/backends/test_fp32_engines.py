@@ -77,7 +77,8 @@ def test_the_onnx_file_is_made_again_for_other_versions_and_code(changed, tmp_pa
 
 def test_the_catalog_names_the_engines_that_compete_for_the_fastest_fp32():
     assert {name for name, backend in BACKENDS.items() if backend.fp32} == {
-        "native", "frozen", "compile", "onnxruntime", "openvino", "xnnpack", "tensorrt",
+        "native", "frozen", "compile", "onnxruntime", "openvino", "xnnpack", "inductor",
+        "tensorrt",
     }  # fmt: skip
 
 

@@ -57,6 +57,17 @@ def test_all_layers_except_the_depthwise_one_run_on_integers(artifact):
     assert counts["kernels"]["_qlinear_pointwise_tensor"] == 3
 
 
+def test_the_file_holds_depthwise_weights_in_fp32(integers, artifact):
+    stored = {entry.layer: entry.bits for entry in ENGINE.deploy(integers).stored if entry.layer}
+    counts = ENGINE.kernels(artifact)
+    assert {name for name, bits in stored.items() if bits == 32} == {"depthwise.0"}
+    assert sum(bits == 8 for bits in stored.values()) == counts["integer_layers"]
+    with zipfile.ZipFile(artifact) as package:
+        content = b"".join(package.read(name) for name in package.namelist())
+    layer = for_inductor(integers).get_submodule("depthwise.0")
+    assert layer.weight.detach().numpy().tobytes()[:64] in content
+
+
 def test_the_code_takes_the_number_of_threads_of_the_process_that_runs_it(artifact):
     """It was compiled with one thread; by default, that leaves no parallel loops."""
     with zipfile.ZipFile(artifact) as package:

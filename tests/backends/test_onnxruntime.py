@@ -68,8 +68,8 @@ def test_a_float_network_answers_as_eager_fp32(model, images, tmp_path):
         assert logits.dtype == torch.float32 and logits.shape == (count, 2)
         torch.testing.assert_close(logits, model(x), rtol=1e-4, atol=1e-5)
     counts = ENGINE.kernels(tmp_path / "float.onnx")
-    assert counts.get("QLinearConv", 0) == counts.get("QuantizeLinear", 0) == 0
-    assert counts["Gemm"] == 2
+    assert counts["integer_layers"] == counts["operators"].get("QuantizeLinear", 0) == 0
+    assert counts["operators"]["Gemm"] == 2
 
 
 # ---- INT8
@@ -94,11 +94,45 @@ def test_the_batch_size_is_free(lowered, images):
 
 
 def test_every_layer_runs_on_integers(lowered):
-    counts = ENGINE.kernels(lowered[8][1])
+    kernels = ENGINE.kernels(lowered[8][1])
+    assert kernels["layers"] == kernels["integer_layers"] == LAYERS
+    counts = kernels["operators"]
     assert counts["QLinearConv"] == 6 and counts["QGemm"] == 2
-    assert not {"Conv", "FusedConv", "Gemm"} & set(counts)
     assert counts["QLinearAdd"] == counts["QLinearMul"] == 1
     assert sum(counts.values()) < 40
+    assert ENGINE.kernels(lowered[16][1])["integer_layers"] == 0
+
+
+class Joined(nn.Module):
+    """A ReLU after a convolution, after a sum, and after a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.block = nn.Conv2d(3, 8, 8, 8), nn.Conv2d(8, 8, 3, padding=1)
+        self.relu, self.pool = nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+        self.hidden, self.head = nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = self.relu(self.stem(x))
+        x = self.relu(self.block(x) + x)
+        return self.head(self.relu(self.hidden(torch.flatten(self.pool(x), 1))))
+
+
+def test_a_range_that_begins_below_0_after_relu_leaves_every_layer_on_integers(tmp_path, images):
+    """Training moves such ranges. ONNX Runtime then keeps the ReLU, and its layer in FP32."""
+    torch.manual_seed(0)
+    quantized = ptq(Joined().eval(), images, RECIPE, ENGINE.qdq_config(RECIPE))
+    names = [name for name in quantized.qdqs.source if quantized.qdq(name).numbers[1] == 0]
+    assert len(names) == 4  # after each ReLU, and the average, which has the range of its input
+    for name in names:
+        quantized.qdq(name).assign(quantized.qdq(name).scale, torch.tensor(6))
+    ENGINE.lower(quantized, path := tmp_path / "artifact.onnx")
+    onnx.checker.check_model(onnx.load(path))
+    kernels = ENGINE.kernels(path)
+    assert kernels["layers"] == kernels["integer_layers"] == 4
+    assert kernels["operators"]["QLinearAdd"] == 1 and kernels["operators"]["Clip"] == 3
+    exact, logits = execute(quantized, images), answers(path, [images])
+    assert metrics.sqnr_db(exact.numpy(), logits.numpy()) > 40
 
 
 def test_the_artifact_holds_integers(lowered):
@@ -148,7 +182,7 @@ def test_kernels_compute_what_the_integers_say(tmp_path, name, overflow_fix):
     quantized = ptq(model, images, recipe, ENGINE.qdq_config(recipe))
     assert quantized.layers["0"].weight.abs().min() == quantized.layers["0"].high
     ENGINE.lower(quantized, tmp_path / "artifact.onnx")
-    assert ENGINE.kernels(tmp_path / "artifact.onnx").get("QLinearConv") == 1
+    assert ENGINE.kernels(tmp_path / "artifact.onnx")["integer_layers"] == 1
     difference = answers(tmp_path / "artifact.onnx", [images]) - execute(quantized, images)
     assert difference.abs().max() < 1.01 * quantized.qdq("qdq__0").scale
 
@@ -158,7 +192,9 @@ def test_modules_kept_in_fp32_compute_between_integers(model, images, tmp_path):
     recipe = RECIPE.replace(keep_fp32=("conv", "norm", "reduce", "fc"))
     quantized = ptq(model, images, recipe, ENGINE.qdq_config(recipe))
     ENGINE.lower(quantized, tmp_path / "artifact.onnx")
-    counts = ENGINE.kernels(tmp_path / "artifact.onnx")
+    kernels = ENGINE.kernels(tmp_path / "artifact.onnx")
+    assert (kernels["layers"], kernels["integer_layers"]) == (LAYERS, LAYERS - 3)
+    counts = kernels["operators"]
     assert (counts["QLinearConv"], counts["QGemm"]) == (4, 1)
     assert counts.get("Conv", 0) + counts.get("FusedConv", 0) == 2 and counts["Gemm"] == 1
     exact = execute(quantized, images).numpy()

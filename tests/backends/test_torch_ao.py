@@ -340,6 +340,52 @@ def test_operators_that_an_engine_lacks_compute_in_fp32_and_are_rounded(engine, 
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_operators_that_an_engine_lacks_are_named_once(engine, capsys):
+    deployed_on(engine, Between(IN_FP32["half"]).eval(), IMAGES, RECIPE)
+    capsys.readouterr()
+    network = deployed_on(engine, Between(IN_FP32["half"]).eval(), IMAGES, RECIPE)
+    said = capsys.readouterr().out.splitlines()
+    assert network.facts["not_on_integers"] == ["mul"]
+    line = f"{engine} has no integer operator, only FP32, for mul"
+    assert [text for text in said if "no integer" in text] == [line]
+    kept = deployed_on(engine, small(Blocks), IMAGES, RECIPE.replace(keep_fp32=("stem",)))
+    assert kept.facts["not_on_integers"] == [] and "no integer" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("keep_fp32", [(), ("stem", "fc")])
+def test_the_layers_that_run_on_integers_are_counted_in_the_file(engine, keep_fp32, tmp_path):
+    model = small(Blocks)
+    network = deployed_on(engine, model, IMAGES, RECIPE.replace(keep_fp32=keep_fp32))
+    network.save(path := tmp_path / "network.torchscript")
+    counts, total = registry.get(engine).kernels(path), len(layers.weighted(model))
+    kept = sum(name.startswith(keep_fp32 or "-") for name in layers.weighted(model))
+    assert (counts["layers"], counts["integer_layers"]) == (total, total - kept)
+    operators = counts["operators"]
+    assert sum(operators[name] for name in operators if "quantized::" in name) >= total - kept
+
+
+def test_a_quantized_layer_without_an_integer_operator_has_fp32_weights_in_the_file(
+    monkeypatch, tmp_path
+):
+    """No network of the study has one. torch folds its rounded weights into FP32."""
+    computed = torch_ao._Integers._computed
+
+    def without_fc(self, node, nodes):
+        return None if node.target == "fc" else computed(self, node, nodes)
+
+    monkeypatch.setattr(torch_ao._Integers, "_computed", without_fc)
+    network = deployed_on("x86", small(Blocks), IMAGES, RECIPE)
+    assert network.facts["not_on_integers"] == ["fc"]
+    bits = {numbers.layer: numbers.bits for numbers in network.stored if numbers.layer}
+    assert {name for name, width in bits.items() if width == 32} == {"fc"}
+    network.save(path := tmp_path / "network.torchscript")
+    assert registry.get("x86").kernels(path)["integer_layers"] == len(bits) - 1
+    weight = network.quantized.layers["fc"].values().numpy().tobytes()
+    assert weight in path.read_bytes()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 @torch.inference_mode()
 def test_means_and_gates_with_other_scales_compute_in_fp32_and_are_rounded(engine, everything):
     """From a configuration that fixes neither scale: torch's operators always have the same."""

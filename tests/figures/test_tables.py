@@ -42,7 +42,7 @@ DIFFERS = dict(
 QUALITY = dict(
     n_test=2000, accuracy=0.97, accuracy_ci_low=0.9616, accuracy_ci_high=0.9766, precision=0.96,
     recall=0.98, f1=0.9699, size_mb=10.0, parameters=11172738, weight_modules=21,
-    quantized_modules=20, cpu="A processor", tn=960, fp=40, fn=20, tp=980, negative_class="apples",
+    integer_layers=20, cpu="A processor", tn=960, fp=40, fn=20, tp=980, negative_class="apples",
     positive_class="pears",
 )  # fmt: skip
 
@@ -188,7 +188,12 @@ def test_notes_mark_what_cannot_be_compared(tmp_path):
 
 def test_a_table_of_qat_has_its_baseline_control_and_best_throughput(tmp_path):
     qat = dict(method="qat", accuracy_fake_quant=0.9715)
-    rows = [BASELINE, CONTROL, qat, qat | dict(batch_size=64, offline_ips=312.34)]
+    rows = [
+        BASELINE,
+        CONTROL | dict(integer_layers=None),
+        qat,
+        qat | dict(batch_size=64, offline_ips=312.34),
+    ]
     for run in (CONTROL, qat):
         store(tmp_path / "runs", run, range(8))
     frame = results(tmp_path, *[row | TIMED for row in rows])
@@ -198,8 +203,8 @@ def test_a_table_of_qat_has_its_baseline_control_and_best_throughput(tmp_path):
     assert content["variant"].tolist() == ["FP32 native", "FP32 control native", "INT8 QAT fbgemm"]
     assert content["before conversion %"].tolist() == ["", "", "97.15"]
     assert content["best images/s"].tolist() == ["", "", "312.3 (batch 64)"]
-    numbers = content[["parameters", "quantized modules"]].iloc[2]
-    assert numbers.tolist() == ["11,172,738", "20 of 21"]
+    assert content["integer layers"].tolist() == ["20 of 21", "", "20 of 21"]
+    assert content["parameters"].tolist() == ["11,172,738"] * 3
     note = made["resnet18_qat"].note
     assert "Control" in note and "for the class pears" in note
     assert made["resnet18_speedup"].cells["batch"].tolist() == ["1", "1", "1", "64"]

@@ -16,11 +16,13 @@ import torch
 from torch import nn
 
 from utils import architectures, environment, torch_file
+from utils.backends import tf32
 from utils.backends.base import (
     Backend,
     Converted,
     Floating,
     Predictor,
+    float_kernels,
     float_layers,
     stored_parameters,
 )
@@ -100,12 +102,17 @@ class Float16(ByTorch, Floating, Backend):
         return self.deploy_half(floating.plain(trained, model))
 
     def load(self, path: Path, device: str) -> Predictor:
+        tf32.forbid(device)  # autocast leaves some operators in FP32
         content = torch.load(path, map_location="cpu", weights_only=True)
         return (
             self.wrapper(architectures.rebuild(content))
             .eval()
             .to(device, memory_format=torch.channels_last)
         )
+
+    def kernels(self, path: Path) -> dict:
+        """Count the layers of the artifact at `path`, all of which compute in floats."""
+        return float_kernels(self.load(path, "cpu"))
 
 
 ENGINES = {

@@ -15,7 +15,15 @@ import torch
 from torch import nn
 
 from utils import architectures
-from utils.backends.base import Backend, Deployed, Floating, Predictor, stored_parameters
+from utils.backends import tf32
+from utils.backends.base import (
+    Backend,
+    Deployed,
+    Floating,
+    Predictor,
+    float_kernels,
+    stored_parameters,
+)
 from utils.backends.operator_times import ByTorch
 from utils.quantize import floating
 from utils.recipes import Recipe
@@ -58,11 +66,16 @@ class Native(ByTorch, Floating, Backend):
         )
 
     def load(self, path: Path, device: str) -> Predictor:
+        tf32.forbid(device)
         return (
             architectures.rebuild(checkpoints.read(path))
             .eval()
             .to(device, memory_format=torch.channels_last)
         )
+
+    def kernels(self, path: Path) -> dict:
+        """Count the layers of the network at `path`, all of which compute in FP32."""
+        return float_kernels(Native.load(self, path, "cpu"))
 
 
 class Frozen(Native):

@@ -1,4 +1,4 @@
-"""FP32 and INT8 through Inductor, the compiler of torch: AOTInductor packages, made ahead of time.
+"""FP32 and INT8 through Inductor, torch's compiler: packages of AOTInductor.
 
 Inductor turns a quantized network into C++ and calls to oneDNN's integer kernels, and compiles it.
 torchao tells it what to look for: a dequantization at each input of a convolution or linear layer.
@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import fx, nn
 
-from utils import architectures, environment
+from utils import architectures, environment, layer_counts
 from utils.backends import clipping, torch_export
 from utils.backends.base import Predictor
 from utils.backends.lowering import Lowering, not_installed, u8s8_overflow
@@ -64,6 +64,9 @@ class Inductor(Lowering):
             centred=True,
             overflow=u8s8_overflow("onednn"),
         )
+
+    def float_weights(self, quantized: Quantized) -> list[str]:
+        return scaled_by_channel(quantized)
 
     def lower(self, quantized: Quantized, path: Path) -> None:
         """Compile `quantized` to a package at `path`, for any batch size and number of threads.
@@ -167,26 +170,27 @@ def for_inductor(quantized: Quantized) -> fx.GraphModule:
     float arithmetic. The weights stay rounded.
     """
     network = clipping.clipped(quantized.network, clipping.Integers)
-    for name, layer in quantized.layers.items():
-        qdq = quantized.qdq(quantized.qdqs.reads[name])
-        if qdq.numbers is None:
-            network.set_submodule(quantized.qdqs.reads[name], FloatQDQ(qdq))
-            network.set_submodule(name, layer.plain(layer.values(), layer.bias.clone()))
+    for name in scaled_by_channel(quantized):
+        layer, pair = quantized.layers[name], quantized.qdqs.reads[name]
+        network.set_submodule(pair, FloatQDQ(quantized.qdq(pair)))
+        network.set_submodule(name, layer.plain(layer.values(), layer.bias.clone()))
     return network
 
 
-def kernels(path: Path) -> dict:
-    """Count the kernels of convolutions and linear layers that the C++ of a package calls.
+def scaled_by_channel(quantized: Quantized) -> list[str]:
+    """Return the layers that read one scale per channel."""
+    reads = quantized.qdqs.reads
+    return [name for name in quantized.layers if quantized.qdq(reads[name]).numbers is None]
 
-    Returns `layers`, their number; `integer_layers`, how many of them multiply integers; `kernels`,
-    {name of a kernel: count}.
-    """
+
+def kernels(path: Path) -> dict:
+    """Count the layers that the C++ of a package calls, and their `kernels`, {name: count}."""
     with zipfile.ZipFile(path) as package:
         (wrapper,) = (name for name in package.namelist() if name.endswith(".wrapper.cpp"))
         calls = collections.Counter(CALL.findall(package.read(wrapper).decode()))
     layers = {name: count for name, count in calls.items() if LAYER_CALL.search(name)}
     integers = sum(count for name, count in layers.items() if INTEGER_LAYER_CALL.search(name))
-    return {"layers": sum(layers.values()), "integer_layers": integers, "kernels": layers}
+    return layer_counts.counted(sum(layers.values()), integers, kernels=layers)
 
 
 ENGINES = {"inductor": Inductor()}

@@ -19,6 +19,8 @@ from utils.quantize.qdq_config import QDQConfig
 from utils.recipes import Fp16QAT, Int8, Int8QAT, Int16, Int16QAT
 from utils.training import checkpoints
 
+FLOAT_BITS = 32
+
 
 class Lowering(Backend):
     """A backend that lowers a `Quantized` network to a file and runs that file."""
@@ -39,6 +41,10 @@ class Lowering(Backend):
             config = dataclasses.replace(config, scales="tensor")
         return config.fixed(recipe.overflow_fix, recipe.portable and self.overflows)
 
+    def float_weights(self, quantized: Quantized) -> list[str]:
+        """Return the quantized layers whose weights the file holds in FP32, rounded."""
+        return []
+
     @abstractmethod
     def lower(self, quantized: Quantized, path: Path) -> None:
         """Write `quantized` to the artifact at `path`.
@@ -58,7 +64,7 @@ class Lowering(Backend):
         return Lowered(
             backend=self,
             save=lambda path: self.lower(quantized, path),
-            stored=stored(quantized),
+            stored=stored(quantized, self.float_weights(quantized)),
             quantized=quantized,
             facts={
                 "placement": quantized.config.describe(),
@@ -118,11 +124,14 @@ def u8s8_overflow(*libraries: str) -> str:
     return "none" if environment.has_vnni(*libraries) else "all"
 
 
-def stored(quantized: Quantized) -> tuple[Stored, ...]:
-    """Return the integer weights, the biases and what stays in FP32 as `Stored`."""
+def stored(quantized: Quantized, float_weights: list[str]) -> tuple[Stored, ...]:
+    """Return the weights, the biases and what stays in FP32 as `Stored`.
+
+    Weights are integers, except in the layers `float_weights`.
+    """
     weights, biases = [], []
     for name, layer in quantized.layers.items():
-        bits = 8 * layer.weight.element_size()
+        bits = FLOAT_BITS if name in float_weights else 8 * layer.weight.element_size()
         weights.append(Stored(layer.weight.numel(), bits, name))
         biases.append(Stored(layer.bias.numel(), 32))
     return (*weights, *biases, *stored_parameters(quantized.network))

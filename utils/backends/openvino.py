@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx, nn
 
-from utils import paths
+from utils import layer_counts, paths
 from utils.backends import clipping, onnx_export
 from utils.backends.base import Predictor
 from utils.backends.lowering import Lowering, not_installed, u8s8_overflow
@@ -161,10 +161,10 @@ def around_zero(network: fx.GraphModule) -> fx.GraphModule:
 def kernels(compiled: "openvino.CompiledModel") -> dict:
     """Count the kernels of convolutions and linear layers in a compiled network.
 
-    Returns `layers`, their number; `integer_layers`, how many of them multiply integers; `kernels`,
-    {name of a kernel: count}; `precisions`, {precision: count} of all other nodes that compute. In
-    FP32 there can be fewer layers than in the network, because OpenVINO fuses some. With AVX-512,
-    consecutive linear layers are a single node, a subgraph.
+    Besides the layers, returns `kernels`, {name of a kernel: count}, and `precisions`, {precision:
+    count} of all other nodes that compute. In FP32 there can be fewer layers than in the network,
+    because OpenVINO fuses some. With AVX-512, consecutive linear layers are a single node, a
+    subgraph.
     """
     counts, precisions, integers = collections.Counter(), collections.Counter(), 0
     for node in compiled.get_runtime_model().get_ordered_ops():
@@ -179,12 +179,9 @@ def kernels(compiled: "openvino.CompiledModel") -> dict:
             integers += sum(layer in INTEGER_PRECISIONS for layer in layers)
         elif kind not in IDLE_TYPES:
             precisions[precision] += 1
-    return {
-        "layers": counts.total(),
-        "integer_layers": integers,
-        "kernels": dict(counts),
-        "precisions": dict(precisions),
-    }
+    return layer_counts.counted(
+        counts.total(), integers, kernels=dict(counts), precisions=dict(precisions)
+    )
 
 
 def _matrices(subgraph) -> list[str]:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from utils import layer_counts
+from utils.backends import tf32
 from utils.backends.base import Lowered, Predictor
 from utils.backends.lowering import Lowering
 from utils.quantize.network import Quantized
@@ -50,7 +52,12 @@ class Simulated(Lowering):
         return dataclasses.replace(deployed, predict=network, network=network)
 
     def load(self, path: Path, device: str) -> Predictor:
+        tf32.forbid(device)  # its mantissa does not hold integers of 16 bits
         return Quantized.load(path).network.to(device, memory_format=torch.channels_last)
+
+    def kernels(self, path: Path) -> dict:
+        """Count the layers of the artifact at `path`, all of which compute in FP32."""
+        return layer_counts.counted(len(Quantized.load(path).layers), 0)
 
 
 ENGINES = {"simulated": Simulated()}

@@ -2,7 +2,9 @@
 
 TensorRT compiles an ONNX graph to a *plan*, which runs only with the version and on the model of
 GPU that it was built with. Its networks are strongly typed: the graph alone decides the number
-format of every operator, and TensorRT chooses only how to compute it.
+format of every operator, and TensorRT chooses only how to compute it. Its engine inspector names
+fused nodes without the format of their products, so `kernels` does not say which layers run on
+integers.
 """
 
 import copy

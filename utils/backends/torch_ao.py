@@ -5,11 +5,13 @@ Only this module depends on them. The artifact is the lowered graph as traced To
 with packed weights and all scales, which loads without the code that made it.
 """
 
+import collections
 import copy
 import dataclasses
 import functools
 import io
 import operator
+import re
 import warnings
 from pathlib import Path
 
@@ -23,15 +25,17 @@ with warnings.catch_warnings():
     from torch.ao.nn.intrinsic import quantized as nniq
     from torch.ao.quantization import get_default_qconfig_mapping, quantize_fx
 
-from utils import progress
+from utils import layer_counts, progress
 from utils.backends.base import Lowered, Predictor
-from utils.backends.lowering import Lowering, u8s8_overflow
+from utils.backends.lowering import Lowering, stored, u8s8_overflow
 from utils.backends.operator_times import ByTorch
 from utils.quantize.modules import QDQ, QuantizedLayer
 from utils.quantize.network import Quantized
-from utils.quantize.operators import ADDITIONS
+from utils.quantize.operators import ADDITIONS, Graph
 from utils.quantize.qdq_config import INTEGERS, QDQConfig
 
+# Operators of TorchScript that are convolutions and linear layers.
+LAYER = re.compile(r"::(_?conv|linear|addmm|matmul)")
 QUANTIZED_OPS = torch.ops.quantized
 PRODUCTS = (operator.mul, torch.mul)
 # The libraries whose kernels add products of an engine in 16 bits without VNNI.
@@ -77,15 +81,27 @@ class TorchAO(ByTorch, Lowering):
 
     def deploy(self, quantized: Quantized) -> Lowered:
         network = self.integers(quantized)
+        lacking = network.meta["lacking"]
+        if lacking:
+            progress.say(
+                f"{self.name} has no integer operator, only FP32, for {', '.join(lacking)}"
+            )
+        deployed = super().deploy(quantized)
         return dataclasses.replace(
-            super().deploy(quantized),
+            deployed,
             save=lambda path: self.save(network, path),
             predict=network,
             network=network,
+            stored=stored(quantized, lacking),
+            facts=deployed.facts | {"not_on_integers": lacking},
         )
 
     def integers(self, quantized: Quantized) -> fx.GraphModule:
-        """Return the network of `quantized` with this engine's operators."""
+        """Return the network of `quantized` with this engine's operators.
+
+        Its `meta["lacking"]` names the operators that compute in FP32 because the engine has no
+        integer operator for them. Modules that the recipe keeps in FP32 are not among them.
+        """
         say_deprecated()
         torch.backends.quantized.engine = self.name  # packs weights for this engine
         return _Integers(quantized).lowered()
@@ -100,6 +116,15 @@ class TorchAO(ByTorch, Lowering):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.jit.load(path, map_location=device).eval()
+
+    def kernels(self, path: Path) -> dict:
+        """Count the layers in the TorchScript at `path`, and its `operators`, {name: count}."""
+        nodes = self.load(path, "cpu").inlined_graph.nodes()
+        operators = collections.Counter(node.kind() for node in nodes)
+        operators = {name: count for name, count in operators.items() if "prim::" not in name}
+        layers = {name: count for name, count in operators.items() if LAYER.search(name)}
+        integers = sum(count for name, count in layers.items() if name.startswith("quantized::"))
+        return layer_counts.counted(sum(layers.values()), integers, operators=operators)
 
 
 def trace(network: fx.GraphModule) -> torch.jit.ScriptModule:
@@ -146,12 +171,13 @@ class _Integers:
     """Lowering of one graph: nodes between Q/DQ pairs become quantized operators."""
 
     def __init__(self, quantized: Quantized):
-        self.network = quantized.network
+        self.network, self.keep_fp32 = quantized.network, quantized.keep_fp32
         self.graph = fx.Graph()
         self.parts = nn.ModuleDict()
         self.new: dict[fx.Node, fx.Node] = {}  # old node -> its node in the new graph
         # Old node -> its scale and zero-point, if its new node is a quantized tensor.
         self.numbers: dict[fx.Node, tuple] = {}
+        self.lacking: list[str] = []
 
     def lowered(self) -> fx.GraphModule:
         """Return the lowered graph."""
@@ -161,7 +187,9 @@ class _Integers:
         root = nn.Module()
         for name, part in self.parts.items():
             root.add_module(name, part)
-        return fx.GraphModule(root, self.graph).eval()
+        network = fx.GraphModule(root, self.graph).eval()
+        network.meta["lacking"] = self.lacking
+        return network
 
     def _module(self, node: fx.Node) -> nn.Module | None:
         return self.network.get_submodule(node.target) if node.op == "call_module" else None
@@ -176,6 +204,8 @@ class _Integers:
             self.new |= dict.fromkeys(nodes, new)
             self.numbers |= dict.fromkeys(nodes, self._module(nodes[-1]).numbers)
         else:
+            if nodes and node.op != "placeholder" and not Graph.inside(node, self.keep_fp32):
+                self.lacking.append(node.target if module is not None else node.name)
             if module is not None:
                 self._add(node.name, module)
             new = self.graph.node_copy(node, self._float)

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from utils import layer_counts
 from utils.backends import torch_export
 
 LAYER_KERNELS = ("XNNConv2d", "XNNDepthwiseConv2d", "XNNFullyConnected")
@@ -17,9 +18,8 @@ INTEGER_FORMATS = ("xnn_datatype_qint8", "xnn_datatype_qcint8")
 def kernels(path: Path) -> dict:
     """Count the kernels and operators in the program at `path`, as it is written there.
 
-    Returns `layers`, the number of convolutions and linear layers that XNNPACK computes;
-    `integer_layers`, how many of them multiply integers; `integer` and `float`, {name of a kernel
-    of XNNPACK: count}, by what it reads and writes; `outside`, {name of an operator that
+    Besides the layers that XNNPACK computes, returns `integer` and `float`, {name of a kernel of
+    XNNPACK: count}, by what it reads and writes, and `outside`, {name of an operator that
     ExecuTorch computes: count}.
     """
     with torch_export.quiet():
@@ -36,13 +36,13 @@ def kernels(path: Path) -> dict:
         for kernel, on_integers in _kernels_of(graph):
             (integer if on_integers else floating)[kernel] += 1
     on_integers = sum(integer[name] for name in LAYER_KERNELS)
-    return {
-        "layers": on_integers + sum(floating[name] for name in LAYER_KERNELS),
-        "integer_layers": on_integers,
-        "integer": dict(integer),
-        "float": dict(floating),
-        "outside": dict(collections.Counter(_operators_outside(plan))),
-    }
+    return layer_counts.counted(
+        on_integers + sum(floating[name] for name in LAYER_KERNELS),
+        on_integers,
+        integer=dict(integer),
+        float=dict(floating),
+        outside=dict(collections.Counter(_operators_outside(plan))),
+    )
 
 
 def _kernels_of(graph: dict) -> Iterator[tuple[str, bool]]:

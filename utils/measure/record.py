@@ -5,8 +5,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils import checksums, cli, environment, metrics, paths, progress, results, stats
-from utils.backends import fp16
+from utils import (
+    checksums,
+    cli,
+    environment,
+    layer_counts,
+    metrics,
+    paths,
+    progress,
+    results,
+    stats,
+)
+from utils.backends import fp16, tf32
 from utils.backends.base import Deployed, Lowered
 from utils.catalog import Run
 from utils.errors import UserError
@@ -32,8 +42,14 @@ def run(
     `RuntimeError` if the loaded artifact answers differently from the network before saving, and
     `UserError` if a logit is not finite.
     """
-    if distributed.rank():
-        return
+    if not distributed.rank():
+        with tf32.forbidden(experiment.options.device):
+            _measure(experiment, recipe, deployed, trained)
+
+
+def _measure(
+    experiment: Experiment, recipe: Recipe, deployed: Deployed, trained: Checkpoint | None
+) -> None:
     # Processes that train together share the threads, and sums depend on the number of threads.
     torch.set_num_threads(experiment.options.threads)
     backend, options = deployed.backend, experiment.options
@@ -63,6 +79,7 @@ def run(
         "layers": layer_errors.errors(deployed, shown),
         "timing": _times(deployed, path, experiment),
     }
+    record["footprint"]["integer_layers"] = layer_counts.integer_layers(record)
     if options.profile:
         record["profile"] = profiling.profile(deployed, path, experiment)
     # Last, because by now all modules that take part are loaded.
@@ -152,6 +169,7 @@ def _environment(run: Run, experiment: Experiment) -> dict:
         "native_fp16": fp16.native(device) if run.dtype == "fp16" else None,
         "torch": torch.__version__,
         "gpu": gpu(device),
+        "tf32": any(tf32.allowed()) if device == "cuda" else None,
         "torch_isa": torch.backends.cpu.get_cpu_capability(),
     }
 

@@ -16,6 +16,8 @@ def summary(record: dict) -> str:
             f"the engine adds {_db(row['sqnr_vs_reference_db'], 'nothing')} "
             f"and agrees on {100 * row['agreement_reference']:.2f} %"
         )
+    if row["dtype"] == "int8" and row["integer_layers"] is not None:
+        lines.append(f"layers on integers: {row['integer_layers']} of {row['weight_modules']}")
     if row["accuracy_fake_quant"] is not None:
         lines.append(
             "before conversion, rounding in FP32: "

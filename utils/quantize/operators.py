@@ -137,7 +137,8 @@ class Graph:
             node = before
         return node
 
-    def inside(self, node: fx.Node, names: tuple[str, ...]) -> bool:
+    @staticmethod
+    def inside(node: fx.Node, names: tuple[str, ...]) -> bool:
         """Return whether `node` belongs to one of the modules `names` or to a module inside one."""
         if node.op == "call_module":
             path = node.target
