@@ -44,7 +44,7 @@ def find(monkeypatch, tmp_path):
 
 def test_every_engine_that_can_run_is_timed_and_the_fastest_is_named(find):
     best, started = find([1, 8])
-    able = ("native", "onnxruntime", "openvino", "xnnpack", "frozen")
+    able = ("native", "onnxruntime", "openvino", "xnnpack", "inductor", "frozen")
     assert started == [*able]
     for size in (1, 8):
         assert best[size]["fp32_ms"] == pytest.approx(
@@ -62,7 +62,8 @@ def test_brief_timing_leaves_out_engines_that_compile(find, monkeypatch):
 
 
 def test_brief_timing_also_says_why_an_engine_cannot_run(find):
-    assert find([1], timing="brief")[0][1]["fp32_missing"] == {"compile": "no compiler"}
+    missing = find([1], timing="brief")[0][1]["fp32_missing"]
+    assert missing == {"compile": "no compiler", "inductor": fastest.TOO_SLOW}
 
 
 def test_a_batch_size_is_searched_once(find):
@@ -124,7 +125,7 @@ def test_the_code_of_the_search_includes_the_engines(find, monkeypatch):
     asked = []
     monkeypatch.setattr(environment, "code_of", lambda *modules: asked.append(set(modules)) or {})
     find([1])
-    engines = {"native", "onnxruntime", "openvino", "xnnpack", "frozen"}
+    engines = {"native", "onnxruntime", "openvino", "xnnpack", "inductor", "frozen"}
     modules = {f"utils.backends.{BACKENDS[name].module}" for name in engines}
     assert asked == [{"utils.timing.fastest"} | modules]
 
