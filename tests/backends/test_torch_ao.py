@@ -504,11 +504,14 @@ def test_the_deprecation_of_quint8_is_said_once_in_a_process(tmp_path):
 # ---- the real network
 
 
-def test_every_layer_of_mobilenet_is_quantized():
+def test_every_layer_of_mobilenet_is_quantized(tmp_path):
     model = architectures.build("mobilenetv3").eval()
     network = deployed_on("fbgemm", model, torch.randn(2, 3, 64, 64), RECIPE)
     counts = footprint.of_numbers(network.stored)
     assert counts["weight_modules"] == counts["quantized_modules"] == 54
+    network.save(path := tmp_path / "network.torchscript")
+    kernels = registry.get("fbgemm").kernels(path)
+    assert kernels["layers"] == kernels["integer_layers"] == 54
     assert len(layers.weighted(model)) == 54
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     # BatchNorm's two numbers for each channel become one, the bias of the convolution before it.
