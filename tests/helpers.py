@@ -200,7 +200,7 @@ class FakeWorker:
 
     log: list = []  # noqa: RUF012
 
-    def __init__(self, backend, path, device, threads, cuda_graph=False, cpus=frozenset()):
+    def __init__(self, backend, path, device, threads, cuda_graph=False):
         self.name, self.waiting = backend, None
         self.log.append((backend, "start", path, device, threads, cuda_graph))
 

@@ -229,7 +229,8 @@ def of_mobilenetv3(one):
         f"images, and is {between(int8['sqnr_db'], '{:.1f}')} dB from its logits",
         f"run it {eager} times as fast as eager FP32 and {best} times as fast as the fastest FP32",
         f"{COUNT[len(rest)]} others reach {between(rest, '{:.2f}')}, and the row of {disturbed} "
-        f"was disturbed. At batch 32, Inductor is the third, with {in_batches['inductor']:.2f} times",
+        "was disturbed. At batch 32, Inductor is the third, with "
+        f"{in_batches['inductor']:.2f} times",
         f"{bf16['speedup_vs_best_fp32']:.2f} times the fastest FP32, and nearer to FP32 "
         f"({bf16['sqnr_db']:.1f} dB)",
         f"QAT, from where PTQ ends, is at {between(qat['sqnr_db'], '{:.1f}')} dB on the same "

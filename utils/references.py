@@ -1,4 +1,4 @@
-"""What makes rows of a study comparable: one FP32 reference, and an undisturbed one. No torch.
+"""What makes rows of a study comparable: one undisturbed FP32 reference. No torch.
 
 A speed-up is a ratio to the fastest FP32. If two rows name different engines, their speed-ups
 differ even where they are equally fast. So every model, processor, number of threads and batch size

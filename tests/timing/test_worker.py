@@ -12,6 +12,7 @@ from helpers import deployed_on, small_depthwise, split_of, uneven_images
 
 from utils.errors import UserError
 from utils.recipes import Int8
+from utils.timing import cores
 from utils.timing.worker import Worker
 
 
@@ -93,13 +94,11 @@ def test_all_workers_time_on_the_same_cpu(artifact, split):
     not hasattr(os, "sched_setaffinity"), reason="only Linux can pin a thread to a CPU"
 )
 def test_a_worker_and_its_threads_stay_on_the_cpus_that_it_gets(artifact, split):
-    cpu = min(os.sched_getaffinity(0))
-    with Worker("fbgemm", artifact, "cpu", 2, cpus=frozenset({cpu})) as worker:
+    with cores.reserved(1) as cpus, Worker("fbgemm", artifact, "cpu", 2) as worker:
         worker.call("hold", split, 4)
         tasks = Path(f"/proc/{worker.process.pid}/task").iterdir()
-        assert {frozenset(os.sched_getaffinity(int(task.name))) for task in tasks} == {
-            frozenset({cpu})
-        }
+        assert {frozenset(os.sched_getaffinity(int(task.name))) for task in tasks} == {cpus}
+    assert cores.current() == frozenset()
 
 
 def test_runs_before_the_timed_ones_are_not_timed(artifact, split):

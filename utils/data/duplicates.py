@@ -1,4 +1,4 @@
-"""Test images that are also among the images to learn from, resized or compressed again. No torch.
+"""Test images that are also, nearly, among the images to learn from. No torch.
 
 A perceptual hash proposes pairs, and the correlation of their pixels confirms them. On the 2,000
 test and 8,000 other photographs of the dissertation, two pairs have the distance 0 and a

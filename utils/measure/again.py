@@ -1,4 +1,4 @@
-"""Another timing session of a finished run: its artifact is timed again, nothing is made again."""
+"""Another timing session of a finished run, from its artifact."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path

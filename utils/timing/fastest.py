@@ -194,10 +194,9 @@ def _launch(names: list[str], experiment: Experiment, batch_sizes: list[int], op
     """Start all engines once; yields each batch size and milliseconds, (rounds, engines)."""
     how = options.device, options.threads, options.cuda_graph
     with contextlib.ExitStack() as stack:
-        cpus = stack.enter_context(cores.reserved(options.threads))
+        stack.enter_context(cores.reserved(options.threads))
         sides = [
-            stack.enter_context(Worker(name, experiment.baseline.path, *how, cpus))
-            for name in names
+            stack.enter_context(Worker(name, experiment.baseline.path, *how)) for name in names
         ]
         for size in sorted(batch_sizes):
             yield size, 1e3 * rounds.compare(sides, experiment.data.test, size)

@@ -25,7 +25,6 @@ batch of 8, p99. Offline: the throughput at the best batch size.
 """
 
 import contextlib
-import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -186,12 +185,10 @@ def _launch(
     same, baseline = _same_engine(candidate[0], options), experiment.baseline.path
     names = filter(None, dict.fromkeys(["native", *best.values(), same]))
     with contextlib.ExitStack() as stack:
-        cpus = (
-            frozenset() if options.smoke else stack.enter_context(cores.reserved(options.threads))
-        )
-        start = functools.partial(Worker, cuda_graph=options.cuda_graph, cpus=cpus)
-        ours = stack.enter_context(start(*candidate, *how[:2]))
-        fp32 = {name: stack.enter_context(start(name, baseline, *how[:2])) for name in names}
+        if not options.smoke:
+            stack.enter_context(cores.reserved(options.threads))
+        ours = stack.enter_context(Worker(*candidate, *how))
+        fp32 = {name: stack.enter_context(Worker(name, baseline, *how)) for name in names}
         for size, name in best.items():
             sides = {"candidate": ours, "eager": fp32["native"], "best": fp32[name]}
             if same:

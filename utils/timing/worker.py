@@ -32,7 +32,7 @@ architectures.torchvision_models()  # the import takes seconds, which `load_s` m
 class Worker:
     """A process that has loaded the artifact at `path`; use it as a context manager.
 
-    It runs on `cpus`, by default on all that this process may use.
+    It runs on the CPUs that `cores.reserved` holds, or on all that this process may use.
     Calls run in that process and return their results. Raises `UserError` if the file has been
     replaced since `checksums.note` saw it.
     """
@@ -44,14 +44,13 @@ class Worker:
         device: str,
         threads: int,
         cuda_graph: bool = False,
-        cpus: frozenset[int] = frozenset(),
     ):
         checksums.check(path)
         context = _context()
         self.connection, other = context.Pipe()
         self.process = context.Process(
             target=_serve,
-            args=(other, cpus, backend, path, device, threads, cuda_graph),
+            args=(other, cores.current(), backend, path, device, threads, cuda_graph),
             daemon=True,
         )
         self.process.start()
