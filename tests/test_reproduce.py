@@ -474,6 +474,19 @@ def test_a_simulated_run_is_skipped_without_times(home):
     )
 
 
+def test_again_runs_the_scripts_of_finished_runs_that_were_timed_once_more(home):
+    """The scripts decide whether enough time has passed; simulated runs have no times."""
+    status, _, errors, _ = home.run("--models", "alexnet", "--again")
+    assert status == 2 and "--again: the study has none of these runs" in errors
+    home.record(Run("alexnet", "fp32", "fp32"), "native")
+    home.record(Run("alexnet", "ptq", "int8"), "x86")
+    home.record(Run("alexnet", "ptq", "int8"), "fbgemm", batch_sizes=(None,), simulated=True)
+    status, out, _, _ = home.run("--models", "alexnet", "--again")
+    assert status == 0 and out.splitlines()[-1] == "ran 2"
+    assert home.ran() == ["alexnet_fp32", "alexnet_ptq_int8 --backend x86"]
+    assert all("--again" in line for line in (home.folder / "ran.txt").read_text().splitlines())
+
+
 def test_a_damaged_result_is_reported_and_measured_again(home):
     home.record(Run("alexnet", "fp32", "fp32"), "native")
     (path,) = (home.folder / "out/drawn/runs").iterdir()
