@@ -1,6 +1,7 @@
 """Inductor: packages that agree with exact execution, and the kernels counted in their code."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 import zipfile
@@ -9,7 +10,7 @@ import pytest
 import torch
 from small_networks import RECIPE, Mixed, Sum, images, quantized
 
-from utils import architectures, paths
+from utils import architectures, cpus, paths
 from utils.backends.inductor import ENGINES, FloatQDQ, for_inductor, kernels
 from utils.errors import UserError
 from utils.metrics import sqnr_db
@@ -221,3 +222,49 @@ def test_a_compiler_without_room_is_told_in_a_line(integers, tmp_path):
     with torch._inductor.config.patch(settings), pytest.raises(UserError, match=message):
         ENGINE.lower(integers, tmp_path / "network.pt2")
     assert not (tmp_path / "network.pt2").exists()
+
+
+REORDERED = """
+import sys, torch
+from pathlib import Path
+from utils.backends.inductor import ENGINES
+torch.set_num_threads(1)
+predict = ENGINES["inductor"].load(Path(sys.argv[1]), "cpu")
+for _ in range(3):
+    predict(torch.zeros(1, 3, 224, 224))
+"""
+
+
+class Wide(torch.nn.Module):
+    """A network with the second convolution of AlexNet."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 11, stride=8), torch.nn.ReLU())
+        self.wide = torch.nn.Sequential(torch.nn.Conv2d(64, 192, 5, padding=2), torch.nn.ReLU())
+        self.pool, self.head = torch.nn.AdaptiveAvgPool2d(1), torch.nn.Linear(192, 2)
+
+    def forward(self, x):
+        return self.head(torch.flatten(self.pool(self.wide(self.stem(x))), 1))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(cpus.usable() < 2, reason="needs two threads")
+def test_weights_are_packed_for_the_number_of_threads_that_compiles(tmp_path):
+    """Why AlexNet with one thread is slow: its weights are arranged anew in every answer."""
+    threads, counts = torch.get_num_threads(), {}
+    integers = quantized(Wide().eval(), ENGINE.qdq_config(RECIPE), images())
+    try:
+        for compiled_with in (1, 2):
+            torch.set_num_threads(compiled_with)
+            path = tmp_path / f"{compiled_with}{ENGINE.suffix}"
+            ENGINE.lower(integers, path)
+            done = subprocess.run(
+                [sys.executable, "-c", REORDERED, path], cwd=paths.ROOT, capture_output=True,
+                text=True, env=os.environ | {"ONEDNN_VERBOSE": "1"}, check=True,
+            )  # fmt: skip
+            lines = [line for line in done.stdout.splitlines() if ",exec,cpu,reorder," in line]
+            counts[compiled_with] = sum("192x64x5x5" in line for line in lines)
+    finally:
+        torch.set_num_threads(threads)
+    assert counts[2] > counts[1], counts
