@@ -32,7 +32,7 @@ def make(frame, args):
     style.sizes(figure, names)
     text = (
         f"Speed-up at batch {batch} and its 95 % interval "
-        f"(dashed: no change{style.contended(frame)})"
+        f"(dashed: no change{style.contended(frame)}{style.converted(frame)})"
     )
     figure.suptitle(style.title(frame, text), fontsize=9)
     style.save(figure, args, "speedup")

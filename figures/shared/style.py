@@ -187,6 +187,12 @@ def contended(frame: pd.DataFrame) -> str:
     return "; *: something else was running" if frame["contended"].eq(True).any() else ""
 
 
+def converted(frame: pd.DataFrame) -> str:
+    """Say that some speed-ups over the fastest FP32 were timed against another engine."""
+    any_converted = frame["best_fp32_converted"].eq(True).any()
+    return "; over the fastest FP32 partly converted, see tables.md" if any_converted else ""
+
+
 def missing(axes: plt.Axes, names: list[str], runs: pd.DataFrame, place: dict) -> None:
     """Write into a panel the series in `names` that a model's runs lack."""
     absent = [name for name in names if name not in set(runs["series"])]
