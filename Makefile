@@ -8,8 +8,9 @@ setup: .venv/.ready
 
 # Made again when the requirements change.
 .venv/.ready: requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "error: Python 3.11 or newer is needed; name one with make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' \
+		|| { echo "error: Python 3.11 to 3.14 is needed, because torch has no packages for others;" \
+			"name one with make PYTHON=python3.12" >&2; exit 1; }
 	@echo "== set-up: .venv and the packages of requirements.txt (some minutes and up to a few GB the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
@@ -49,8 +50,9 @@ smoke: setup
 render:
 	@$(BIN)/python figures/all.py --study $(STUDY)
 
+# The tests share the CPUs: threads that spin while they wait would slow each other down.
 test: .venv/.tests lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # Thousands of random layouts, command lines, runs, weights and accidents, and scripts killed at random moments: more than an hour.
 test-long: .venv/.tests

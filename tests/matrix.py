@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 HOME = ROOT / ".venv" / "matrix"
-PYTHONS = ("3.11", "3.12", "3.13")
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 OLDEST = ("torch==2.7.0", "torchvision==0.22.0")  # of the README, for the GPU of the dissertation
 NEWEST = ("torch", "torchvision")
 TESTS = ("pytest", "pytest-xdist", "hypothesis")

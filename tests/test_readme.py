@@ -136,3 +136,23 @@ def test_the_layout_names_every_module():
     layout = re.search(r"## Layout\n\n```\n(.*?)```", README, re.DOTALL)[1]
     names = {path.stem for path in (ROOT / "utils").rglob("*.py")} - {"__init__"}
     assert names <= set(re.findall(r"\w+", layout))
+
+
+@pytest.mark.parametrize(
+    ("version", "accepted"), [("3, 10", False), ("3, 11", True), ("3, 14", True), ("3, 15", False)]
+)
+def test_make_names_the_pythons_that_torch_has_packages_for(tmp_path, version, accepted):
+    """A Python without packages of torch would end in many lines of pip."""
+    for name in ("Makefile", "requirements.txt"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    python = tmp_path / "python"
+    change = f"import sys; sys.version_info = ({version}, 0)"
+    python.write_text(
+        f'#!/bin/sh\n[ "$1" = -c ] || exit 9\nexec {sys.executable} -c \'{change}\'"\n$2"\n'
+    )
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["make", "setup", f"PYTHON={python}"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode != 0  # at the latest, no virtual environment is made here
+    assert ("Python 3.11 to 3.14 is needed" in done.stderr) != accepted, done.stderr
