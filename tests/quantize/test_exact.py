@@ -67,7 +67,7 @@ def layer_by_integers(
 
 def rounded(qdq: QDQ, x: np.ndarray) -> np.ndarray:
     scale, zero_point = along_channels(qdq.scale, x.ndim), along_channels(qdq.zero_point, x.ndim)
-    integers = np.clip(np.rint(x / scale).astype(np.int64) + zero_point, *INTEGERS[qdq.dtype])
+    integers = np.clip(np.rint(x / scale).astype(np.int64) + zero_point, *qdq.limits)
     return (integers - zero_point) * scale
 
 

@@ -335,7 +335,7 @@ def test_a_tag_tells_the_checkpoints_of_two_trainings_apart(experiment):
 QAT_CHANGED = dict(
     training=FINE_TUNING.replace(epochs=1), ranges="mse", calibration_images=8, headroom=2.0,
     weight_scales="tensor", keep_fp32=("conv1",), equalize=True, bias_correction=True,
-    reconstruct=True, overflow_fix="weights", portable=True,
+    reconstruct=True, overflow_fix="weights", portable=True, activation_scales="tensor",
 )  # fmt: skip
 
 

@@ -154,6 +154,7 @@ def around_zero(network: fx.GraphModule) -> fx.GraphModule:
     for module in network.modules():
         if isinstance(module, QDQ) and module.numbers and module.numbers[1] == 128:
             module.dtype = torch.int8
+            module.limits = tuple(limit - 128 for limit in module.limits)
             module.assign(module.scale, torch.tensor(0))
     return network
 
