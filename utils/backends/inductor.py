@@ -71,11 +71,12 @@ class Inductor(Lowering):
     def lower(self, quantized: Quantized, path: Path) -> None:
         """Compile `quantized` to a package at `path`, for any batch size and number of threads.
 
-        It is fast only with the number of threads that torch has now. oneDNN stores the weights in
-        the order that suits this number, and with another it may want others and arranges them
+        oneDNN stores the weights in the order that suits one image and the number of threads that
+        torch has now. With another number, or several images, it may want others and arranges them
         anew in every answer: for AlexNet's second convolution by a routine that is not optimized,
         which takes 18 of 25 ms with one thread after a compilation with two. Compiled with one
         thread, AlexNet takes 8 ms with one.
+
         That takes 15 (ResNet-18, AlexNet) to 33 s (MobileNetV3-Small) of processor time.
         """
         write(for_inductor(quantized), path)
