@@ -44,7 +44,8 @@ NOTE = (
 PAIRED = (
     "{paired} of these runs answered the same images, and are compared image by image: the "
     "accuracy of {differ} differs (exact McNemar test, Holm-adjusted for {paired}), of "
-    "{unadjusted} before the adjustment, at 5 %; {low} to {high} decisions differ. "
+    "{unadjusted} before the adjustment, at 5 %; {low} to {high} decisions differ. Their accuracy "
+    "counts as inside below if the adjusted test finds no difference. "
 )
 UNPAIRED = (
     "Intervals of runs with other images, and of speed-ups, are those of independent samples "

@@ -1,6 +1,8 @@
 """Near-duplicates of test images: what counts as one, and what does not."""
 
 import io
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from PIL import Image
 
 from utils.cli import Options
 from utils.data import duplicates, loading, synthetic
+from utils.errors import UserError
 
 
 def photograph(seed):
@@ -131,3 +134,17 @@ def test_a_data_set_without_any_says_nothing(source, capsys):
     data = source(copy=False)
     assert data.near_duplicates == () and data.without_duplicates.all()
     assert "nearly equal" not in capsys.readouterr().out
+
+
+def test_a_read_only_folder_of_images_is_no_obstacle(source, monkeypatch):
+    def refuse(path, content):
+        raise UserError(f"cannot write {path}: Read-only file system.")
+
+    monkeypatch.setattr(duplicates.checksums, "write", refuse)
+    stored = SimpleNamespace(
+        images=np.stack([decoded(photograph(seed)) for seed in (1, 1, 2)]), digest="0" * 64,
+        names=("a", "b", "c"),
+    )  # fmt: skip
+    index = {"train": np.array([1]), "val": np.array([2]), "test": np.array([0])}
+    (pair,) = duplicates.of_source(stored, index, Path("nowhere"))
+    assert (pair.test, pair.other) == ("a", "b")

@@ -6,6 +6,7 @@ correlation of 0.998; no other pair with a distance of at most 12 has more than 
 test images there is no pair above 0.79.
 """
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils import checksums, environment
+from utils.errors import UserError
 
 THUMBNAIL, LOW = 32, 8  # pixels of a side, and frequencies of a side that the hash keeps
 FARTHEST = 12  # bits of 63 in which the hashes of a proposed pair may differ
@@ -102,7 +104,8 @@ def of_source(stored, index: dict[str, np.ndarray], folder: Path) -> tuple[NearD
             for test, other, alike in find(stored.images, index["test"], others)
         ]
         content = json.dumps(pairs).encode()
-        checksums.write(path, content)
+        with contextlib.suppress(UserError):  # a folder of images that others share is read-only
+            checksums.write(path, content)
     return tuple(NearDuplicate(*pair) for pair in json.loads(content))
 
 

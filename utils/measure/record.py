@@ -121,7 +121,7 @@ def _metrics(
     quality |= metrics.fidelity(logits, fp32)
     decisions = logits.argmax(1)
     single = experiment.data.without_duplicates
-    if not single.all():
+    if single.any() and not single.all():
         right = (decisions == test.y)[single]
         quality["accuracy_without_near_duplicates"] = float(right.mean())
     if logits is not fp32:
