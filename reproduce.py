@@ -184,10 +184,8 @@ def done(job: Job, study: str, digest: str) -> bool:
     return (
         known["data_sha256"] == digest
         and known["baseline_sha256"] == baseline["provenance"]["artifact_sha256"]
-        and (machine["cpu"], tuple(machine["isa"])) == environment.cpu()
-        and machine.get("isa_limits", "none") == environment.isa_limits()
+        and environment.moved(machine) is None
         and machine["threads"] == options.threads
-        and machine["versions"] == environment.versions()
         and (
             job.run.method != "fp32" or record["training"]["init"] == cli.init_digest(options.init)
         )

@@ -131,7 +131,7 @@ def of_sessions(frame: pd.DataFrame) -> str:
     if counts.min() == 1:
         several = f"{(counts > 1).sum()} of {len(counts)} rows were timed in several sessions"
         return (
-            f"{several}, and intervals of their times cover other days; those of the other rows "
+            f"{several}, and their intervals cover other days. The intervals of the other rows "
             "cover the launches of one session only."
         )
     return f"Rows were timed in {counts.min():.0f} sessions or more, which their intervals cover."

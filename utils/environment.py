@@ -289,6 +289,18 @@ def is_code(digests: dict[str, str]) -> bool:
     )
 
 
+def moved(machine: dict) -> str | None:
+    """Return how the machine of a record, its `environment`, differs from this one; None if not.
+
+    The number of threads is not compared: it is an option.
+    """
+    if (machine["cpu"], tuple(machine["isa"])) != cpu():
+        return f"on another processor ({machine['cpu']})"
+    if machine.get("isa_limits", "none") != isa_limits():
+        return "with libraries held to other instruction sets"
+    return None if machine["versions"] == versions() else "with other versions of the packages"
+
+
 def session() -> dict:
     """Identify a timing session: its time in UTC, and the boot of the machine (None if unknown)."""
     boot = Path("/proc/sys/kernel/random/boot_id")

@@ -48,7 +48,7 @@ PAIRED = (
     "counts as inside below if the adjusted test finds no difference. "
 )
 UNPAIRED = (
-    "Intervals of runs with other images, and of speed-ups, are those of independent samples "
+    "Runs with other images, and all speed-ups, are compared as independent samples "
     "(MOVER, from the intervals of both). "
 )
 LEVEL = 0.05  # of the tests

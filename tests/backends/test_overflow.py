@@ -1,7 +1,7 @@
 """7 bits against overflow, on kernels that add products in 16 bits: libraries held to AVX2.
 
-ONNX Runtime cannot be kept from VNNI. What it clips shows on any processor: its answers to images
-beyond the calibrated range are those of exact execution, which clips.
+ONNX Runtime cannot be kept from VNNI. Its clipping shows on any processor: beyond the calibrated
+range, it answers as exact execution does, which clips.
 """
 
 import json

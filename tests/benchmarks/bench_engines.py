@@ -31,7 +31,7 @@ Times = dict[Side, np.ndarray]  # seconds of each round, (launches, rounds)
 
 POINTS: tuple[Point, ...] = ((paired.THREADS, 1), (1, 1), (paired.THREADS, 32))
 CALIBRATION = 64  # images: enough for speed, which hardly depends on the numbers
-ROUNDS, LAUNCHES = 3, 4  # an interval needs four launches
+ROUNDS, LAUNCHES = 3, stats.FEWEST_LAUNCHES  # as many as an interval needs
 BASE = "onnxruntime"  # every side is compared with its FP32
 # Engines that multiply dense matrices, to measure the limit of the processor.
 PRODUCTS = (BASE, "openvino", "onednn")

@@ -52,7 +52,11 @@ def run(tmp_path, monkeypatch):
     def run(session=None, store=True, **changes):
         content = made_up(batches=(1,))
         content["environment"] |= dict(
-            cpu=CPU[0], isa=list(CPU[1]), versions={"torch": "2.13.0"}, gpu=None
+            cpu=CPU[0],
+            isa=list(CPU[1]),
+            versions={"torch": "2.13.0"},
+            gpu=None,
+            isa_limits=environment.isa_limits(),
         )
         content["provenance"] |= dict(
             artifact=NAME, artifact_sha256=checksums.sha256_of(folder / NAME),
@@ -102,6 +106,7 @@ def test_sessions_are_an_hour_or_a_restart_apart(run, session, timed, capsys):
 
 CHANGES = {
     "another processor": dict(environment={"cpu": "another"}),
+    "held to other instruction sets": dict(environment={"isa_limits": "avx2"}),
     "other versions": dict(environment={"versions": {"torch": "2.12.0"}}),
     "another protocol": dict(timing={"protocol": "palindromic-rounds/9"}),
     "FP32 network is another": dict(provenance={"baseline_sha256": "c" * 64}),

@@ -1,4 +1,4 @@
-"""CPUs that a timing reserves: the fastest ones, not those of another timing."""
+"""CPUs that a timing reserves: the fastest ones that no other timing holds."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def four(monkeypatch, tmp_path):
-    """A machine of four CPUs, of which 0 and 1 are the fastest, and an empty folder of locks."""
+    """Four CPUs, with 0 and 1 the fastest, and an empty folder of locks."""
     for cpu, clock in enumerate((5_200_000, 5_200_000, 3_900_000, 3_900_000)):
         (tmp_path / f"cpu{cpu}/cpufreq").mkdir(parents=True)
         (tmp_path / f"cpu{cpu}/cpufreq/cpuinfo_max_freq").write_text(f"{clock}\n")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import FakeWorker
 
-from utils import environment
+from utils import environment, stats
 from utils.backends import registry
 from utils.catalog import Run
 from utils.cli import Options
@@ -202,7 +202,7 @@ def test_engines_that_cannot_be_told_apart_are_tied(ratios, winner, tied):
 def test_a_clear_comparison_ends_early_and_an_unclear_one_does_not(find, monkeypatch):
     monkeypatch.setattr(fastest, "ENGINES", ("native", "xnnpack"))
     _, started = find([1])
-    assert len(started) == 2 * fastest.FEWEST
+    assert len(started) == 2 * stats.FEWEST_LAUNCHES
     rng = np.random.default_rng(0)
     noisy = lambda sides, split, size: rng.uniform(1, 2, (3, len(sides)))  # noqa: E731
     monkeypatch.setattr(rounds, "compare", noisy)

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from utils import layer_counts
 from utils.quantize import floating
 from utils.quantize.layers import WEIGHTED, weighted
 from utils.quantize.network import Quantized
@@ -106,9 +105,9 @@ class Backend(ABC):
     def kernels(self, path: Path) -> dict | None:
         """Count the kernels that run the artifact at `path`; None if the engine does not say.
 
-        They are read from the graph that the engine compiled. Every engine reports `layers` and
-        `integer_layers`, as `layer_counts.counted` describes them, and further counts in the
-        engine's words.
+        They are read from the graph that the engine compiled: `layers` and `integer_layers`, as
+        `layer_counts.counted` describes them, and further counts in the engine's words. Backends
+        that only compute in floats need not say it: see `layer_counts.integer_layers`.
         """
         return None
 
@@ -145,11 +144,6 @@ class Floating(ABC):
 
         Only the structure of the float `model` is used, not its weights.
         """
-
-
-def float_kernels(network: nn.Module) -> dict:
-    """Count the kernels of a float `network` that torch runs module by module: none is integer."""
-    return layer_counts.counted(len(weighted(network)), 0)
 
 
 def float_layers(network: nn.Module) -> dict[str, Layer]:

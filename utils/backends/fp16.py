@@ -22,7 +22,6 @@ from utils.backends.base import (
     Converted,
     Floating,
     Predictor,
-    float_kernels,
     float_layers,
     stored_parameters,
 )
@@ -109,10 +108,6 @@ class Float16(ByTorch, Floating, Backend):
             .eval()
             .to(device, memory_format=torch.channels_last)
         )
-
-    def kernels(self, path: Path) -> dict:
-        """Count the layers of the artifact at `path`, all of which compute in floats."""
-        return float_kernels(self.load(path, "cpu"))
 
 
 ENGINES = {

@@ -21,7 +21,6 @@ from utils.backends.base import (
     Deployed,
     Floating,
     Predictor,
-    float_kernels,
     stored_parameters,
 )
 from utils.backends.operator_times import ByTorch
@@ -72,10 +71,6 @@ class Native(ByTorch, Floating, Backend):
             .eval()
             .to(device, memory_format=torch.channels_last)
         )
-
-    def kernels(self, path: Path) -> dict:
-        """Count the layers of the network at `path`, all of which compute in FP32."""
-        return float_kernels(Native.load(self, path, "cpu"))
 
 
 class Frozen(Native):

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from utils import layer_counts
 from utils.backends import tf32
 from utils.backends.base import Lowered, Predictor
 from utils.backends.lowering import Lowering
@@ -54,10 +53,6 @@ class Simulated(Lowering):
     def load(self, path: Path, device: str) -> Predictor:
         tf32.forbid(device)  # its mantissa does not hold integers of 16 bits
         return Quantized.load(path).network.to(device, memory_format=torch.channels_last)
-
-    def kernels(self, path: Path) -> dict:
-        """Count the layers of the artifact at `path`, all of which compute in FP32."""
-        return layer_counts.counted(len(Quantized.load(path).layers), 0)
 
 
 ENGINES = {"simulated": Simulated()}

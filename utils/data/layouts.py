@@ -6,6 +6,7 @@ or in the folder of a split, or if all images lie in one folder that is not name
 Names are compared in composed Unicode, because macOS decomposes them.
 """
 
+import functools
 import os
 import re
 import shlex
@@ -245,6 +246,7 @@ def _rows(labels: dict[str, str]) -> list[_Row]:
     return rows
 
 
+@functools.cache
 def split_of(folder: str) -> str | None:
     """Return the split that a folder's name stands for: "train", "val", "test" or None.
 

@@ -53,15 +53,13 @@ def again(experiment: Experiment, backend: Backend) -> None:
 
 def _changed(record: dict, path: Path, experiment: Experiment) -> str | None:
     """Return why the files or the machine here are not those of `record`; None if they are."""
-    options, machine, known = experiment.options, record["environment"], record["provenance"]
+    options, known = experiment.options, record["provenance"]
     if any("sessions" not in entry for entry in record["timing"]):
         return "it was timed by an earlier protocol"
     if {entry["protocol"] for entry in record["timing"]} != {options.protocol}:
         return "it was timed by another protocol"
-    if (machine["cpu"], tuple(machine["isa"])) != environment.cpu():
-        return f"it was timed on another processor ({machine['cpu']})"
-    if machine["versions"] != environment.versions():
-        return "it was timed with other versions of the packages"
+    if why := environment.moved(record["environment"]):
+        return f"it was timed {why}"
     if known["baseline_sha256"] != experiment.baseline.sha256:
         return "its FP32 network is another one"
     if not path.is_file() or checksums.sha256_of(path) != known["artifact_sha256"]:

@@ -31,10 +31,9 @@ ENGINES = (
 )
 TOO_SLOW = "left out of brief timing, because it compiles for half a minute"
 FOLDER = "fp32_engines"
-# Launches of all engines, by tier. After the second of several, the comparison ends as soon as the
-# intervals tell the fastest engine from all others.
+# Launches of all engines, by tier, at most: the comparison ends as soon as there are enough for an
+# interval, and the intervals tell the fastest engine from all others.
 LAUNCHES = {"brief": 1, "quick": 6, "standard": 10, "mlperf": 10}
-FEWEST = 4
 KEY = ("cpu", "gpu", "cuda_graph", "threads", "batch_size")  # of a point in a record
 COLUMNS = (
     "model", "device", *KEY, "backend", "ms", "over_fastest", "over_fastest_ci_low",
@@ -173,7 +172,7 @@ def _compare(experiment: Experiment, batch_sizes: list[int], options: Options) -
                 for name, ms in zip(names, rows.T, strict=True):
                     medians[size][name].append(ms.round(4).tolist())
                 bar.step(note=f"batch {size}")
-            if launch >= FEWEST and all(
+            if launch >= stats.FEWEST_LAUNCHES and all(
                 not describe(of_size)["tied"] for of_size in medians.values()
             ):
                 break

@@ -106,23 +106,16 @@ def measure(candidate: tuple[str, Path], experiment: Experiment) -> list[dict]:
     """
     options = experiment.options
     sizes = sorted(options.batch_sizes)
-    launches, sweep = 1, {options.threads: sizes}
-    if not options.smoke:
-        tier = TIERS[options.timing]
-        launches = tier.launches
-        if tier.single:
-            sweep = {1: sizes[:1]} | sweep
-    entries = []
-    with progress.Bar("timing", launches * sum(map(len, sweep.values())), "batch sizes") as bar:
+    sweep = {options.threads: sizes}
+    if not options.smoke and TIERS[options.timing].single:
+        sweep = {1: sizes[:1]} | sweep
+    entries, points = [], sum(map(len, sweep.values()))
+    with progress.Bar("timing", _count(options) * points, "batch sizes") as bar:
         for threads, batch_sizes in sweep.items():
             here = options.replace(threads=threads)
             best = fastest.find(experiment, batch_sizes, here)
             names = {size: engines["best_fp32"] for size, engines in best.items()}
-            collected: dict[int, list[Launch]] = {size: [] for size in batch_sizes}
-            for _ in range(launches):
-                for size, launch in _launch(candidate, experiment, names, here):
-                    collected[size].append(launch)
-                    bar.step(note=f"batch {size}, {threads} threads")
+            collected = _launches(candidate, experiment, names, here, bar)
             for size in batch_sizes:
                 entry = {"threads": threads, "batch_size": size}
                 entry |= {"protocol": options.protocol, "tier": options.tier}
@@ -147,14 +140,17 @@ def again(candidate: tuple[str, Path], experiment: Experiment, entries: list[dic
     `entries` is the section `timing` of its record. Returns the section over all sessions. The
     fastest FP32 stays the one of the record.
     """
-    measured = {}
-    for threads in dict.fromkeys(entry["threads"] for entry in entries):
-        points = [entry for entry in entries if entry["threads"] == threads]
-        here = experiment.options.replace(threads=threads, timing=points[0]["tier"])
-        names = {entry["batch_size"]: entry["best_fp32"] for entry in points}
-        for _ in range(TIERS[here.timing].launches):
-            for size, launch in _launch(candidate, experiment, names, here):
-                measured.setdefault((threads, size), []).append(launch)
+    options, measured = experiment.options.replace(timing=entries[0]["tier"]), {}
+    with progress.Bar("timing", _count(options) * len(entries), "batch sizes") as bar:
+        for threads in dict.fromkeys(entry["threads"] for entry in entries):
+            names = {
+                entry["batch_size"]: entry["best_fp32"]
+                for entry in entries
+                if entry["threads"] == threads
+            }
+            here = options.replace(threads=threads)
+            for size, launches in _launches(candidate, experiment, names, here, bar).items():
+                measured[threads, size] = launches
     joined = []
     for entry in entries:
         size, known = entry["batch_size"], launches_of(entry)
@@ -172,6 +168,27 @@ def _same_engine(backend: str, options: Options) -> str | None:
     if options.smoke or registry.problem(name, options.device):
         return None
     return None if options.timing == "brief" and BACKENDS[name].compiles else name
+
+
+def _count(options: Options) -> int:
+    """Return how often all processes are started."""
+    return 1 if options.smoke else TIERS[options.timing].launches
+
+
+def _launches(
+    candidate: tuple[str, Path],
+    experiment: Experiment,
+    best: dict[int, str],
+    options: Options,
+    bar: progress.Bar,
+) -> dict[int, list[Launch]]:
+    """Start all processes as often as the tier wants; returns the launches by batch size."""
+    collected: dict[int, list[Launch]] = {size: [] for size in best}
+    for _ in range(_count(options)):
+        for size, launch in _launch(candidate, experiment, best, options):
+            collected[size].append(launch)
+            bar.step(note=f"batch {size}, {options.threads} threads")
+    return collected
 
 
 def _launch(

@@ -42,18 +42,16 @@ def read(path: Path, shapes: Shapes) -> tuple[Tensors, str]:
     be read safely, or holds no state dict, unusable tensors, or several networks.
     """
     content = _loaded(path)
-    candidates = list(_state_dicts(content))
+    candidates = [
+        (place, tensors, _prefixes(tensors, shapes)) for place, tensors in _state_dicts(content)
+    ]
     if not candidates:
         kind = "no named tensors" if isinstance(content, dict) else f"a {type(content).__name__}"
         raise UserError(f"--init {path}: holds {kind}, not a state dict. Give a file of {SAVE}.")
-    sizes = [max(_prefixes(tensors, shapes).values(), default=0) for _, tensors in candidates]
-    best = max(sizes)
-    place, tensors = next(
-        entry for entry, size in zip(candidates, sizes, strict=True) if size == best
-    )
-    prefixes = _prefixes(tensors, shapes)
-    largest = [prefix for prefix, count in prefixes.items() if count == best]
-    if len(largest) > 1 and best > 1:
+    place, tensors, counts = max(candidates, key=lambda entry: max(entry[2].values(), default=0))
+    most = max(counts.values(), default=0)
+    largest = [prefix for prefix, count in counts.items() if count == most]
+    if len(largest) > 1 and most > 1:
         raise UserError(
             f"--init {path}: holds several networks ({', '.join(largest)}). Give a file with the "
             "tensors of one."
